@@ -78,8 +78,10 @@ def _write_predictions(run_dir: Path) -> None:
 
 
 def _page(model: str, report: Report) -> str:
-    parts = [table({model: report}), "", "| difficulty | pass@1 |", "| ---: | ---: |"]
-    parts += [f"| {level} | {estimate} |" for level, estimate in report.by_difficulty.items()]
+    parts = [table({model: report})]
+    if len(report.by_difficulty) > 1:
+        parts += ["", "| difficulty | pass@1 |", "| ---: | ---: |"]
+        parts += [f"| {level} | {estimate} |" for level, estimate in report.by_difficulty.items()]
     parts += ["", "| repository | pass@1 |", "| --- | ---: |"]
     parts += [f"| {name} | {estimate} |" for name, estimate in report.by_repository.items()]
     parts += ["", "| episode ended by | episodes |", "| --- | ---: |"]

@@ -78,6 +78,11 @@ async def _wait(ref: Awaitable[Any]) -> Any:
     return await ref
 
 
+def _can_answer(part: Part) -> bool:
+    """Whether its process is there: at work, or done with it and not yet stopped."""
+    return part.ending is not None and not (part.ending.done() and part.ending.exception())
+
+
 class Supervisor:
     """One run, from placed processes to the last one stopped."""
 
@@ -233,6 +238,7 @@ class Supervisor:
         while not self.stop_requested.is_set():
             deciding = self._learners or self._actors
             if all(part.ending is not None and part.ending.done() for part in deciding):
+                await self._sample()  # what was done since the last one counts in the summary
                 break
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SAMPLE_S):
@@ -277,7 +283,7 @@ class Supervisor:
             await _all([_wait(a.handle.update_generators.remote(self._generator_endpoints)) for a in running])
 
     async def _sample(self) -> None:
-        parts = [part for part in self.parts if part.ending is not None and not part.ending.done()]
+        parts = [part for part in self.parts if _can_answer(part)]
         await asyncio.gather(*(self._ask(part) for part in parts))
         by_role: dict[str, list[Values]] = {}
         for part in self.parts:
