@@ -1,101 +1,134 @@
 """Is the judge right, fast, and hard to fool, on tasks made of real packages?
 
-Builds tasks of the packages in `configs/packages.toml` (pip fetches them; what was built is kept in the cache
-directory), validates each, grades in parallel, attacks one task of every package in every known way, and reads the logs
-of honest pytest runs with our parser and with the `swebench` package's grader.
+Makes tasks of the packages in `configs/packages.toml` (pip fetches them), validates each, grades in parallel, attacks
+one task of every package in every known way, and reads the logs of honest pytest runs with our parser and with the
+`swebench` package's grader. What is done is kept in the run directory, so that an interrupted run goes on; results
+count only for the code that they were measured with.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
-import tempfile
+import random
 import time
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from benchmarks.attacks import ATTACKS, attack_patch
+from benchmarks.attacks import ATTACKS, Attack, attack_patch
+from benchmarks.grading_peers import ask_both, is_told_apart_by_logs, why_no_peer
 from benchmarks.report import parser, report
+from benchmarks.resume import Progress, Results, digest_of, side_by_side
 from protocol.config import SandboxSettings, TaskSettings
 from protocol.errors import LonghaulError
 from sandbox.backends import open_backend
-from sandbox.checkout import put_changes
 from sandbox.commands import DEFAULT_CACHE, build_recipe
 from sandbox.gold import gold_patch
 from sandbox.grading import grade
-from sandbox.packages import PYTHON
-from sandbox.parsers import END_MARKER, START_MARKER, parse_log
-from sandbox.patches import Change, Patch
+from sandbox.patches import Patch
 from sandbox.recipes import PYTEST, Recipe, read_recipes
-from sandbox.sources import ENVIRONMENT_INSIDE, sandbox_spec
 from sandbox.survey import LIMITS, Workshop
 from sandbox.tasks import Task, load_tasks, save_tasks
-from sandbox.validate import Rules, validate
-from sandbox.verdicts import Verdict, split_outcomes
+from sandbox.validate import Check, Rules, validate
+from sandbox.verdicts import Verdict
 
-RECIPES = Path(__file__).parents[1] / "configs" / "packages.toml"
-log = logging.getLogger(__name__)
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "configs" / "packages.toml"
+RUN_DIR = ROOT / "runs" / "benchmark-grading"
+_QUICK_PACKAGES = ("toolz", "schema")
 
 
 async def main(options: argparse.Namespace) -> None:
     """Measure everything and print the result."""
-    recipes = read_recipes(RECIPES)
-    recipes = recipes[: options.packages]
+    began = time.monotonic()
+    recipes = read_recipes(RECIPES)[: options.packages]
     if options.quick:
-        recipes = [replace(r, newer="") for r in recipes if r.requirement.startswith(("toolz", "schema"))]
+        recipes = [replace(r, newer="") for r in recipes if r.requirement.startswith(_QUICK_PACKAGES)]
+    code = digest_of([*(ROOT / "sandbox").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
+    measured = options.run_dir / f"measured-{code}"
+    results = Results(measured / "results.jsonl")
     backend = await open_backend(SandboxSettings(backend="namespace", max_starts=options.jobs), "benchmark-grading")
     shop = Workshop(
         backend=backend, cache_dir=options.cache_dir, run="benchmark", requirements=(PYTEST,), num_jobs=options.jobs
     )
     try:
-        tasks = await _built(shop, recipes, options.count)
-        tasks = tasks[:: max(1, len(tasks) // options.limit)] if options.limit else tasks
-        rules = Rules(num_runs=options.runs)
-        checks = [check async for check in validate(shop, tasks, rules, options.cache_dir / "benchmark-checks.jsonl")]
-        kept = [task for task in tasks if task.task_id in {check.task_id for check in checks if check.kept}]
-        per_min = await _graded_per_min(shop, kept, 20.0 if options.quick else 120.0)
-        tried, rewarded = await _attacked(shop, _one_of_each(kept)[: 1 if options.quick else None])
-        logs, disagreements, why = await _swebench(shop, _one_of_each(kept))
+        tasks = await _made(shop, recipes, options.count, options.run_dir / "tasks")
+        checks = await _checked(shop, tasks, options.runs, measured / "checks.jsonl")
+        kept = [task for task in tasks if checks[task.task_id].kept]
+        per_min = await _graded_per_min(shop, kept, 10.0 if options.quick else 60.0)
+        attacked = _of_each(kept, 1)[: 1 if options.quick else None]
+        table = await _attacked(shop, attacked, results)
+        missing = why_no_peer()
+        logs = [] if missing else await _compared(shop, _of_each(filter(is_told_apart_by_logs, kept), 4), results)
     finally:
         await backend.close()
-    agreeing = [c for c in checks if c.kept and c.num_untouched_zero == c.num_gold_one == options.runs]
+    agreeing = [task for task in kept if _agrees(checks[task.task_id], options.runs)]
     figures: dict[str, float | None] = {
         "tasks": len(kept),
         "packages": len({task.repository for task in kept}),
         "validate_agreement": len(agreeing) / len(kept) if kept else None,
         "graded_per_min": per_min,
-        "attacks_tried": tried,
-        "attacks_rewarded": rewarded,
-        "swebench_logs": logs,
-        "swebench_disagreements": disagreements,
+        "attacks_tried": sum(row["tried"] for row in table.values()),
+        "attacks_rewarded": sum(row["rewarded"] for row in table.values()),
+        "swebench_logs": len(logs) or None,
+        "swebench_disagreements": logs.count(False) if logs else None,
     }
-    missing = {"swebench_logs": why, "swebench_disagreements": why} if why else {}
-    settings = {"runs": options.runs, "count": options.count, "jobs": options.jobs, "built": len(tasks)}
-    report("grading", figures, settings, missing, save=not options.quick)
+    reasons = {"swebench_logs": missing, "swebench_disagreements": missing} if missing else {}
+    settings = {"runs": options.runs, "count": options.count, "jobs": options.jobs, "made": len(tasks)}
+    settings["minutes"] = round((time.monotonic() - began) / 60, 1)
+    report("grading", figures, settings, reasons, details={"attacks": table}, save=not options.quick)
 
 
-async def _built(shop: Workshop, recipes: list[Recipe], count: int) -> list[Task]:
-    """`count` tasks of each package, from the cache or made now. A package that cannot be had is left out."""
-    tasks: list[Task] = []
-    for recipe in recipes:
-        path = shop.cache_dir / "benchmark-tasks" / f"{recipe.requirement}-{recipe.newer}-{count}.jsonl"
+async def _made(shop: Workshop, recipes: list[Recipe], count: int, folder: Path) -> list[Task]:
+    """Up to `count` tasks of each package, made now or by an earlier run. A package that cannot be had is left out."""
+    alone = replace(shop, num_jobs=1)  # packages are made side by side, each in one sandbox at a time
+
+    async def one(recipe: Recipe) -> list[Task]:
+        path = folder / f"{recipe.requirement}-{recipe.newer}-{count}.jsonl"
         if not path.is_file():
+            began = time.monotonic()
             try:
-                made = [task async for task in build_recipe(shop, recipe, count, 0)]
+                tasks = [task async for task in build_recipe(alone, recipe, count, 0)]
             except LonghaulError as error:
-                log.warning("left out %s: %s", recipe.requirement, error)
-                continue
-            save_tasks(made, path)
-            print(f"built {len(made)} tasks of {recipe.requirement}", flush=True)
-        if path.stat().st_size:
-            tasks += load_tasks(TaskSettings(source=str(path), count=count))
-    return tasks
+                print(f"left out {recipe.requirement}: {error}", flush=True)
+                return []
+            save_tasks(tasks, path)
+            print(f"made {len(tasks)} of {recipe.requirement} in {time.monotonic() - began:.0f} s", flush=True)
+        return load_tasks(TaskSettings(source=str(path), count=count)) if path.stat().st_size else []
+
+    made = await side_by_side("packages", shop.num_jobs, [partial(one, recipe) for recipe in recipes])
+    return [task for tasks in made for task in tasks]
 
 
-def _one_of_each(tasks: list[Task]) -> list[Task]:
-    return list({task.repository: task for task in reversed(tasks)}.values())
+async def _checked(shop: Workshop, tasks: list[Task], num_runs: int, cache: Path) -> dict[str, Check]:
+    """What validation found, by task."""
+    checks: dict[str, Check] = {}
+    progress = Progress("validated", len(tasks))
+    async for check in validate(shop, tasks, Rules(num_runs=num_runs), cache):
+        checks[check.task_id] = check
+        progress.advance()
+        if not check.kept:
+            print(f"left out {check.task_id}: {'; '.join(check.reasons)}", flush=True)
+    return checks
+
+
+def _agrees(check: Check, num_runs: int) -> bool:
+    return check.num_untouched_zero == check.num_gold_one == num_runs
+
+
+def _of_each(tasks: Iterable[Task], most: int) -> list[Task]:
+    """The first tasks of every package."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for task in tasks:
+        seen[task.repository] += 1
+        if seen[task.repository] <= most:
+            chosen.append(task)
+    return chosen
 
 
 async def _judge(shop: Workshop, task: Task, patch: Patch) -> Verdict:
@@ -111,11 +144,16 @@ async def _judge(shop: Workshop, task: Task, patch: Patch) -> Verdict:
     )
 
 
+async def _gold(shop: Workshop, task: Task) -> Patch:
+    return await gold_patch(shop.backend, task, shop.run, LIMITS, shop.cache_dir)
+
+
 async def _graded_per_min(shop: Workshop, tasks: list[Task], seconds: float) -> float | None:
-    """Gold patches judged in a minute, `shop.num_jobs` at a time, for about so many seconds."""
+    """Gold patches judged in a minute, `shop.num_jobs` at a time, in mixed order for about so many seconds."""
     if not tasks:
         return None
-    patches = [await gold_patch(shop.backend, task, shop.run, LIMITS, shop.cache_dir) for task in tasks]
+    mixed = random.Random(0).sample(tasks, len(tasks))
+    patches = [await _gold(shop, task) for task in mixed]
     started = time.monotonic()
     num_graded = 0
 
@@ -123,8 +161,7 @@ async def _graded_per_min(shop: Workshop, tasks: list[Task], seconds: float) -> 
         nonlocal num_graded
         place = first
         while time.monotonic() - started < seconds:
-            index = place % len(tasks)
-            await _judge(shop, tasks[index], patches[index])
+            await _judge(shop, mixed[place % len(mixed)], patches[place % len(mixed)])
             num_graded += 1
             place += shop.num_jobs
 
@@ -132,83 +169,63 @@ async def _graded_per_min(shop: Workshop, tasks: list[Task], seconds: float) -> 
     return num_graded * 60 / (time.monotonic() - started)
 
 
-async def _attacked(shop: Workshop, tasks: list[Task]) -> tuple[int, int]:
-    """(attacks tried, attacks rewarded)."""
-    tried = rewarded = 0
-    for task in tasks:
-        module = str(task.metadata.get("path") or _first_source(task))
-        for attack in ATTACKS:
-            try:
-                verdict = await _judge(shop, task, attack_patch(attack, task, shop.cache_dir, module))
-            except LonghaulError as error:  # an attack that breaks the judge has no reward either, but is told
-                print(f"{task.task_id}: {attack.__name__}: no verdict: {error}", flush=True)
-                continue
-            finally:
-                tried += 1
-            if verdict.reward:
-                rewarded += 1
-                print(f"{task.task_id}: {attack.__name__} was rewarded: {verdict.reason}", flush=True)
-    return tried, rewarded
+async def _attacked(shop: Workshop, tasks: list[Task], results: Results) -> dict[str, dict[str, int]]:
+    """How often each attack was tried, rewarded, and marked as tampering."""
+
+    async def attempt(task: Task, attack: Attack) -> list[bool]:
+        try:
+            verdict = await _judge(shop, task, attack_patch(attack, task, shop.cache_dir, _module_of(task)))
+        except LonghaulError as error:  # an attack that breaks the judge has no reward either, but is told
+            print(f"{task.task_id}: {attack.__name__}: no verdict: {error}", flush=True)
+            return [False, False]
+        if verdict.resolved:
+            print(f"{task.task_id}: {attack.__name__} was rewarded: {verdict.reason}", flush=True)
+        return [verdict.resolved, verdict.tampered]
+
+    def job(task: Task, attack: Attack) -> partial[object]:
+        return partial(results.once, f"attack {attack.__name__} {task.task_id}", partial(attempt, task, attack))
+
+    seen = await side_by_side("attacks", shop.num_jobs, [job(task, attack) for attack in ATTACKS for task in tasks])
+    table: dict[str, dict[str, int]] = {}
+    for place, attack in enumerate(ATTACKS):
+        rows = seen[place * len(tasks) : (place + 1) * len(tasks)]
+        row = {"tried": len(rows), "rewarded": sum(r[0] for r in rows), "tampered": sum(r[1] for r in rows)}
+        table[attack.__name__] = row
+        print(f"{attack.__name__:20} " + "  ".join(f"{name} {count:3}" for name, count in row.items()), flush=True)
+    return table
 
 
-def _first_source(task: Task) -> str:
+def _module_of(task: Task) -> str:
+    """A source file that the hidden tests import: the one with the fault, or the first that the gold patch changes."""
     first = next(line for line in task.gold_patch.splitlines() if line.startswith("--- a/"))
-    return first.removeprefix("--- a/")
+    return str(task.metadata.get("path") or first.removeprefix("--- a/"))
 
 
-async def _swebench(shop: Workshop, tasks: list[Task]) -> tuple[int | None, int | None, str]:
-    """Verdicts of our parser and of the `swebench` grader on the same logs: (logs, disagreements, why not)."""
-    try:
-        from swebench.harness.grading import get_eval_report
-        from swebench.types import TestSpec
-    except ImportError as error:
-        return None, None, f"the swebench package is not installed (extra `grading`): {error}"
-    disagreements = num_logs = 0
-    for task in tasks:
-        spec = TestSpec(
-            instance_id=task.task_id,
-            image="",
-            eval_script_list=[],
-            repo=task.repository,
-            version="",
-            FAIL_TO_PASS=list(task.fail_to_pass),
-            PASS_TO_PASS=list(task.pass_to_pass),
-            log_parser="parse_log_pytest",
-            eval_type="pass_and_fail",
-        )
-        for patch in (Patch(), await gold_patch(shop.backend, task, shop.run, LIMITS, shop.cache_dir)):
-            text = await _log_of(shop, task, patch)
-            _, failed = split_outcomes(task, parse_log("pytest", text).outcomes)
-            with tempfile.NamedTemporaryFile("w", suffix=".log") as file:
-                file.write(f"{START_MARKER}\n{text}\n{END_MARKER}\n")
-                file.flush()
-                prediction = {"instance_id": task.task_id, "model_patch": patch.diff, "model_name_or_path": "gold"}
-                theirs = get_eval_report(spec, prediction, file.name, True)[task.task_id]["resolved"]
-            num_logs += 1
-            disagreements += theirs != (not failed)
-    return num_logs, disagreements, ""
+async def _compared(shop: Workshop, tasks: list[Task], results: Results) -> list[bool]:
+    """For the log of the untouched and of the solved tree of each task: whether judge and both graders agree."""
 
+    async def compare(task: Task, solved: bool) -> bool:
+        opinions = await ask_both(shop, task, await _gold(shop, task) if solved else Patch(), judge=solved)
+        if not opinions.agree:
+            print(f"{task.task_id}, {'solved' if solved else 'untouched'}: {opinions}", flush=True)
+        return opinions.agree
 
-async def _log_of(shop: Workshop, task: Task, patch: Patch) -> str:
-    """What an ordinary `pytest -rA` prints of the hidden tests on the patched tree."""
-    hidden = [Change(path=path, kind="file", content=(text or "").encode()) for path, text in task.test_files.items()]
-    modules = sorted({test.partition("::")[0] for test in (*task.fail_to_pass, *task.pass_to_pass)})
-    paths = ":".join((ENVIRONMENT_INSIDE, *task.tests.import_paths))
-    async with await shop.backend.create(sandbox_spec(task, shop.run, "log", LIMITS, shop.cache_dir)) as sandbox:
-        await put_changes(sandbox, [*patch.changes, *hidden])
-        command = [PYTHON, "-m", "pytest", "-rA", "--tb=no", "-p", "no:cacheprovider", "-o", "addopts=", *modules]
-        result = await sandbox.exec(command, timeout=shop.timeout_s, env={"PYTHONPATH": paths}, max_output=1 << 23)
-    return result.text
+    jobs = [
+        partial(results.once, f"swebench {solved} {task.task_id}", partial(compare, task, solved))
+        for task in tasks
+        for solved in (False, True)
+    ]
+    return await side_by_side("logs", shop.num_jobs, jobs)
 
 
 if __name__ == "__main__":
     flags = parser(__doc__)
-    flags.add_argument("--count", type=int, help="tasks of one package (default 18, quick 2)")
-    flags.add_argument("--limit", type=int, default=0, help="about so many of the tasks, evenly drawn (default: all)")
+    flags.add_argument("--count", type=int, help="most tasks of one package (default 18, quick 2)")
     flags.add_argument("--packages", type=int, help="only the first so many packages (default: all)")
     flags.add_argument("--runs", type=int, help="validation runs (default 3, quick 1)")
     flags.add_argument("--jobs", type=int, default=2, help="sandboxes at the same time (default 2)")
-    flags.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE, help="where packages and built tasks are kept")
+    flags.add_argument("--run-dir", type=Path, default=RUN_DIR, help="where results are kept")
+    flags.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE, help="where packages are kept")
     chosen = flags.parse_args()
     chosen.count = chosen.count or (2 if chosen.quick else 18)
     chosen.cache_dir = chosen.cache_dir.expanduser()

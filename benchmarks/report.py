@@ -26,6 +26,7 @@ def report(
     settings: Mapping[str, object],
     missing: Mapping[str, str] | None = None,
     *,
+    details: Mapping[str, object] | None = None,
     save: bool = False,
 ) -> None:
     """Print the result as the last line.
@@ -33,6 +34,7 @@ def report(
     Args:
         figures: names that end in their units; None where a figure could not be measured.
         missing: the reason for every figure that is None (without one: this run had nothing to measure it from).
+        details: tables behind the figures, for people.
         save: also write `benchmarks/results/<name>.json`.
     """
     reasons = {n: "nothing to measure it from in this run" for n, v in figures.items() if v is None}
@@ -45,6 +47,8 @@ def report(
     }
     if reasons:
         result["missing"] = reasons
+    if details:
+        result["details"] = dict(details)
     if save:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

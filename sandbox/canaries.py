@@ -10,8 +10,12 @@ import random
 import re
 import secrets
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from msgspec import Struct
+
+Style = Literal["functions", "methods"]
+"""As what canaries are written: functions for our own runners, methods of a `unittest` class for most frameworks."""
 
 _PLAIN_WORDS = ("case", "edge", "value", "order", "range", "input")
 _TEST_NAME = re.compile(r"\btest_([a-z0-9_]+)")
@@ -27,7 +31,9 @@ class Canaries(Struct, frozen=True, kw_only=True):
     sources: dict[str, str]  # path of a hidden module -> its text with canaries
 
 
-def plant(modules: Mapping[str, str], directory: str, tests: Iterable[str] = ()) -> Canaries:
+def plant(
+    modules: Mapping[str, str], directory: str, tests: Iterable[str] = (), style: Style = "functions"
+) -> Canaries:
     """Canaries for a run of the hidden `modules` (path -> text), with a module of their own in `directory`.
 
     `tests` are the ids of real tests, whose words the canaries' names are made of.
@@ -36,11 +42,11 @@ def plant(modules: Mapping[str, str], directory: str, tests: Iterable[str] = ())
     inside: dict[str, dict[str, str]] = {}
     sources: dict[str, str] = {}
     for path, text in modules.items():
-        added, expected = _pair(names, path)
+        added, expected = _pair(names, path, style)
         sources[path] = f"{text.rstrip()}\n\n\n{added}"
         inside[path] = expected
     own_path = f"{directory}/{names.draw()}.py".removeprefix("/")
-    own_source, own = _pair(names, own_path)
+    own_source, own = _pair(names, own_path, style)
     return Canaries(own_path=own_path, own_source=own_source, own=own, inside=inside, sources=sources)
 
 
@@ -77,12 +83,16 @@ class _Names:
                 return f"test_{name}"
 
 
-def _pair(names: _Names, path: str) -> tuple[str, dict[str, str]]:
+def _pair(names: _Names, path: str, style: Style) -> tuple[str, dict[str, str]]:
     good, bad = names.draw(), names.draw()
     a, b, c, d = (names.random.randrange(10, 99) for _ in range(4))
-    tests = [
-        f"def {good}():\n    assert sorted([{a}, {b}]) == [{min(a, b)}, {max(a, b)}]\n",
-        f"def {bad}():\n    assert sorted([{c}, {d}]) == [{max(c, d) + 1}, {min(c, d)}]\n",
-    ]
-    names.random.shuffle(tests)
-    return "\n\n".join(tests), {f"{path}::{good}": "passed", f"{path}::{bad}": "failed"}
+    checks = {good: f"[{min(a, b)}, {max(a, b)}]", bad: f"[{max(c, d) + 1}, {min(c, d)}]"}
+    numbers = {good: f"[{a}, {b}]", bad: f"[{c}, {d}]"}
+    order = names.random.sample([good, bad], 2)
+    if style == "functions":
+        tests = [f"def {name}():\n    assert sorted({numbers[name]}) == {checks[name]}\n" for name in order]
+        return "\n\n".join(tests), {f"{path}::{good}": "passed", f"{path}::{bad}": "failed"}
+    title = names.draw().title().replace("_", "")
+    tests = [f"    def {name}(self):\n        assert sorted({numbers[name]}) == {checks[name]}\n" for name in order]
+    text = f"import unittest\n\n\nclass {title}(unittest.TestCase):\n" + "\n".join(tests)
+    return text, {f"{path}::{title}::{good}": "passed", f"{path}::{title}::{bad}": "failed"}

@@ -66,6 +66,7 @@ async def _build(options: argparse.Namespace) -> int:
 
 async def build_recipe(shop: Workshop, recipe: Recipe, count: int, seed: int) -> AsyncIterator[Task]:
     """Tasks of one package: its release pair, where the recipe names one, then injected faults, `count` in all."""
+    count = count if recipe.most is None else min(count, recipe.most)
     shop = replace(shop, requirements=(PYTEST, *recipe.test_requirements))
     package = await open_package(shop, recipe.requirement)
     if recipe.newer:
@@ -79,10 +80,15 @@ async def build_recipe(shop: Workshop, recipe: Recipe, count: int, seed: int) ->
 async def _validate(options: argparse.Namespace) -> int:
     tasks = load_tasks(TaskSettings(source=options.tasks, split=options.split, count=_ALL))
     rules = PAPER if options.paper else Rules()
-    asked = {"max_files": options.max_files, "max_lines": options.max_lines, "drop_llm_score_at": options.llm_score}
+    asked = {
+        "max_files": options.max_files,
+        "max_lines": options.max_lines,
+        "drop_llm_score_at": options.llm_score,
+        "failure_kinds": tuple(options.failure_kind) if options.failure_kind else None,
+        "keep_flaky": False if options.drop_flaky else None,
+        "num_runs": options.runs,
+    }
     rules = replace(rules, **{name: value for name, value in asked.items() if value is not None})
-    if options.runs is not None:
-        rules = replace(rules, num_runs=options.runs)
     async with _workshop(options) as shop:
         return await _keep_valid(shop, tasks, rules, options)
 
@@ -147,6 +153,13 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--max-files", type=int, help="most files that the gold patch may change")
     check.add_argument("--max-lines", type=int, help="most lines that the gold patch may change")
     check.add_argument("--llm-score", type=float, help="drop tasks with an LLM score at or above this")
+    check.add_argument(
+        "--failure-kind",
+        action="append",
+        metavar="ERROR",
+        help="drop tasks whose tests fail by it (ImportError); repeat",
+    )
+    check.add_argument("--drop-flaky", action="store_true", help="drop tasks with a test that changed between runs")
 
     for command in (build, check):
         command.add_argument("--out", type=Path, required=True, help="task file to write; results are kept beside it")

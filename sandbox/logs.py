@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import posixpath
-import re
-import shlex
+from msgspec.structs import replace
 
 from protocol.errors import GradingError
 from sandbox.base import Sandbox
-from sandbox.canaries import plant
 from sandbox.checkout import git_apply, put_changes
+from sandbox.log_canaries import Planted, plant_for_log
 from sandbox.parsers import between_markers, parse_log, parse_r2e
 from sandbox.patches import Change
-from sandbox.protection import paths_of_diff
 from sandbox.tasks import Task
 from sandbox.verdicts import Verdict, split_outcomes
 
@@ -20,7 +17,6 @@ MAX_LOG_BYTES = 16 << 20
 """Of a longer log the head and the tail are read; pytest's summary is at the end."""
 _SHOWN_CHARS = 2000
 _SETUP_TIMEOUT_S = 600.0
-_RUNS_PYTEST = re.compile(r"(^|[\s;&/])(pytest|py\.test)(\s|$)")
 
 
 async def grade_by_log(sandbox: Sandbox, task: Task, taken: list[Change], timeout_s: float) -> Verdict:
@@ -30,61 +26,57 @@ async def grade_by_log(sandbox: Sandbox, task: Task, taken: list[Change], timeou
         await git_apply(sandbox, task.test_patch, f"task {task.task_id!r}: test_patch")
     hidden = [Change(path=path, kind="deleted") for path, text in task.test_files.items() if text is None]
     hidden += [Change(path=p, kind="file", content=t.encode()) for p, t in task.test_files.items() if t is not None]
-    directories = sorted(posixpath.dirname(p) for p in (*paths_of_diff(task.test_patch), *task.test_files))
-    canaries = plant({}, directories[0] if directories else "", task.fail_to_pass)
-    command = task.tests.command
-    plain = task.tests.runner == "log" and not task.tests.applies_tests
-    with_canaries = plain and bool(_RUNS_PYTEST.search(command))
-    if with_canaries:
-        hidden.append(Change(path=canaries.own_path, kind="file", content=canaries.own_source.encode()))
-        command = f"{command} {shlex.quote(canaries.own_path)}"
     await put_changes(sandbox, hidden)
     if task.tests.setup:
         setup = await sandbox.exec(task.tests.setup, timeout=_SETUP_TIMEOUT_S)
         if setup.exit_code != 0:
             raise GradingError(f"task {task.task_id!r}: tests.setup failed: {setup.text[-2000:]}", kind="setup")
+    planted = await plant_for_log(sandbox, task)
 
+    command = planted.command if planted else task.tests.command
     result = await sandbox.exec(command, timeout=timeout_s, max_output=MAX_LOG_BYTES)
-    log, end = result.text, result.text[-_SHOWN_CHARS:]
     if result.timed_out:
-        return Verdict(resolved=False, reason="the tests did not end in time", failed=task.fail_to_pass, log=end)
-    if task.tests.runner == "expected-output":
-        return _judge_expected(task, log)
+        verdict = Verdict(resolved=False, reason="the tests did not end in time", failed=task.fail_to_pass)
+    elif task.tests.runner == "expected-output":
+        verdict = _judge_expected(task, result.text, planted)
+    else:
+        verdict = _judge_named(task, result.text, planted)
+    return replace(verdict, log=result.text[-_SHOWN_CHARS:])
+
+
+def _judge_named(task: Task, log: str, planted: Planted | None) -> Verdict:
+    """All named tests passed, and nothing in the log says that it is not the tests' own."""
     part = between_markers(log) if task.tests.applies_tests else log
     if part is None:
-        reason = "the log has not exactly one pair of markers"
-        return Verdict(resolved=False, tampered=True, reason=reason, failed=task.fail_to_pass, log=end)
+        return _tampered(task, "the log has not exactly one pair of markers")
     parsed = parse_log(task.tests.parser, part)
     if parsed.contradicted:
-        reason = f"the log gives {parsed.contradicted[0]} two outcomes"
-        return Verdict(resolved=False, tampered=True, reason=reason, failed=task.fail_to_pass, log=end)
-    wrong = [test for test, outcome in canaries.own.items() if with_canaries and parsed.outcomes.get(test) != outcome]
+        return _tampered(task, f"the log gives {parsed.contradicted[0]} two outcomes")
     passed, failed = split_outcomes(task, parsed.outcomes)
-    reason = (
-        "a canary was disturbed"
-        if wrong
-        else f"{len(failed)} of {len(passed) + len(failed)} tests fail"
-        if failed
-        else ""
-    )
-    return Verdict(
-        resolved=not reason,
-        tampered=bool(wrong),
-        reason=reason or f"all {len(passed)} tests pass",
-        passed=passed,
-        failed=failed,
-        log=end,
-    )
+    if planted and (wrong := planted.wrong(parsed.outcomes, resolved=not failed)):
+        return _tampered(task, wrong)
+    if failed:
+        reason = f"{len(failed)} of {len(passed) + len(failed)} tests fail, first {failed[0]}"
+        return Verdict(resolved=False, reason=reason, passed=passed, failed=failed)
+    return Verdict(resolved=True, reason=f"all {len(passed)} tests pass", passed=passed)
 
 
-def _judge_expected(task: Task, log: str) -> Verdict:
+def _tampered(task: Task, reason: str) -> Verdict:
+    return Verdict(resolved=False, tampered=True, reason=reason, failed=task.fail_to_pass)
+
+
+def _judge_expected(task: Task, log: str, planted: Planted | None) -> Verdict:
     """R2E-Gym's rule: exactly the expected tests, each with exactly the expected status."""
     statuses, expected = parse_r2e(log), task.tests.expected
-    differing = sorted(t for t in statuses.keys() | expected.keys() if statuses.get(t) != expected.get(t))
+    real = planted.without(statuses) if planted else statuses
+    differing = sorted(t for t in real.keys() | expected.keys() if real.get(t) != expected.get(t))
+    resolved = not differing and bool(expected)
+    outcomes = {test: "passed" if status == "PASSED" else "failed" for test, status in statuses.items()}
+    if planted and (wrong := planted.wrong(outcomes, resolved)):
+        return _tampered(task, wrong)
     return Verdict(
-        resolved=not differing and bool(expected),
+        resolved=resolved,
         reason=f"{len(differing)} tests differ, first {differing[0]}" if differing else "the outcome is as expected",
         passed=tuple(sorted(expected.keys() - set(differing))),
         failed=tuple(differing),
-        log=log[-_SHOWN_CHARS:],
     )

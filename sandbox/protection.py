@@ -17,13 +17,14 @@ _TEST_CONFIGURATION = frozenset(
 )
 _TEST_MODULE = re.compile(r"(test_[^/]*|[^/]*_tests?|tests?)\.py")
 _TEST_DIRECTORY = re.compile(r"(^|.*/)tests/|^test/|^testing/")
+_ENVIRONMENT = re.compile(r"(^|.*/)(\.venv|venv|\.tox|site-packages)/")
 _DIFF_PATH = re.compile(r"^(?:---|\+\+\+) [ab]/(.*?)(?:\t.*)?$", re.MULTILINE)
 
 
 def is_test_configuration(path: str) -> bool:
     """Whether a file decides how tests are found and run, or is code that Python runs unasked."""
     name = posixpath.basename(path)
-    return name in _TEST_CONFIGURATION or name.endswith(".pth")
+    return name in _TEST_CONFIGURATION or name.endswith(".pth") or bool(_ENVIRONMENT.match(path))
 
 
 def is_test_file(path: str) -> bool:
@@ -44,11 +45,11 @@ def paths_of_diff(diff: str) -> set[str]:
 def allowed_changes(task: Task, changes: Iterable[Change]) -> tuple[list[Change], list[str]]:
     """The changes that are put on the clean tree, and the paths of those that are not.
 
-    On the clean tree a path that is left out has its base state. Left out are test files, test configuration, and
-    anything in the place of a directory that holds them. A source file that looks like a test file is taken if the
-    task's own gold patch changes it.
+    On the clean tree a path that is left out has its base state. Left out are test files, test configuration, what the
+    task hides from the agent, and anything in the place of a directory that holds them. A source file that looks like
+    a test file is taken if the task's own gold patch changes it.
     """
-    hidden = set(task.test_files) | paths_of_diff(task.test_patch)
+    hidden = set(task.test_files) | paths_of_diff(task.test_patch) | set(task.removed)
     gold = {path for path in paths_of_diff(task.gold_patch) if not is_test_configuration(path)} - hidden
     taken: list[Change] = []
     ignored: list[str] = []
@@ -57,7 +58,8 @@ def allowed_changes(task: Task, changes: Iterable[Change]) -> tuple[list[Change]
         blocks = change.kind != "deleted" and (
             any(other.startswith(f"{path}/") for other in hidden) or is_test_file(f"{path}/x")
         )
-        keep = path not in hidden and not blocks and not is_test_configuration(path)
+        planted = path in hidden or any(path.startswith(f"{removed}/") for removed in task.removed)
+        keep = not planted and not blocks and not is_test_configuration(path)
         keep = keep and (path in gold or not is_test_file(path))
         if keep:
             taken.append(change)

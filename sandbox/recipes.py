@@ -21,6 +21,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     requirement: str
     newer: str = ""  # version of the newer release of a release pair
     test_requirements: tuple[str, ...] = ()  # pinned, besides pytest
+    most: int | None = None  # tasks, of a package whose tests are slow
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):

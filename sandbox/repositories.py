@@ -30,7 +30,7 @@ def test_command(repository: str, version: str, files: list[str]) -> tuple[str, 
     if repository == "django/django":
         if version == "1.9":
             command = "./tests/runtests.py --verbosity 2"
-        files = [_django_label(path) for path in files]
+        files = [django_label(path) for path in files]
     parser = _PARSERS.get(repository, "parse_log_pytest")
     return " ".join([command, *map(shlex.quote, files)]), parser
 
@@ -38,6 +38,6 @@ def test_command(repository: str, version: str, files: list[str]) -> tuple[str, 
 test_command.__test__ = False  # type: ignore[attr-defined]
 
 
-def _django_label(path: str) -> str:
+def django_label(path: str) -> str:
     """`tests/forms_tests/test_x.py` is run as `forms_tests.test_x`."""
     return path.removeprefix("tests/").removesuffix(".py").replace("/", ".")

@@ -165,9 +165,16 @@ def _records(settings: TaskSettings) -> Iterator[dict[str, Any] | TaskError]:
     path = Path(settings.source).expanduser()
     if path.is_file():
         return _parquet_records(path) if path.suffix == ".parquet" else _jsonl_records(path)
+    if path.is_dir():
+        return _dataset_records(str(path), settings.split)
     if path.suffix in (".jsonl", ".json", ".parquet") or settings.source.startswith((".", "/", "~")):
-        raise ConfigError(f"tasks.source: no task file at {settings.source}", kind="tasks")
-    return _hub_records(settings.source, settings.split)
+        raise ConfigError(f"tasks.source: no task file or dataset directory at {settings.source}", kind="tasks")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.source):
+        raise ConfigError(
+            f"tasks.source: {settings.source!r} is neither `micro`, nor a task file, nor a dataset (owner/name)",
+            kind="tasks",
+        )
+    return _dataset_records(settings.source, settings.split)
 
 
 def _jsonl_records(path: Path) -> Iterator[dict[str, Any] | TaskError]:
@@ -194,20 +201,18 @@ def _parquet_records(path: Path) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"tasks.source {str(path)!r} is not readable Parquet: {error}", kind="tasks") from error
 
 
-def _hub_records(name: str, split: str) -> Iterator[dict[str, Any]]:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ConfigError(
-            f"tasks.source: {name!r} is neither `micro`, nor a task file, nor a dataset name (owner/name)", kind="tasks"
-        )
+def _dataset_records(name: str, split: str) -> Iterator[dict[str, Any]]:
+    """Records of a Hugging Face dataset, by its name or in a directory of its files. They stream: none is kept."""
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ConfigError(
-            f"tasks.source {name!r} is a Hugging Face dataset: pip install datasets, or name a task file", kind="tasks"
+            f"tasks.source {name!r} is a Hugging Face dataset: pip install 'longhaul[hub]', or name a task file",
+            kind="tasks",
         ) from error
     try:
         yield from load_dataset(name, split=split, streaming=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library lets through whatever its transports and readers raise
         raise ConfigError(f"tasks.source: dataset {name!r}, split {split!r}: {error}", kind="tasks") from error
 
 

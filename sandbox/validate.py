@@ -33,9 +33,12 @@ class Rules(Struct, frozen=True, kw_only=True):
     drop_llm_score_at: float | None = None  # SWE-rebench's `meta.llm_score`: any score at or above (the paper: 3.0)
     failure_kinds: tuple[str, ...] = ()  # seen in the log of the untouched repository
     num_runs: int = 3  # a test that is not the same in all of them is flaky (the paper: 50)
+    keep_flaky: bool = True  # if the task is valid with its flaky tests judged again (the paper: no)
 
 
-PAPER = Rules(max_files=7, max_lines=499, drop_llm_score_at=3.0, failure_kinds=FAILURE_KINDS, num_runs=50)
+PAPER = Rules(
+    max_files=7, max_lines=499, drop_llm_score_at=3.0, failure_kinds=FAILURE_KINDS, num_runs=50, keep_flaky=False
+)
 
 
 class Check(Struct, frozen=True, kw_only=True):
@@ -81,7 +84,7 @@ def reasons_of_runs(task: Task, rules: Rules, untouched: list[Verdict], gold: li
             reasons.append(f"run {number}: the untouched repository: {verdict.reason}")
         elif turned := set(verdict.passed) & set(task.fail_to_pass):
             reasons.append(f"run {number}: {min(turned)} passes on the untouched repository")
-        elif broken := set(verdict.failed) & set(task.pass_to_pass):
+        elif broken := set(verdict.failed) & set(task.pass_to_pass) - set(task.flaky):
             reasons.append(f"run {number}: {min(broken)} fails on the untouched repository")
     reasons += [f"run {n}: the gold patch: {v.reason}" for n, v in enumerate(gold, 1) if not v.resolved]
     log = untouched[0].log if untouched else ""
@@ -97,16 +100,19 @@ async def validate_task(shop: Workshop, task: Task, rules: Rules) -> Check:
         return msgspec.structs.replace(check, reasons=tuple(reasons))
     try:
         gold = await gold_patch(shop.backend, task, shop.run, LIMITS, shop.cache_dir)
-        pairs = [(await _judge(shop, task, Patch()), await _judge(shop, task, gold)) for _ in range(rules.num_runs)]
+        untouched, solved = await _runs(shop, task, gold, rules.num_runs)
+        flaky = _unsteady(untouched) | _unsteady(solved)
+        if flaky and rules.keep_flaky:
+            task = msgspec.structs.replace(task, flaky=tuple(sorted({*task.flaky, *flaky})))
+            untouched, solved = await _runs(shop, task, gold, rules.num_runs)
     except LonghaulError as error:
         if error.boundary != "task":
             raise
         return msgspec.structs.replace(check, reasons=(str(error),))
-    untouched, solved = [list(verdicts) for verdicts in zip(*pairs, strict=True)]
     return msgspec.structs.replace(
         check,
         reasons=tuple(reasons_of_runs(task, rules, untouched, solved)),
-        flaky=tuple(sorted(_unsteady(untouched) | _unsteady(solved))),
+        flaky=tuple(sorted(flaky)),
         num_untouched_zero=sum(not v.resolved for v in untouched),
         num_gold_one=sum(v.resolved for v in solved),
         duration_s=time.monotonic() - started,
@@ -145,6 +151,12 @@ async def validate(shop: Workshop, tasks: Iterable[Task], rules: Rules, cache: P
 def fingerprint(task: Task, rules: Rules) -> str:
     """Digest of a task and of the rules that it is checked by."""
     return hashlib.sha256(msgspec.json.encode((task, rules), order="deterministic")).hexdigest()[:32]
+
+
+async def _runs(shop: Workshop, task: Task, gold: Patch, num_runs: int) -> tuple[list[Verdict], list[Verdict]]:
+    """Verdicts on the untouched repository and on the gold patch."""
+    pairs = [(await _judge(shop, task, Patch()), await _judge(shop, task, gold)) for _ in range(num_runs)]
+    return [untouched for untouched, _ in pairs], [solved for _, solved in pairs]
 
 
 async def _judge(shop: Workshop, task: Task, patch: Patch) -> Verdict:

@@ -80,5 +80,14 @@ def split_outcomes(task: Task, outcomes: Mapping[str, str]) -> tuple[tuple[str, 
     failed: list[str] = []
     for tests, passing in ((task.fail_to_pass, PASSING), (task.pass_to_pass, PASSING | {"skipped"})):
         for test in tests:
-            (passed if outcomes.get(test) in passing else failed).append(test)
+            seen = _outcomes_of(test, outcomes)
+            (passed if seen and set(seen) <= passing else failed).append(test)
     return tuple(passed), tuple(failed)
+
+
+def _outcomes_of(test: str, outcomes: Mapping[str, str]) -> list[str]:
+    """What became of a test; SWE-bench has names cut inside their parameters, which stand for all that they begin."""
+    if test in outcomes:
+        return [outcomes[test]]
+    is_cut = test.count("[") > test.count("]")
+    return [outcome for name, outcome in outcomes.items() if name.startswith(test)] if is_cut else []

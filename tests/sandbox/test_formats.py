@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +232,65 @@ def test_micro_is_made_here() -> None:
     tasks = load_tasks(TaskSettings(count=3))
     assert [task.source for task in tasks] == ["micro"] * 3
     assert all(check_task(task).ref.task_id == task.task_id for task in tasks)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A dataset as the hub lays it out: a file a split, one as Parquet and one as JSON lines."""
+    folder = tmp_path / "swe-gym"
+    (folder / "data").mkdir(parents=True)
+    records = [{**SWE_GYM, "instance_id": f"getmoto__moto-{number}"} for number in range(3)]
+    parquet.write_table(pa.Table.from_pylist(records[:2]), folder / "data" / "train-00000-of-00001.parquet")
+    parquet.write_table(pa.Table.from_pylist(records[2:]), folder / "data" / "test-00000-of-00001.parquet")
+    return folder
+
+
+def test_a_dataset_is_loaded_by_split(dataset: Path) -> None:
+    pytest.importorskip("datasets", reason="the extra `hub` is not installed")
+    first, second = load_tasks(TaskSettings(source=str(dataset)))
+    assert first == convert("swe-gym", instance_id="getmoto__moto-0")
+    assert second.task_id == "getmoto__moto-1"
+    [held_out] = load_tasks(TaskSettings(source=str(dataset), split="test"))
+    assert held_out.task_id == "getmoto__moto-2"
+    with pytest.raises(ConfigError, match=r"split 'dev'.*test"):
+        load_tasks(TaskSettings(source=str(dataset), split="dev"))
+
+
+def test_a_dataset_of_json_lines(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the extra `hub` is not installed")
+    for name, record in (("train", SWE_BENCH), ("test", SWE_REBENCH)):
+        write_lines(tmp_path / f"{name}.jsonl", record)
+    assert load_tasks(TaskSettings(source=str(tmp_path))) == [convert("swe-bench")]
+    with pytest.raises(ConfigError, match="dataset"):
+        (tmp_path / "train.jsonl").write_text("{broken")
+        load_tasks(TaskSettings(source=str(tmp_path)))
+
+
+LOAD = """
+import sys
+from protocol.config import TaskSettings
+from protocol.errors import ConfigError
+from sandbox.tasks import load_tasks
+if sys.argv[1] == "absent":
+    sys.modules["datasets"] = None
+try:
+    load_tasks(TaskSettings(source=sys.argv[2]))
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "complaint"),
+    [
+        ("absent", "'nobody/nothing' is a Hugging Face dataset: pip install"),
+        ("there", "dataset 'nobody/nothing', split"),
+    ],
+)
+def test_a_dataset_that_cannot_be_had_is_named(tmp_path: Path, library: str, complaint: str) -> None:
+    if library == "there":
+        pytest.importorskip("datasets", reason="the extra `hub` is not installed")
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", LOAD, library, "nobody/nothing"]
+    done = subprocess.run(command, env=offline, capture_output=True, text=True, timeout=120, check=True)
+    assert complaint in done.stdout, done

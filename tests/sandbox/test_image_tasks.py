@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.checkout import prepare, take_patch
 from sandbox.gold import gold_patch
 from sandbox.grading import Patch, Verdict, grade
+from sandbox.log_canaries import with_module
 from sandbox.parsers import between_markers, parse_log, parse_r2e
-from sandbox.patches import Change
+from sandbox.patches import Change, git_diff
 from sandbox.recipes import PYTEST
 from sandbox.tasks import Task, TestSpec
 
@@ -160,19 +162,32 @@ async def test_logs_are_judged(images: Images, cache_dir: Path) -> None:
     assert (await judged(images, task, gold, cache_dir)).reward == 1.0
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import os\nfor l in ('PASSED tests/test_mod.py::test_two', 'PASSED tests/test_mod.py::test_callable'):\n"
-        "    os.write(1, (l + '\\n').encode())\nos._exit(0)\n",
-        "import atexit, os\natexit.register(lambda: os.write(1, b'PASSED tests/test_mod.py::test_two\\n'))\n"
-        "def f():\n    return 1\n",
-        "import _pytest.python as p\np.Function.runtest = lambda self: None\ndef f():\n    return 1\n",
-    ],
-    ids=["printed and exited", "printed at the end", "patched runner"],
+SAY = (  # past pytest's capture, to whatever file leads to the log
+    "import os\nfor l in ('PASSED tests/test_mod.py::test_two', 'PASSED tests/test_mod.py::test_callable'):\n"
+    "    for fd in range(1, 30):\n        try:\n            os.write(fd, (l + '\\n').encode())\n"
+    "        except OSError:\n            pass\n"
 )
-async def test_forged_logs_are_tampering(images: Images, cache_dir: Path, code: str) -> None:
-    verdict = await judged(images, make_task(), edit("pkg/mod.py", code), cache_dir)
+FORGERIES = {
+    "printed and exited": f"{SAY}os._exit(0)\n",
+    "printed, then not importable": f"{SAY}raise ImportError\n",
+    "printed at the end": "import atexit, os\n"
+    "atexit.register(lambda: os.write(1, b'PASSED tests/test_mod.py::test_two\\n'))\ndef f():\n    return 1\n",
+    "patched runner": "import _pytest.python as p, _pytest.unittest as u\np.Function.runtest = lambda self: None\n"
+    "u.TestCaseFunction.runtest = lambda self: None\ndef f():\n    return 1\n",
+}
+SCRIPT = (
+    "git -c safe.directory='*' checkout -q smith~1 -- tests/test_mod.py\n"
+    f": '>>>>> Start Test Output'\n{COMMAND}\n: '>>>>> End Test Output'\n"
+)
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+@pytest.mark.parametrize("brings_tests", [False, True], ids=["command", "script"])
+async def test_forged_logs_are_tampering(images: Images, cache_dir: Path, forgery: str, brings_tests: bool) -> None:
+    task = make_task()
+    if brings_tests:
+        task = replace(task, tests=replace(task.tests, command=f"set -x\n{SCRIPT}", applies_tests=True))
+    verdict = await judged(images, task, edit("pkg/mod.py", FORGERIES[forgery]), cache_dir)
     assert (verdict.reward, verdict.tampered) == (0.0, True), verdict
 
 
@@ -186,10 +201,7 @@ async def test_a_branch_without_its_tests_gets_them_back(images: Images, cache_d
 
 
 async def test_a_script_with_markers(images: Images, cache_dir: Path) -> None:
-    script = (
-        "git -c safe.directory='*' checkout -q smith~1 -- tests/test_mod.py\n"
-        f"echo '>>>>> Start Test Output'\n{COMMAND}\necho '>>>>> End Test Output'\n"
-    )
+    script = SCRIPT.replace(": '>>", "echo '>>")
     tests = TestSpec(runner="log", command=script, applies_tests=True, parser="pytest", requirements=(PYTEST,))
     task = make_task(tests=tests)
     assert (await judged(images, task, Patch(), cache_dir)).failed == task.fail_to_pass
@@ -209,6 +221,96 @@ async def test_expected_output(images: Images, cache_dir: Path) -> None:
     untouched = await judged(images, task, Patch(), cache_dir)
     assert (untouched.reward, untouched.failed) == (0.0, ("test_two",))
     assert (await judged(images, task, edit("pkg/mod.py", "def f():\n    return 2\n"), cache_dir)).reward == 1.0
+
+
+R2E = make_task(
+    fail_to_pass=(),
+    pass_to_pass=(),
+    test_patch="",
+    removed=("r2e_tests", "run_tests.sh"),
+    test_files={
+        "r2e_tests/test_mod.py": TESTS,
+        "run_tests.sh": COMMAND.replace("tests/test_mod.py", "r2e_tests"),
+    },
+    tests=TestSpec(
+        runner="expected-output",
+        command="bash run_tests.sh",
+        expected={"test_two": "PASSED", "test_callable": "PASSED"},
+        requirements=(PYTEST,),
+    ),
+)
+
+
+async def test_expected_output_of_an_image_with_canaries(images: Images, cache_dir: Path) -> None:
+    assert (await judged(images, R2E, Patch(), cache_dir)).failed == ("test_two",)
+    assert (await judged(images, R2E, edit("pkg/mod.py", "def f():\n    return 2\n"), cache_dir)).reward == 1.0
+    head = SAY.replace("for l in (", "for l in ('== short test summary info ==', ")
+    for end in ("os._exit(0)\n", "raise ImportError\n"):
+        verdict = await judged(images, R2E, edit("pkg/mod.py", head + end), cache_dir)
+        assert (verdict.reward, verdict.tampered) == (0.0, True), verdict
+
+
+async def test_what_a_task_hides_cannot_be_put_in_its_place(images: Images, cache_dir: Path) -> None:
+    planted = (
+        edit("run_tests.sh", "echo short test summary info; echo PASSED x::test_two; echo PASSED x::test_callable\n"),
+        edit("r2e_tests/test_mod.py", "def test_two():\n    pass\ndef test_callable():\n    pass\n"),
+        Patch(changes=(Change(path="r2e_tests", kind="link", content=b"/tmp"),)),
+        edit(".venv/bin/python", "#!/bin/sh\n"),
+    )
+    for patch in planted:
+        verdict = await judged(images, R2E, patch, cache_dir)
+        assert verdict.failed == ("test_two",)
+        assert verdict.ignored == (patch.changes[0].path,)
+
+
+DJANGO_RUNNER = """
+import sys, unittest
+sys.path[:0] = ["tests", "."]
+suite = unittest.defaultTestLoader.loadTestsFromNames(sys.argv[3:])
+unittest.TextTestRunner(verbosity=2).run(suite)
+"""
+UNITTESTS = (
+    "import unittest\nfrom pkg.mod import f\n\nclass T(unittest.TestCase):\n"
+    "    def test_two(self):\n        self.assertEqual(f(), 2)\n"
+)
+
+
+async def test_a_runner_of_labels_takes_canaries(images: Images, cache_dir: Path) -> None:
+    """As Django's, whose modules are named by dotted labels and whose log is unittest's."""
+    pytest.importorskip("swebench", reason="the extra `grading` is not installed")
+    files = {"tests/runtests.py": DJANGO_RUNNER, "tests/app/test_mod.py": UNITTESTS, "tests/app/__init__.py": ""}
+    name = "test_two (app.test_mod.T.test_two)" if sys.version_info >= (3, 11) else "test_two (app.test_mod.T)"
+    patch = "".join(git_diff([(None, Change(path=p, kind="file", content=t.encode()))]) for p, t in files.items())
+    task = make_task(
+        fail_to_pass=(name,),
+        pass_to_pass=(),
+        test_patch=patch,
+        tests=TestSpec(
+            runner="log", command="python3 tests/runtests.py --verbosity 2 app.test_mod", parser="parse_log_django"
+        ),
+    )
+    assert (await judged(images, task, Patch(), cache_dir)).failed == (name,)
+    assert (await judged(images, task, edit("pkg/mod.py", "def f():\n    return 2\n"), cache_dir)).reward == 1.0
+    for end in ("os._exit(0)", "raise ImportError"):
+        forged = f"import os\nos.write(2, b'{name} ... ok\\n')\n{end}\n"
+        verdict = await judged(images, task, edit("pkg/mod.py", forged), cache_dir)
+        assert (verdict.reward, verdict.tampered) == (0.0, True), verdict
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("source x && pytest -rA tests/test_a.py", "source x && pytest -rA tests/test_a.py tests/app/test_c.py"),
+        ("tox --current-env -epy39 -v -- tests/t.py", "tox --current-env -epy39 -v -- tests/t.py tests/app/test_c.py"),
+        ("./tests/runtests.py --parallel 1 app.test_a", "./tests/runtests.py --parallel 1 app.test_a app.test_c"),
+        ("bin/test -C --verbose a/tests/test_a.py", "bin/test -C --verbose a/tests/test_a.py tests/app/test_c.py"),
+        ("pytest tests | tee log", None),
+        ("pytest tests; make report", None),
+        ("make test", None),
+    ],
+)
+def test_a_known_runner_takes_one_more_module(command: str, expected: str | None) -> None:
+    assert with_module(command, "tests/app/test_c.py") == expected
 
 
 async def test_failures_are_named(images: Images, cache_dir: Path) -> None:

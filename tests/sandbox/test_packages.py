@@ -13,6 +13,7 @@ from protocol.config import TaskSettings
 from protocol.errors import ConfigError, SandboxError, TaskError
 from sandbox.base import Backend, SandboxSpec
 from sandbox.commands import main
+from sandbox.fake import FakeBackend
 from sandbox.injected import inject_faults
 from sandbox.layout import layout_of
 from sandbox.packages import fetch_sdist
@@ -139,6 +140,40 @@ async def test_two_releases_make_a_task(shop: Workshop) -> None:
     assert check.kept, check
     by_names = await validate_task(shop, task, Rules(num_runs=1, failure_kinds=("ImportError",)))
     assert by_names.reasons == ("tests fail by ImportError",)
+
+
+async def test_a_flaky_test_is_found_and_judged_again(cache_dir: Path, tmp_path: Path) -> None:
+    tests = f"""
+from pathlib import Path
+from mod import f
+
+def test_two():
+    assert f() == 2
+
+def test_every_fourth_time():
+    count = Path({str(tmp_path / "count")!r})
+    count.write_text((count.read_text() if count.exists() else "") + "x")
+    assert len(count.read_text()) % 4
+"""
+    task = Task(
+        task_id="flaky",
+        source="s",
+        repository="r",
+        issue="",
+        files={"mod.py": "def f():\n    return 1\n"},
+        gold_patch="--- a/mod.py\n+++ b/mod.py\n@@ -1,2 +1,2 @@\n def f():\n-    return 1\n+    return 2\n",
+        test_files={"test_mod.py": tests},
+        fail_to_pass=("test_mod.py::test_two",),
+        pass_to_pass=("test_mod.py::test_every_fourth_time",),
+    )
+    backend = FakeBackend("flaky")
+    shop = Workshop(backend=backend, cache_dir=cache_dir, run="flaky", requirements=(), timeout_s=30)
+    check = await validate_task(shop, task, Rules(num_runs=3))
+    assert (check.kept, check.num_gold_one, check.flaky) == (True, 3, task.pass_to_pass), check
+    (tmp_path / "count").unlink()
+    strict = await validate_task(shop, task, Rules(num_runs=3, keep_flaky=False))
+    assert (strict.kept, strict.flaky) == (False, task.pass_to_pass), strict
+    await backend.close()
 
 
 class NoBackend:

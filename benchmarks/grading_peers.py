@@ -1,0 +1,89 @@
+"""The `swebench` package's grader beside ours, on the logs of the same pytest runs."""
+
+from __future__ import annotations
+
+import tempfile
+
+from msgspec import Struct
+
+from sandbox.checkout import put_changes
+from sandbox.packages import PYTHON
+from sandbox.parsers import END_MARKER, START_MARKER, parse_log
+from sandbox.patches import Change, Patch
+from sandbox.sources import ENVIRONMENT_INSIDE, sandbox_spec
+from sandbox.survey import LIMITS, Workshop
+from sandbox.tasks import Task
+from sandbox.verdicts import split_outcomes
+
+
+class Opinions(Struct, frozen=True):
+    """Whether one patch solves its task: by the judge, and by two readings of one log."""
+
+    judge: bool
+    ours: bool
+    theirs: bool
+
+    @property
+    def agree(self) -> bool:
+        """Whether all three say the same."""
+        return self.judge == self.ours == self.theirs
+
+
+def why_no_peer() -> str:
+    """Why the `swebench` package cannot be asked; empty when it can."""
+    try:
+        import swebench.harness.grading  # noqa: F401
+    except ImportError as error:
+        return f"the swebench package is not installed (extra `grading`): {error}"
+    return ""
+
+
+def is_told_apart_by_logs(task: Task) -> bool:
+    """Whether pytest's summary lines, which are read up to the first space, name the task's tests in full."""
+    return not any(" " in test for test in (*task.fail_to_pass, *task.pass_to_pass))
+
+
+async def ask_both(shop: Workshop, task: Task, patch: Patch, judge: bool) -> Opinions:
+    """Read the log of one run of the hidden tests by both graders; `judge` is what our own judge said of the patch."""
+    log = await _log_of(shop, task, patch)
+    _, failed = split_outcomes(task, parse_log("parse_log_pytest", log).outcomes)
+    return Opinions(judge=judge, ours=not failed, theirs=resolved_by_swebench(task, log))
+
+
+def resolved_by_swebench(task: Task, log: str) -> bool:
+    """The verdict of the `swebench` package's grader on a log of `pytest -rA`."""
+    from swebench.harness.grading import get_eval_report
+    from swebench.types import TestSpec
+
+    spec = TestSpec(
+        instance_id=task.task_id,
+        image="",
+        eval_script_list=[],
+        repo=task.repository,
+        version="",
+        FAIL_TO_PASS=list(task.fail_to_pass),
+        PASS_TO_PASS=list(task.pass_to_pass),
+        log_parser="parse_log_pytest",
+        eval_type="pass_and_fail",
+    )
+    prediction = {"instance_id": task.task_id, "model_patch": "", "model_name_or_path": "benchmark"}
+    with tempfile.NamedTemporaryFile("w", suffix=".log") as file:
+        file.write(f"{START_MARKER}\n{log}\n{END_MARKER}\n")
+        file.flush()
+        return bool(get_eval_report(spec, prediction, file.name, True)[task.task_id]["resolved"])
+
+
+async def _log_of(shop: Workshop, task: Task, patch: Patch) -> str:
+    """What an ordinary `pytest -rA` prints of the hidden tests on the patched tree."""
+    hidden = [
+        Change(path=path, kind="deleted") if text is None else Change(path=path, kind="file", content=text.encode())
+        for path, text in task.test_files.items()
+    ]
+    named = {test.partition("::")[0] for test in (*task.fail_to_pass, *task.pass_to_pass)}
+    options = ["-rA", "--tb=no", "--color=no", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir", task.workdir]
+    paths = ":".join((ENVIRONMENT_INSIDE, *task.tests.import_paths))
+    async with await shop.backend.create(sandbox_spec(task, shop.run, "log", LIMITS, shop.cache_dir)) as sandbox:
+        await put_changes(sandbox, [*patch.changes, *hidden])
+        command = [PYTHON, "-m", "pytest", *options, *sorted(named)]
+        result = await sandbox.exec(command, timeout=shop.timeout_s, env={"PYTHONPATH": paths}, max_output=1 << 23)
+    return result.text

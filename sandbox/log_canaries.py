@@ -1,0 +1,134 @@
+"""Canaries for test commands whose outcomes are read in a log: how they ride along, and what a log says of them."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import secrets
+import shlex
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from sandbox.base import Sandbox
+from sandbox.canaries import Canaries, Style, plant
+from sandbox.checkout import run_checked
+from sandbox.parsers import END_MARKER, START_MARKER
+from sandbox.protection import is_test_module, paths_of_diff
+from sandbox.repositories import django_label
+from sandbox.tasks import Task
+
+_RUNS_PYTEST = re.compile(r"(^|[\s;&/])(pytest|py\.test|tox)(\s|$)")
+_RUNS_DJANGO = re.compile(r"(^|/)runtests\.py(\s|$)")
+_RUNS_SYMPY = re.compile(r"(^|\s)bin/test(\s|$)")
+_RUNS_R2E = re.compile(r"\bpytest\b.*\sr2e_tests/?\s*$", re.MULTILINE)
+_REDIRECTED = re.compile(r"[|<>]|\\$|#")
+_TEST_NAME = re.compile(r"\btest_\w+")
+_TIMEOUT_S = 60.0
+
+
+class Planted(Struct, frozen=True, kw_only=True):
+    """A command that runs the canaries, too."""
+
+    command: str
+    canaries: Canaries
+
+    def wrong(self, outcomes: Mapping[str, str], resolved: bool) -> str:
+        """What is wrong with the canaries in a log; empty when nothing is.
+
+        Those inside hidden modules count when everything else says that the task is solved: a module that cannot be
+        imported honestly reports nothing, and then its own tests have failed as well.
+        """
+        seen = self._by_name(outcomes)
+        pairs = [self.canaries.own, *(self.canaries.inside.values() if resolved else ())]
+        for test, expected in (item for pair in pairs for item in pair.items()):
+            if (got := seen.get(_name(test), "not reported")) != expected:
+                return f"a canary that must have {expected} was {got}"
+        return ""
+
+    def without(self, outcomes: Mapping[str, str]) -> dict[str, str]:
+        """The outcomes of the real tests."""
+        names = self._names()
+        return {test: outcome for test, outcome in outcomes.items() if names.isdisjoint(_TEST_NAME.findall(test))}
+
+    def _by_name(self, outcomes: Mapping[str, str]) -> dict[str, str]:
+        """Outcomes of the canaries by name alone: every framework has ids of its own form."""
+        names = self._names()
+        return {n: outcome for test, outcome in outcomes.items() for n in _TEST_NAME.findall(test) if n in names}
+
+    def _names(self) -> set[str]:
+        return {_name(test) for pair in (self.canaries.own, *self.canaries.inside.values()) for test in pair}
+
+
+async def plant_for_log(sandbox: Sandbox, task: Task) -> Planted | None:
+    """Put canaries beside and into the hidden tests, which are in place unless the command brings them.
+
+    None where nobody knows how the command would be told to run one more module. Raises `SandboxError`.
+    """
+    modules = await _modules_in_image(sandbox) if task.tests.runner == "expected-output" else _hidden_modules(task)
+    directories = sorted({posixpath.dirname(path) for path in (*modules, *paths_of_diff(task.test_patch))})
+    style: Style = "functions" if _RUNS_SYMPY.search(task.tests.command) else "methods"
+    known = (*task.fail_to_pass, *task.tests.expected)
+    canaries = plant(dict.fromkeys(modules, ""), directories[0] if directories else "", known, style)
+    place = f"/tmp/.{secrets.token_hex(8)}"
+    texts = {**canaries.sources, canaries.own_path: canaries.own_source}
+    lines = [
+        f"cat {place}/{number} >> {shlex.quote(posixpath.join(task.workdir, path))}"
+        for number, path in enumerate(texts)
+    ]
+    if task.tests.runner == "expected-output":
+        command = task.tests.command if modules else None  # it runs all modules of that directory
+    elif task.tests.applies_tests:
+        command = _in_script(task.tests.command, canaries.own_path, lines)
+    else:
+        command = with_module(task.tests.command, canaries.own_path)
+    if command is None:
+        return None
+    for number, text in enumerate(texts.values()):
+        await sandbox.write(f"{place}/{number}", text.encode())
+    if not task.tests.applies_tests:
+        await run_checked(sandbox, ["sh", "-ec", "\n".join([*lines, f"rm -rf {place}"])])
+    return Planted(command=command, canaries=canaries)
+
+
+def with_module(command: str, path: str) -> str | None:
+    """`command` that runs the test module at `path`, too; None where its last part is not a known runner."""
+    last = re.split(r"&&|;", command)[-1]
+    if _REDIRECTED.search(last):
+        return None
+    if _RUNS_DJANGO.search(last):
+        return f"{command} {django_label(path)}"
+    if _RUNS_PYTEST.search(last) or _RUNS_SYMPY.search(last):
+        return f"{command} {shlex.quote(path)}"
+    return None
+
+
+def _in_script(script: str, path: str, planting: list[str]) -> str | None:
+    """A script with SWE-bench's markers that plants canaries before the first and runs them between the two."""
+    lines = script.split("\n")
+    starts, ends = ([n for n, line in enumerate(lines) if mark in line] for mark in (START_MARKER, END_MARKER))
+    if len(starts) != 1 or len(ends) != 1:
+        return None
+    tests = [with_module(line, path) for line in lines[starts[0] + 1 : ends[0]]]
+    if not any(tests):
+        return None
+    between = [new or old for new, old in zip(tests, lines[starts[0] + 1 : ends[0]], strict=True)]
+    return "\n".join([*lines[: starts[0]], *planting, lines[starts[0]], *between, *lines[ends[0] :]])
+
+
+def _hidden_modules(task: Task) -> list[str]:
+    """Modules that hold named tests; where names do not tell, those of the task's test patch."""
+    named = {test.partition("::")[0] for test in (*task.fail_to_pass, *task.pass_to_pass) if ".py::" in test}
+    return sorted(filter(is_test_module, named or paths_of_diff(task.test_patch)))
+
+
+async def _modules_in_image(sandbox: Sandbox) -> list[str]:
+    """The test modules of an R2E-Gym image, if its script has pytest run the directory that holds them."""
+    seen = await sandbox.exec("cat run_tests.sh && echo && ls r2e_tests", timeout=_TIMEOUT_S)
+    if seen.exit_code != 0 or not _RUNS_R2E.search(seen.text):
+        return []
+    return [f"r2e_tests/{name}" for name in seen.text.split() if is_test_module(name)]
+
+
+def _name(test: str) -> str:
+    return test.rpartition("::")[2]
