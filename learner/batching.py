@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from learner.batch_choice import choose
 from learner.ledger import Ledger
 from learner.replay_events import BatchFormed, Checkpointed, Event, Stale, Started, Trained, VersionServed
-from learner.replay_state import FormedBatch, Item
+from learner.replay_state import FormedBatch
 from protocol.config import Settings
 from protocol.errors import ReplayError
 from protocol.messages import (
@@ -66,16 +67,11 @@ class Batching:
                 waiting_for=f"{missing} more of {self._ledger.places.batch} trajectories for step {step}; "
                 f"{len(self._ledger.running)} episodes run",
             )
-        chosen: list[Item] = []
-        places = 0
+        budget = self._settings.learner.pack_tokens or 2 * self._settings.model.max_context
+        chosen = choose(self._ledger.state.ready, self._ledger.places.batch, budget)
         taken: Counter[int] = Counter()
-        for version in sorted(self._ledger.state.ready):
-            for item in self._ledger.state.ready[version]:
-                if places >= self._ledger.places.batch:
-                    break
-                chosen.append(item)
-                places += item.places
-                taken[version] += item.places
+        for item in chosen:
+            taken[item.oldest] += item.places
         late = self._ledger.places.overtaken(step, taken)
         if late is not None:
             return BatchWait(

@@ -42,5 +42,5 @@ def measure(replay: Replay) -> dict[str, float]:
     metrics |= {f"filtered.{name}": count for name, count in tally.filtered.items()}
     metrics |= {f"ended.{kind}": count for kind, count in tally.ended.items()}
     metrics |= {f"pressure.{name}": level for name, level in replay.concurrency.levels.items()}
-    metrics |= state.survivorship.distances()
+    metrics |= state.survivorship.metrics()
     return {name: float(value) for name, value in metrics.items()}

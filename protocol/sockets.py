@@ -16,19 +16,20 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import zmq
-import zmq.asyncio
-import zmq.utils.monitor
 
 from protocol.errors import ConfigError, DeadlineError, WireError
+from protocol.frames import Joiner, split
+from protocol.loop_socket import LoopSocket
 from protocol.messages import Message, Refused
 from protocol.wire import DEFAULT_MAX_BYTES, Codec
 
 _ID_BYTES = 8
+_Reply = Message | WireError
 
 
 class Keys(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,8 +95,22 @@ class _RunMembersOnly:
         self._authenticator.stop()
 
 
-def _refusal(endpoint: str, message: Message, reply: Refused) -> WireError:
-    return WireError(f"{endpoint} refused {type(message).__name__}: {reply.reason}", kind=reply.kind)
+def _decode(codec: Codec, parts: Sequence[zmq.Frame]) -> Message:
+    return codec.decode(split([part.buffer for part in parts], codec.max_frames))
+
+
+def _unless_refused(endpoint: str, message: Message, reply: _Reply) -> Message:
+    if isinstance(reply, Refused):
+        raise WireError(f"{endpoint} refused {type(message).__name__}: {reply.reason}", kind=reply.kind)
+    if isinstance(reply, WireError):
+        raise reply
+    return reply
+
+
+def _silence(endpoint: str, message: Message, timeout_s: float) -> DeadlineError:
+    return DeadlineError(
+        f"no answer from {endpoint} to {type(message).__name__} within {timeout_s:g} s", kind="request"
+    )
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -114,21 +129,21 @@ class Server:
 
     def __init__(self, endpoint: str, keys: Keys | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         check_endpoint(endpoint, keys)
-        self._context = zmq.asyncio.Context()
-        self._gate = None
-        if keys and endpoint.startswith("tcp://"):
-            self._gate = _RunMembersOnly(zmq.Context.shadow(self._context.underlying), keys)
-        self._socket = self._context.socket(zmq.ROUTER)
-        _configure(self._socket, keys if self._gate else None, server=True, max_bytes=max_bytes)
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._context = zmq.Context()
+        self._gate = _RunMembersOnly(self._context, keys) if keys and endpoint.startswith("tcp://") else None
+        socket = self._context.socket(zmq.ROUTER)
+        _configure(socket, keys if self._gate else None, server=True, max_bytes=max_bytes)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._socket = LoopSocket(socket)
         self._codec = Codec(max_bytes=max_bytes)
+        self._joiner = Joiner()
         self.num_refused = 0
         try:
-            self._socket.bind(endpoint)
+            socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(f"cannot listen on {endpoint}: {error.strerror or error}", kind="endpoint") from error
-        bound = self._socket.getsockopt(zmq.LAST_ENDPOINT)
+        bound = socket.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(bound, bytes)
         self.endpoint = bound.rstrip(b"\0").decode()
 
@@ -146,13 +161,13 @@ class Server:
 
     async def receive(self) -> tuple[Peer, Message] | None:
         """The next message, or None when it was refused."""
-        frames = await self._socket.recv_multipart(copy=False)
-        if len(frames) < 3 or len(frames[1].buffer) != _ID_BYTES:
+        identity, *rest = await self._socket.receive()
+        if len(rest) < 2 or len(rest[0].buffer) != _ID_BYTES:
             self.num_refused += 1
             return None
-        peer = Peer(frames[0].bytes, frames[1].bytes)
+        peer = Peer(identity.bytes, rest[0].bytes)
         try:
-            return peer, self._codec.decode([f.buffer for f in frames[2:]])
+            return peer, _decode(self._codec, rest[1:])
         except WireError as error:
             self.num_refused += 1
             await self.send(peer, Refused(kind=error.label, reason=str(error)))
@@ -160,11 +175,11 @@ class Server:
 
     async def send(self, peer: Peer, message: Message) -> None:
         """Answer `peer`. A peer that is gone is not an error: its answer is dropped."""
-        await self._socket.send_multipart([peer.identity, peer.request, *self._codec.encode(message)], copy=False)
+        self._socket.send([peer.identity, peer.request, *self._joiner.join(self._codec.encode(message))])
 
     def close(self) -> None:
         """Stop listening; waiters end."""
-        self._socket.close(linger=0)
+        self._socket.close()
         if self._gate:
             self._gate.stop()
         self._context.term()
@@ -176,66 +191,70 @@ class Client:
     def __init__(self, endpoint: str, keys: Keys | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         check_endpoint(endpoint, keys)
         self.endpoint = endpoint
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        _configure(self._socket, keys if endpoint.startswith("tcp://") else None, server=False, max_bytes=max_bytes)
+        self._context = zmq.Context()
+        socket = self._context.socket(zmq.DEALER)
+        _configure(socket, keys if endpoint.startswith("tcp://") else None, server=False, max_bytes=max_bytes)
+        socket.connect(endpoint)
+        self._socket = LoopSocket(socket)
         self._codec = Codec(max_bytes=max_bytes)
+        self._joiner = Joiner()
         self._ids = itertools.count(1)
-        self._open: dict[bytes, asyncio.Queue[Message | WireError]] = {}
+        self._open: dict[bytes, Callable[[_Reply], None]] = {}
         self._reader: asyncio.Task[None] | None = None
         self.num_late = 0
-        self._socket.connect(endpoint)
 
     async def request(self, message: Message, timeout_s: float) -> Message:
         """The one reply to `message`. Raises `DeadlineError`, or `WireError` if the reply is malformed or `Refused`."""
-        async with contextlib.aclosing(self.stream(message, timeout_s)) as replies:
-            async for reply in replies:
-                if isinstance(reply, Refused):
-                    raise WireError(
-                        f"{self.endpoint} refused {type(message).__name__}: {reply.reason}", kind=reply.kind
-                    )
-                return reply
-        raise AssertionError("a stream ends only by an exception or its consumer")
+        reply: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
+        with self._asked(message, lambda first: None if reply.done() else reply.set_result(first)):
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return _unless_refused(self.endpoint, message, await reply)
+            except TimeoutError:
+                raise _silence(self.endpoint, message, timeout_s) from None
 
     async def stream(self, message: Message, timeout_s: float) -> AsyncGenerator[Message]:
         """Every reply to `message` until the caller stops; `timeout_s` is the longest wait for the next one."""
-        if self._reader is None:
-            self._reader = asyncio.create_task(self._read(), name=f"client of {self.endpoint}")
-        request = next(self._ids).to_bytes(_ID_BYTES, "little")
-        replies: asyncio.Queue[Message | WireError] = asyncio.Queue()
-        self._open[request] = replies
-        try:
-            await self._socket.send_multipart([request, *self._codec.encode(message)], copy=False)
+        replies: asyncio.Queue[_Reply] = asyncio.Queue()
+        with self._asked(message, replies.put_nowait):
             while True:
                 try:
                     async with asyncio.timeout(timeout_s):
                         reply = await replies.get()
                 except TimeoutError:
-                    raise DeadlineError(
-                        f"no answer from {self.endpoint} to {type(message).__name__} within {timeout_s:g} s",
-                        kind="request",
-                    ) from None
+                    raise _silence(self.endpoint, message, timeout_s) from None
                 if isinstance(reply, WireError):
                     raise reply
                 yield reply
+
+    @contextlib.contextmanager
+    def _asked(self, message: Message, take: Callable[[_Reply], None]) -> Iterator[None]:
+        """Send a request; `take` is given what comes back to it meanwhile."""
+        if self._reader is None:
+            self._reader = asyncio.create_task(self._read(), name=f"client of {self.endpoint}")
+        request = next(self._ids).to_bytes(_ID_BYTES, "little")
+        self._open[request] = take
+        try:
+            self._socket.send([request, *self._joiner.join(self._codec.encode(message))])
+            yield
         finally:
-            self._open.pop(request, None)
+            del self._open[request]
 
     async def _read(self) -> None:
         """Give each reply to the request that waits for it. Waits for ever; `close()` unblocks it."""
         while True:
             try:
-                frames = await self._socket.recv_multipart(copy=False)
+                request, *parts = await self._socket.receive()
             except zmq.ZMQError:
                 return
-            waiter = self._open.get(frames[0].bytes)
-            if waiter is None:
+            take = self._open.get(request.bytes)
+            if take is None:
                 self.num_late += 1
                 continue
             try:
-                waiter.put_nowait(self._codec.decode([f.buffer for f in frames[1:]]))
+                take(_decode(self._codec, parts))
             except WireError as error:
-                waiter.put_nowait(error)
+                take(error)
 
     async def close(self) -> None:
         """Drop the connection; open requests end by their deadlines."""
@@ -243,7 +262,7 @@ class Client:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
-        self._socket.close(linger=0)
+        self._socket.close()
         self._context.term()
 
     async def __aenter__(self) -> Client:
@@ -263,6 +282,7 @@ class BlockingClient:
         self._socket = self._context.socket(zmq.DEALER)
         _configure(self._socket, keys if endpoint.startswith("tcp://") else None, server=False, max_bytes=max_bytes)
         self._codec = Codec(max_bytes=max_bytes)
+        self._joiner = Joiner()
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._socket.connect(endpoint)
@@ -271,23 +291,15 @@ class BlockingClient:
         """The reply to `message`. Raises `DeadlineError`, or `WireError` if the reply is malformed or `Refused`."""
         with self._lock:
             request = next(self._ids).to_bytes(_ID_BYTES, "little")
-            self._socket.send_multipart([request, *self._codec.encode(message)], copy=False)
+            self._socket.send_multipart([request, *self._joiner.join(self._codec.encode(message))], copy=False)
             deadline = time.monotonic() + timeout_s
             while (left := deadline - time.monotonic()) > 0:
                 if not self._socket.poll(int(left * 1000) + 1):
                     break
-                frames: Sequence[Any] = self._socket.recv_multipart(copy=False)
-                if frames[0].bytes != request:  # the answer to a request that gave up
-                    continue
-                reply = self._codec.decode([f.buffer for f in frames[1:]])
-                if isinstance(reply, Refused):
-                    raise WireError(
-                        f"{self.endpoint} refused {type(message).__name__}: {reply.reason}", kind=reply.kind
-                    )
-                return reply
-        raise DeadlineError(
-            f"no answer from {self.endpoint} to {type(message).__name__} within {timeout_s:g} s", kind="request"
-        )
+                answered, *parts = self._socket.recv_multipart(copy=False)
+                if answered.bytes == request:  # else it is the answer to a request that gave up
+                    return _unless_refused(self.endpoint, message, _decode(self._codec, parts))
+        raise _silence(self.endpoint, message, timeout_s)
 
     def close(self) -> None:
         """Drop the connection."""

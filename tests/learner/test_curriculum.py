@@ -1,4 +1,4 @@
-"""Pool, sampler and survivorship accounting."""
+"""The pool and the sampler."""
 
 from collections import Counter
 
@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.curriculum import FLOOR_SHARE, Curriculum, PassRate, WeightTree, signal, tasks_to_drop
-from learner.survivorship import total_variation
 
 TASKS = [f"t{i}" for i in range(20)]
 
@@ -74,10 +73,3 @@ def test_without_adaption_every_round_is_a_shuffle_of_the_pool():
     rounds = [[sampler.draw(r * 20 + i) for i in range(20)] for r in range(3)]
     assert all(sorted(r) == sorted(TASKS) for r in rounds)
     assert rounds[0] != rounds[1]
-
-
-def test_total_variation():
-    assert total_variation({"a": 1, "b": 1}, {"a": 5, "b": 5}) == 0
-    assert total_variation({"a": 1}, {"b": 9}) == 1
-    assert total_variation({"a": 1, "b": 1}, {"a": 1}) == 0.5
-    assert total_variation({}, {"a": 1}) == 0

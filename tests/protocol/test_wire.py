@@ -152,8 +152,8 @@ async def test_a_bad_message_is_refused_counted_and_harms_nobody(tmp_path):
     server = Server(f"ipc://{tmp_path}/s")
     serving = asyncio.create_task(echo(server))
     async with Client(server.endpoint) as client:
-        await client._socket.send_multipart([b"12345678", b"garbage"])
-        await client._socket.send_multipart([b"short"])
+        client._socket._socket.send_multipart([b"12345678", b"garbage"])
+        client._socket._socket.send_multipart([b"short"])
         reply = await client.request(LeaseRequest(actor="a", capacity=3), timeout_s=10)
         assert reply.retry_after_s == 3
     assert server.num_refused == 2
