@@ -9,6 +9,7 @@ of its own to the tokens of single turns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 
 import numpy as np
 
@@ -60,6 +61,8 @@ def token_advantages(
         groups.setdefault(trajectory.group_id, []).append(index)
     for members in groups.values():
         rewards = [_reward(trajectories[i], settings) for i in members]
+        if settings.learner.loss.shuffle_rewards:
+            Random(f"{settings.seed} {trajectories[members[0]].group_id}").shuffle(rewards)
         for index, advantage in zip(members, group_advantages(rewards), strict=True):
             totals[index] += np.float32(advantage)
         for step_reward in step_rewards:

@@ -206,6 +206,9 @@ class LossSettings(Section):
     """Weight of the entropy bonus."""
     format_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Step-wise shaping: the tokens of a turn whose action could not be read lose so much advantage (0: off)."""
+    shuffle_rewards: bool = False
+    """Self-check: deal each group's rewards out to its members at random. A policy that still gets better learns from
+    something else than the reward."""
     length_threshold: Amount = 6
     """L_thr: turns from which the length penalty grows linearly to -1 at max_turns; at or above max_turns: off."""
 

@@ -75,3 +75,16 @@ def test_step_rewards_move_single_turns_and_not_the_group() -> None:
     np.testing.assert_allclose((shaped[1] - plain[1])[first.start : first.end], -0.4 - mean, atol=1e-6)
     np.testing.assert_allclose((shaped[1] - plain[1])[second.start : second.end], -mean, atol=1e-6)
     assert (shaped[1] - plain[1])[: first.start].tolist() == [0.0] * first.start
+
+
+def test_shuffled_rewards_are_the_groups_own_and_say_nothing_of_a_member() -> None:
+    settings = Settings.model_validate({"learner": {"loss": {"shuffle_rewards": True, "length_threshold": 100}}})
+    rng = np.random.default_rng(0)
+    successes = []
+    for number in range(200):
+        group = [random_trajectory(rng, 20, resolved=i < 2, member=i, group=f"g{number}") for i in range(8)]
+        dealt = [advantage[0] for advantage in token_advantages(group, settings)]
+        assert sorted(dealt) == pytest.approx(sorted(group_advantages([1, 1, 0, 0, 0, 0, 0, 0])), abs=1e-6)
+        assert dealt == [advantage[0] for advantage in token_advantages(group, settings)]
+        successes.append(dealt[:2])
+    assert abs(np.mean(successes)) < 0.3  # six standard errors of a mean of 400 draws
