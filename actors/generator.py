@@ -212,9 +212,9 @@ class EngineWeights:
         rows, *_ = await self._engine.collective_rpc("adopt_layout")
         return [TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in rows]
 
-    async def stage(self, path: Path, num_bytes: int, entries: Sequence[TensorEntry]) -> list[str]:
+    async def stage(self, path: Path, version: int, num_bytes: int, entries: Sequence[TensorEntry]) -> list[str]:
         rows = [msgspec.to_builtins(e) for e in entries]
-        return await self._job("adopt_stage", str(path), num_bytes, rows)
+        return await self._job("adopt_stage", str(path), version, num_bytes, rows)
 
     async def swap(self, version: int) -> None:
         """Pause, exchange, label, resume. Weights and label are two calls: the pause is what makes them one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +31,10 @@ class MemoryWeights:
     async def layout(self) -> list[TensorSpec]:
         return self._specs
 
-    async def stage(self, path: Path, num_bytes: int, entries: Sequence[TensorEntry]) -> list[str]:
-        staged = np.frombuffer(Segment.open(path, num_bytes).buffer, np.uint8)
+    async def stage(self, path: Path, version: int, num_bytes: int, entries: Sequence[TensorEntry]) -> list[str]:
+        segment = Segment.open(path, num_bytes)
+        await asyncio.to_thread(segment.wait_written, version, num_bytes)
+        staged = np.frombuffer(segment.buffer, np.uint8)
         self._staged = {e.name: staged[e.offset : e.offset + e.num_bytes].copy() for e in entries}
         return [tensor_checksum(self._staged[e.name].data) for e in entries]
 

@@ -42,9 +42,11 @@ class GeneratorWorker(PlatformWorker):
         """Begin to hash the weights in force; `adopt_result` has their checksums."""
         self._adopt().hash_in_force(names)
 
-    def adopt_stage(self, path: str, num_bytes: int, entries: list[dict[str, Any]]) -> None:
-        """Begin to copy a segment into the staged weights; `adopt_result` has the checksums of what arrived there."""
-        self._adopt().stage(path, num_bytes, msgspec.convert(entries, list[TensorEntry]))
+    def adopt_stage(self, path: str, version: int, num_bytes: int, entries: list[dict[str, Any]]) -> None:
+        """Begin to copy `version` out of a segment into the staged weights, following whoever writes it there;
+        `adopt_result` has the checksums of what arrived.
+        """
+        self._adopt().stage(path, version, num_bytes, msgspec.convert(entries, list[TensorEntry]))
 
     def adopt_result(self) -> list[str] | None:
         """Checksums in the order that was asked for, or None while they are being computed."""

@@ -6,6 +6,7 @@ whose captured graphs hold addresses, the staged weights stay in page-locked hos
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ import torch
 from actors.effective_weights import Part, effective_weights, unique_parameters
 from protocol.errors import WeightsError
 from protocol.messages import TensorEntry
-from protocol.segments import Segment
-from protocol.weights import tensor_checksum
+from protocol.segments import PIECE_BYTES, Segment
+from protocol.weights import TensorChecksum, tensor_checksum
 
 
 class WeightStaging:
@@ -44,9 +45,12 @@ class WeightStaging:
         parts = [self.in_force[n] for n in names]
         self._job = _Job(lambda: [_checksum(p.view) if p.is_whole else "" for p in parts])
 
-    def stage(self, path: str, num_bytes: int, entries: Sequence[TensorEntry]) -> None:
-        """Begin to copy `entries` from a segment. The caller has compared names, shapes and dtypes with the model."""
-        self._job = _Job(lambda: self._copy(path, num_bytes, entries))
+    def stage(self, path: str, version: int, num_bytes: int, entries: Sequence[TensorEntry]) -> None:
+        """Begin to copy `entries` from a segment into which `version` is being written, or has been.
+
+        The caller has compared names, shapes and dtypes with the model.
+        """
+        self._job = _Job(lambda: self._copy(path, version, num_bytes, entries))
 
     def result(self) -> list[str] | None:
         """Checksums of the last job, or None while it runs. Raises what it raised."""
@@ -65,24 +69,17 @@ class WeightStaging:
             torch.accelerator.synchronize()  # the staged memory is written again as soon as this returns
         self.in_force = self._parts({n: p.data for n, p in self._parameters.items()})
 
-    def _copy(self, path: str, num_bytes: int, entries: Sequence[TensorEntry]) -> list[str]:
+    def _copy(self, path: str, version: int, num_bytes: int, entries: Sequence[TensorEntry]) -> list[str]:
         if not self._staged:  # padding and buffers start as copies of what the model has
             self._staged = {n: _host_copy(p.data) for n, p in self._parameters.items()}
         parts = self._parts(self._staged)
-        buffer = self._segment(path, num_bytes).buffer
-        checksums = []
-        for entry in entries:
-            part, dtype = parts[entry.name], getattr(torch, entry.dtype)
-            count = entry.num_bytes // dtype.itemsize
-            source = torch.frombuffer(buffer, dtype=dtype, count=count, offset=entry.offset).view(part.shape)
-            part.view.copy_(source[part.index])
-            checksums.append(_checksum(part.view if part.is_whole else source))  # while it is still in the cache
-        return checksums
+        segment = self._segment(path, num_bytes)
+        return [_follow(segment, version, entry, parts[entry.name]) for entry in entries]
 
     def _segment(self, path: str, num_bytes: int) -> Segment:
         """Mapped once: a publisher uses the same two files again and again. A file made anew is mapped anew."""
         known = self._segments.get(path)
-        if known is None or not known.is_current() or len(known.buffer) != num_bytes:
+        if known is None or not known.is_current() or known.num_bytes != num_bytes:
             self._segments = {p: s for p, s in self._segments.items() if s.is_current()}
             self._segments[path] = Segment.open(Path(path), num_bytes)
         return self._segments[path]
@@ -115,10 +112,35 @@ class _Job(threading.Thread):
         return self._result
 
 
+def _follow(segment: Segment, version: int, entry: TensorEntry, part: Part) -> str:
+    """Copy one tensor as it is written, and hash every piece of the copy while it is in the cache. Its checksum.
+
+    Where this device holds only a part of the tensor, the source is hashed: no copy of the whole is anywhere.
+    """
+    dtype = getattr(torch, entry.dtype)
+    source = torch.frombuffer(segment.buffer, dtype=dtype, count=math.prod(entry.shape), offset=entry.offset)
+    if not (part.is_whole and part.view.is_contiguous()):
+        segment.wait_written(version, entry.offset + entry.num_bytes)
+        part.view.copy_(source.view(part.shape)[part.index])
+        return _checksum(part.view if part.is_whole else source)
+    target, piece, checksum = part.view.view(-1), PIECE_BYTES // dtype.itemsize, TensorChecksum()
+    for start in range(0, len(source), piece):
+        end = min(start + piece, len(source))
+        segment.wait_written(version, entry.offset + end * dtype.itemsize)
+        target[start:end].copy_(source[start:end])
+        checksum.update(_memory(target[start:end]))
+    return checksum.hexdigest()
+
+
 def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
     copy = tensor.detach().to("cpu", copy=True)
     return copy if tensor.device.type == "cpu" else copy.pin_memory()
 
 
 def _checksum(tensor: torch.Tensor) -> str:
-    return tensor_checksum(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return tensor_checksum(_memory(tensor.detach().cpu().contiguous()))
+
+
+def _memory(tensor: torch.Tensor) -> memoryview:
+    memory: memoryview = tensor.flatten().view(torch.uint8).numpy().data
+    return memory

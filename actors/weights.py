@@ -4,6 +4,7 @@
          -> stage beside the weights in force, and hash what was staged -> pause, exchange, label, resume
          -> report the checksum with the next poll
 
+Out of shared memory a version is staged while it is still being written there; its checksums come when it is complete.
 Nothing is aborted. Weights that do not arrive as the learner has them are fetched again, and never put in force; after
 several tries the generator stops and says why.
 """
@@ -14,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,16 @@ import numpy as np
 
 from protocol.config import WeightSettings
 from protocol.errors import DeadlineError, LonghaulError, WeightsError, WireError
-from protocol.messages import Manifest, TensorEntry, WeightsBucket, WeightsFetch, WeightsNone, WeightsOffer, WeightsPoll
+from protocol.messages import (
+    Manifest,
+    TensorEntry,
+    WeightsAwait,
+    WeightsBucket,
+    WeightsFetch,
+    WeightsNone,
+    WeightsOffer,
+    WeightsPoll,
+)
 from protocol.segments import Segment, host_identity, segment_path
 from protocol.sockets import Client, Keys
 from protocol.weights import (
@@ -49,8 +59,10 @@ class WeightHolder(Protocol):
         """The tensors that the model holds."""
         ...
 
-    async def stage(self, path: Path, num_bytes: int, entries: Sequence[TensorEntry]) -> list[str]:
-        """Copy tensors from a shared-memory file beside the weights in force. Checksums of the copies."""
+    async def stage(self, path: Path, version: int, num_bytes: int, entries: Sequence[TensorEntry]) -> list[str]:
+        """Copy tensors from a shared-memory file beside the weights in force, as far as it holds `version`, waiting for
+        the rest. Checksums of the copies. Raises `WeightsError` (`withdrawn` if there will be no rest).
+        """
         ...
 
     async def swap(self, version: int) -> None:
@@ -130,7 +142,12 @@ class WeightAdopter:
         if not isinstance(reply, WeightsOffer):
             raise WireError(f"expected WeightsOffer, got {type(reply).__name__}", kind="unexpected")
         async with self._signs_of_life(reply.manifest.version):
-            await self._adopt(reply.manifest)
+            try:
+                await self._adopt(reply.manifest)
+            except WeightsError as error:
+                if error.kind != "withdrawn":
+                    raise
+                _log.info("%s: version %d was withdrawn: %s", self._name, reply.manifest.version, error)
         return True
 
     async def close(self) -> None:
@@ -146,32 +163,67 @@ class WeightAdopter:
         if not self._expected:
             self._expected = {s.name: s for s in await self._holder.layout()}
         verify_manifest(manifest, self._expected, self._tied)
+        if self.version == NO_VERSION:
+            manifest = await self._completed(manifest)
         if self.version == NO_VERSION and await self._checksum_in_force(manifest) == manifest.checksum:
             await self._holder.label(manifest.version)  # it is what was loaded from disk
         else:
             started = time.monotonic()
-            await self._stage(manifest)
+            manifest = await self._stage(manifest)
             staged = time.monotonic()
             await self._holder.swap(manifest.version)
             self.stage_s, self.swap_s = staged - started, time.monotonic() - staged
         self.version, self.checksum = manifest.version, manifest.checksum
         self.num_adopted += 1
 
-    async def _stage(self, manifest: Manifest) -> None:
-        """Have the engine hold the weights of `manifest` beside those in force, proved tensor by tensor."""
+    async def _stage(self, manifest: Manifest) -> Manifest:
+        """Have the engine hold the weights of `manifest` beside those in force, proved tensor by tensor by the complete
+        manifest, which is returned.
+        """
         for attempt in range(_MAX_TRIES):
             try:
-                segment = self._map_published(manifest) or await self._fetch(manifest, full=attempt > 0)
+                segment = self._map_published(manifest)
+                if segment is None:
+                    manifest = await self._completed(manifest)
+                    segment = await self._fetch(manifest, full=attempt > 0)
                 entries = [e for e in manifest.tensors if e.name in self._expected]
-                checksums = await self._holder.stage(segment, manifest.num_bytes, entries)
-                _compare(manifest, entries, checksums)
-                return
+                staging = self._holder.stage(segment, manifest.version, manifest.num_bytes, entries)
+                checksums, complete = await asyncio.gather(staging, self._completed(manifest), return_exceptions=True)
+                if isinstance(complete, BaseException):  # the first to ask: it knows of a version that was withdrawn
+                    raise complete
+                if isinstance(checksums, BaseException):
+                    raise checksums
+                _compare(complete, checksums, self._expected)
+                return complete
             except WeightsError as error:
+                if error.kind == "withdrawn":
+                    raise
                 self.num_refetched += 1
                 self._staged_version = NO_VERSION
                 _log.warning("%s: try %d: %s", self._name, attempt + 1, error)
                 last = error
         raise WeightsError(f"{self._name}: gave up after {_MAX_TRIES} tries: {last}", kind=last.kind)
+
+    async def _completed(self, manifest: Manifest) -> Manifest:
+        """`manifest` with its checksums, once the publisher has written all of it.
+
+        Raises `WeightsError` (`withdrawn`) if it never will be, and `DeadlineError`.
+        """
+        deadline = time.monotonic() + self._settings.timeout_s
+        while not manifest.is_complete:
+            request = WeightsAwait(generator=self._name, version=manifest.version)
+            try:
+                reply = await self._client.request(request, timeout_s=_POLL_TIMEOUT_S)
+            except WireError as error:
+                raise WeightsError(str(error), kind="withdrawn") from error
+            if isinstance(reply, WeightsOffer):
+                verify_manifest(reply.manifest, self._expected, self._tied)
+                manifest = reply.manifest
+            elif time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"version {manifest.version} was not written within {self._settings.timeout_s:g} s", kind="weights"
+                )
+        return manifest
 
     def _map_published(self, manifest: Manifest) -> Path | None:
         """The publisher's own segment, if it is on this machine and may be used."""
@@ -181,7 +233,7 @@ class WeightAdopter:
 
     async def _fetch(self, manifest: Manifest, *, full: bool) -> Path:
         """Receive the buckets over the socket into a segment of our own, changed in place by deltas if it can be."""
-        if self._staging is None or len(self._staging.buffer) != manifest.num_bytes:
+        if self._staging is None or self._staging.num_bytes != manifest.num_bytes:
             path = segment_path(manifest.run, f"{self._name}-staging")
             self._staging = await asyncio.to_thread(Segment.create, path, manifest.num_bytes)
             self._staged_version = NO_VERSION
@@ -199,6 +251,8 @@ class WeightAdopter:
                     f"asked for bucket {bucket} of version {manifest.version}, got another", kind="bucket"
                 )
             await asyncio.to_thread(_write_bucket, target[bucket_range(manifest, bucket)], reply)
+        self._staging.begin(manifest.version)
+        self._staging.advance(manifest.num_bytes)
         self._staged_version = manifest.version
         return self._staging.path
 
@@ -233,8 +287,9 @@ class WeightAdopter:
             await self._client.request(failure, timeout_s=2.0)
 
 
-def _compare(manifest: Manifest, entries: Sequence[TensorEntry], checksums: Sequence[str]) -> None:
-    """Raise `WeightsError` naming the first tensor that is not what `manifest` says."""
+def _compare(manifest: Manifest, checksums: Sequence[str], staged: Container[str]) -> None:
+    """Raise `WeightsError` naming the first of the `staged` tensors that is not what `manifest` says."""
+    entries = [e for e in manifest.tensors if e.name in staged]
     for entry, got in zip(entries, checksums, strict=True):
         if got != entry.checksum:
             raise WeightsError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from protocol.errors import WeightsError
 from protocol.messages import Manifest, TensorEntry, WeightsBucket
-from protocol.segments import Segment, segment_path
+from protocol.segments import PIECE_BYTES, Segment, segment_path
 from protocol.weights import ITEM_BYTES, TensorSpec, bucket_range, encode_delta, place, tensor_checksum
 
 
@@ -28,6 +28,7 @@ class WeightBuffers:
     def __init__(self, run: str, dtype: torch.dtype | None, *, with_delta: bool, full_every: int) -> None:
         self._paths = [segment_path(run, f"weights-{i}") for i in range(2)]
         self._segments: dict[int, Segment] = {}  # by version
+        self._spare: Segment | None = None  # of a version that was withdrawn
         self._dtype = dtype
         self._with_delta = with_delta
         self._full_every = full_every
@@ -47,46 +48,42 @@ class WeightBuffers:
         """File that holds `version`."""
         return str(self._segments[version].path)
 
-    def fill(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[Future[str]]:
+    def fill(
+        self, version: int, tensors: Iterable[tuple[str, torch.Tensor]], on_begin: Callable[[], None]
+    ) -> list[Future[str]]:
         """Copy one version into the segment that is free, over the oldest.
 
         Returns the checksums, in the order of `entries`: hashing runs behind the copying, in a thread of its own.
+        `on_begin` is called when it is known where the version will lie, before its first byte is written; not for the
+        first version, whose layout only its tensors tell.
         Raises `WeightsError` if names, order or shapes differ from those of the first version.
         """
         if not self.entries:
             return self._fill_first(version, tensors)
-        oldest = self.oldest_version
-        if oldest is None:
-            used = {s.path for s in self._segments.values()}
-            segment = Segment.create(next(p for p in self._paths if p not in used), self.num_bytes)
-        else:
-            segment = self._segments.pop(oldest)
-        checksums: list[Future[str]] = []
-        count = 0
-        for name, tensor in tensors:
-            spec = self._spec(name, tensor)
-            expected = self.entries[count] if count < len(self.entries) else None
-            if expected is None or spec != TensorSpec(expected.name, expected.dtype, tuple(expected.shape)):
-                raise WeightsError(f"version {version} brings {spec}, expected {expected}", kind="shape")
-            _copy(segment, expected, tensor)
-            checksums.append(self._hash(segment, expected))
-            count += 1
-        if count != len(self.entries):
-            raise WeightsError(f"version {version} ends before {self.entries[count].name}", kind="name")
+        segment = self._free_segment()
+        segment.begin(version)
         self._segments[version] = segment
         with self._delta_lock:
             self._deltas.clear()
-        return checksums
+        on_begin()
+        try:
+            return self._write(segment, version, tensors)
+        except BaseException:
+            segment.withdraw()
+            self._spare = self._segments.pop(version)
+            raise
 
     def bucket(self, manifest: Manifest, bucket: int, base_version: int) -> WeightsBucket:
         """One bucket of the newest version, as a delta where the generator holds the version before."""
         wanted = bucket_range(manifest, bucket)
-        new = self._array(manifest.version)[wanted]
-        if self._with_delta and manifest.version % self._full_every and base_version in self._segments:
-            delta = self._delta(manifest, bucket, base_version, wanted)
+        new, old = self._segments.get(manifest.version), self._segments.get(base_version)
+        if new is None:
+            raise WeightsError(f"version {manifest.version} has been overwritten", kind="version")
+        if self._with_delta and manifest.version % self._full_every and old is not None:
+            delta = self._delta(manifest.version, bucket, _bytes_in(old, wanted), _bytes_in(new, wanted))
             if delta is not None:
                 return WeightsBucket(version=manifest.version, bucket=bucket, data=delta, base_version=base_version)
-        return WeightsBucket(version=manifest.version, bucket=bucket, data=new)
+        return WeightsBucket(version=manifest.version, bucket=bucket, data=_bytes_in(new, wanted))
 
     def unlink(self) -> None:
         """Remove the files."""
@@ -94,19 +91,37 @@ class WeightBuffers:
         for path in self._paths:
             path.unlink(missing_ok=True)
 
-    def _delta(self, manifest: Manifest, bucket: int, base_version: int, wanted: slice) -> np.ndarray | None:
-        """Encoded once for all generators."""
-        key = (manifest.version, bucket)
-        with self._delta_lock:
-            if key not in self._deltas:
-                old, new = self._array(base_version)[wanted], self._array(manifest.version)[wanted]
-                delta = encode_delta(old, new, ITEM_BYTES[self.entries[0].dtype])
-                self._deltas[key] = delta
-                self.delta_share = 1.0 if delta is None else delta.nbytes / new.nbytes
-            return self._deltas[key]
+    def _free_segment(self) -> Segment:
+        if self._spare is not None:
+            segment, self._spare = self._spare, None
+            return segment
+        if self.oldest_version is not None:
+            return self._segments.pop(self.oldest_version)
+        used = {s.path for s in self._segments.values()}
+        return Segment.create(next(p for p in self._paths if p not in used), self.num_bytes)
 
-    def _array(self, version: int) -> np.ndarray:
-        return np.frombuffer(self._segments[version].buffer, np.uint8)
+    def _write(self, segment: Segment, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[Future[str]]:
+        checksums: list[Future[str]] = []
+        for name, tensor in tensors:
+            spec, count = self._spec(name, tensor), len(checksums)
+            expected = self.entries[count] if count < len(self.entries) else None
+            if expected is None or spec != TensorSpec(expected.name, expected.dtype, tuple(expected.shape)):
+                raise WeightsError(f"version {version} brings {spec}, expected {expected}", kind="shape")
+            _copy(segment, expected, tensor)
+            checksums.append(self._hash(segment, expected))
+        if len(checksums) != len(self.entries):
+            raise WeightsError(f"version {version} ends before {self.entries[len(checksums)].name}", kind="name")
+        segment.advance(self.num_bytes)
+        return checksums
+
+    def _delta(self, version: int, bucket: int, old: np.ndarray, new: np.ndarray) -> np.ndarray | None:
+        """Encoded once for all generators. (Should `old` be overwritten meanwhile, the checksums show it.)"""
+        with self._delta_lock:
+            if (version, bucket) not in self._deltas:
+                delta = encode_delta(old, new, ITEM_BYTES[self.entries[0].dtype])
+                self._deltas[version, bucket] = delta
+                self.delta_share = 1.0 if delta is None else delta.nbytes / new.nbytes
+            return self._deltas[version, bucket]
 
     def _spec(self, name: str, tensor: torch.Tensor) -> TensorSpec:
         dtype = str(self._dtype or tensor.dtype).removeprefix("torch.")
@@ -125,15 +140,22 @@ class WeightBuffers:
                 file.write(_bytes_of(tensor.detach().to("cpu", self._dtype or tensor.dtype)))
                 entries.append(entry)
                 end = entry.offset + entry.num_bytes
+            file.truncate(Segment.file_bytes(end))
         if not entries:
             raise WeightsError(f"version {version} holds no tensors", kind="name")
         self.entries, self.num_bytes = entries, end
-        self._segments[version] = Segment.open(path, self.num_bytes, writable=True)
-        return [self._hash(self._segments[version], entry) for entry in entries]
+        segment = self._segments[version] = Segment.open(path, self.num_bytes, writable=True)
+        segment.begin(version)
+        segment.advance(self.num_bytes)
+        return [self._hash(segment, entry) for entry in entries]
 
     def _hash(self, segment: Segment, entry: TensorEntry) -> Future[str]:
         memory = memoryview(segment.buffer)[entry.offset : entry.offset + entry.num_bytes]
         return self._hashing.submit(tensor_checksum, memory)
+
+
+def _bytes_in(segment: Segment, wanted: slice) -> np.ndarray:
+    return np.frombuffer(segment.buffer, np.uint8)[wanted]
 
 
 def _private(path: str, flags: int) -> int:
@@ -145,7 +167,12 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def _copy(segment: Segment, entry: TensorEntry, tensor: torch.Tensor) -> None:
+    """In pieces, so that whoever follows is never far behind, and finds what it copies in the cache."""
+    source = tensor.detach().flatten()
     target = torch.frombuffer(
-        segment.buffer, dtype=getattr(torch, entry.dtype), count=tensor.numel(), offset=entry.offset
+        segment.buffer, dtype=getattr(torch, entry.dtype), count=source.numel(), offset=entry.offset
     )
-    target.view(tensor.shape).copy_(tensor.detach())
+    piece = PIECE_BYTES // target.element_size()
+    for start in range(0, len(target), piece):
+        target[start : start + piece].copy_(source[start : start + piece])
+        segment.advance(entry.offset + min(start + piece, len(target)) * target.element_size())

@@ -2,6 +2,8 @@
 
 `publish` copies one version into one of two shared-memory segments and returns; hashing and everything that involves a
 generator happens in the publisher's own thread. A segment is only overwritten once no generator can be reading it.
+A version is offered as soon as its first byte is to be written, so that generators on this machine read close behind;
+what they have read counts for nothing until the complete manifest, with the checksums, is published (`WeightsAwait`).
 Generators ask (`WeightsPoll`); each poll says which version they serve, with its checksum, so that one message is
 registration, sign of life, acknowledgement and proof.
 """
@@ -9,6 +11,7 @@ registration, sign of life, acknowledgement and proof.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -26,6 +29,8 @@ from protocol.messages import (
     Manifest,
     Message,
     Refused,
+    TensorEntry,
+    WeightsAwait,
     WeightsBucket,
     WeightsFetch,
     WeightsNone,
@@ -69,8 +74,10 @@ class WeightPublisher:
         self._buffers = WeightBuffers(run, dtype, with_delta=settings.delta, full_every=settings.full_every)
         self._roster = Roster(expected_generators)
         self._on_adopted = on_adopted
-        self._current: Manifest | None = None
-        self._changed = threading.Condition()  # guards the roster and the current manifest
+        self._current: Manifest | None = None  # the newest complete one
+        self._coming: Manifest | None = None  # newer, not complete yet
+        self._changed = threading.Condition()  # guards the roster and the manifests
+        self._completion: Future[None] | None = None  # of the version published last
         self._announced: asyncio.Event | None = None
         self._blocked_s = 0.0
         self._hash_s = 0.0
@@ -104,9 +111,14 @@ class WeightPublisher:
                     f"version {version} is not newer than {self._current.version}, which is published", kind="version"
                 )
         self._wait_for_free_buffer()
-        checksums = self._buffers.fill(version, tensors)
+        try:
+            checksums = self._buffers.fill(version, tensors, on_begin=lambda: self._offer_early(version))
+        except BaseException:
+            self._set_coming(None)
+            raise
         self._blocked_s = time.monotonic() - started
-        asyncio.run_coroutine_threadsafe(self._announce(version, checksums), self._loop).add_done_callback(self._note)
+        self._completion = asyncio.run_coroutine_threadsafe(self._complete(version, checksums), self._loop)
+        self._completion.add_done_callback(self._note)
 
     def wait_adopted(self, version: int, timeout_s: float) -> None:
         """Return once every live generator serves `version` or a newer one, with the learner's checksum.
@@ -162,6 +174,8 @@ class WeightPublisher:
     def _wait_for_free_buffer(self) -> None:
         """Waits until no generator reads the older segment; its next poll or its silence unblocks it."""
         deadline = time.monotonic() + self._settings.timeout_s
+        if self._completion is not None:
+            self._completion.result(self._settings.timeout_s)  # done long ago, or the publisher is broken
         with self._changed:
             while readers := self._roster.readers_of(self._buffers.oldest_version):
                 self._roster.drop_silent(time.monotonic())
@@ -170,6 +184,28 @@ class WeightPublisher:
                     self._roster.drop(readers)
                     return
                 self._changed.wait(0.1)
+
+    def _offer_early(self, version: int) -> None:
+        """Let generators on this machine follow the copying; others can only fetch what is complete."""
+        if self._settings.channel != "zmq":
+            self._set_coming(self._manifest(version, self._buffers.entries))
+
+    def _set_coming(self, manifest: Manifest | None) -> None:
+        with self._changed:
+            self._coming = manifest
+        self._loop.call_soon_threadsafe(self._wake)
+
+    def _manifest(self, version: int, entries: list[TensorEntry]) -> Manifest:
+        return Manifest(
+            version=version,
+            tensors=entries,
+            num_bytes=self._buffers.num_bytes,
+            checksum=weights_checksum(entries),
+            run=self._run,
+            host=host_identity(),
+            segment=str(self._buffers.path_of(version)) if self._settings.channel != "zmq" else "",
+            bucket_bytes=self._settings.bucket_mib << 20,
+        )
 
     # --- the publisher's own thread -------------------------------------------------------------------------------
 
@@ -229,6 +265,8 @@ class WeightPublisher:
             match message:
                 case WeightsPoll():
                     reply = await self._poll(message)
+                case WeightsAwait():
+                    reply = await self._await_complete(message)
                 case WeightsFetch():
                     reply = await self._fetch(message)
                 case _:
@@ -240,20 +278,53 @@ class WeightPublisher:
     async def _poll(self, poll: WeightsPoll) -> WeightsOffer | WeightsNone:
         """Waits for a newer version for at most a second, so that every generator is heard of at least so often."""
         self._hear(poll)
-        deadline = self._loop.time() + _PARK_S
-        while not poll.failure and poll.taking < 0:
-            assert self._announced is not None
-            announced = self._announced
-            with self._changed:
-                if self._current is not None and self._current.version > poll.version:
-                    self._roster.offered(poll.generator, self._current.version)
-                    return WeightsOffer(manifest=self._current)
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await announced.wait()
-            except TimeoutError:
-                break
+        offered: Manifest | None = None
+
+        def offer() -> bool:
+            nonlocal offered
+            newest = self._coming or self._current
+            if newest is None or newest.version <= poll.version:
+                return False
+            self._roster.offered(poll.generator, newest.version)
+            offered = newest
+            return True
+
+        if not poll.failure and poll.taking < 0 and await self._until(offer):
+            assert offered is not None
+            return WeightsOffer(manifest=offered)
         return WeightsNone(version=self._current.version if self._current else -1)
+
+    async def _await_complete(self, message: WeightsAwait) -> WeightsOffer | WeightsNone:
+        """Waits, for at most a second, until the version is complete or withdrawn."""
+
+        def is_over() -> bool:
+            return self._coming is None or self._coming.version != message.version
+
+        await self._until(is_over)
+        with self._changed:
+            if self._current is not None and self._current.version == message.version:
+                return WeightsOffer(manifest=self._current)
+            if not is_over():
+                return WeightsNone(version=self._current.version if self._current else -1)
+        raise WeightsError(f"version {message.version} is not on its way any more", kind="version")
+
+    async def _until(self, condition: Callable[[], bool]) -> bool:
+        """Whether `condition`, a question about the manifests, comes true within a second."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PARK_S):
+                while True:
+                    assert self._announced is not None
+                    announced = self._announced
+                    with self._changed:
+                        if condition():
+                            return True
+                    await announced.wait()
+        return False
+
+    def _wake(self) -> None:
+        assert self._announced is not None
+        announced, self._announced = self._announced, asyncio.Event()
+        announced.set()
 
     def _hear(self, poll: WeightsPoll) -> None:
         with self._changed:
@@ -280,31 +351,19 @@ class WeightPublisher:
         self._sent_bytes += reply.data.nbytes
         return reply
 
-    async def _announce(self, version: int, checksums: list[Future[str]]) -> None:
-        """Offer `version` once its last tensor is hashed."""
+    async def _complete(self, version: int, checksums: list[Future[str]]) -> None:
+        """Publish the manifest of `version` once its last tensor is hashed."""
         started = time.monotonic()
         sums = await asyncio.gather(*map(asyncio.wrap_future, checksums))
         entries = [msgspec.structs.replace(e, checksum=s) for e, s in zip(self._buffers.entries, sums, strict=True)]
-        checksum = weights_checksum(entries)
         self._hash_s = time.monotonic() - started
-        manifest = Manifest(
-            version=version,
-            tensors=entries,
-            num_bytes=self._buffers.num_bytes,
-            checksum=checksum,
-            run=self._run,
-            host=host_identity(),
-            segment=str(self._buffers.path_of(version)) if self._settings.channel != "zmq" else "",
-            bucket_bytes=self._settings.bucket_mib << 20,
-        )
+        manifest = self._manifest(version, entries)
         with self._changed:
-            self._current = manifest
-            self._roster.published(version, checksum)
+            self._current, self._coming = manifest, None
+            self._roster.published(version, manifest.checksum)
             self._announced_at = time.monotonic()
             self._changed.notify_all()
-        assert self._announced is not None
-        announced, self._announced = self._announced, asyncio.Event()
-        announced.set()
+        self._wake()
 
     def _note(self, future: object) -> None:
         error = future.exception()  # type: ignore[attr-defined]

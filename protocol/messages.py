@@ -108,6 +108,11 @@ class Manifest(Struct, frozen=True, kw_only=True):
     segment: str = ""  # file in shared memory on that machine; empty: only over the socket
     bucket_bytes: int = 64 << 20
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it is written. Before, the tensors have no checksums yet, and `checksum` proves nothing."""
+        return all(entry.checksum for entry in self.tensors)
+
 
 class WeightsPoll(Message, frozen=True, kw_only=True):
     """A generator serves `version`, proved by `checksum`, and asks for a newer one. Also its sign of life.
@@ -124,9 +129,16 @@ class WeightsPoll(Message, frozen=True, kw_only=True):
 
 
 class WeightsOffer(Message, frozen=True, kw_only=True):
-    """Newer weights are ready."""
+    """Newer weights are ready, or (a manifest that is not complete) on their way into its segment."""
 
     manifest: Manifest
+
+
+class WeightsAwait(Message, frozen=True, kw_only=True):
+    """Answered with the complete manifest of `version`, or `WeightsNone` while it is still being written."""
+
+    generator: str
+    version: int
 
 
 class WeightsNone(Message, frozen=True, kw_only=True):
@@ -375,6 +387,7 @@ Wire = (
     | GeneratorStatus
     | WeightsPoll
     | WeightsOffer
+    | WeightsAwait
     | WeightsNone
     | WeightsFetch
     | WeightsBucket

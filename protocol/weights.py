@@ -30,6 +30,10 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
 
 
+TensorChecksum = xxhash.xxh3_64
+"""Takes a tensor's bytes in pieces (`update`); `hexdigest()` is then its checksum."""
+
+
 def tensor_checksum(data: bytes | memoryview) -> str:
     """Checksum of a tensor's bytes."""
     return xxhash.xxh3_64_hexdigest(data)

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -185,10 +187,79 @@ async def test_flipped_bits_on_the_way_stop_the_generator_and_name_the_tensor(pu
     await adopter.close()
 
 
+async def test_half_a_version_is_never_in_force(publisher, settings):
+    """A segment whose writer says that it is done, while half of its bytes are those of the version before."""
+    publisher.publish(0, model(0).items())
+    holder = MemoryWeights(SPECS)
+    adopter = WeightAdopter(holder, "g0", publisher.endpoint, settings, tied={})
+    assert await adopter.poll()
+    publisher.publish(1, model(1).items())
+    await asyncio.to_thread(until, lambda: publisher.status()["version"] == 1)
+    old, new = (publisher._buffers._segments[v].buffer for v in (0, 1))
+    half = publisher._buffers.num_bytes // 2
+    new[:half] = old[:half]
+    with pytest.raises(WeightsError, match="embed arrived with checksum"):
+        await adopter.poll()
+    assert holder.labels == [0]
+    await adopter.close()
+
+
+async def test_a_segment_that_was_cut_short_is_refused_and_the_generator_says_so(tmp_path):
+    publisher = WeightPublisher(CHANNELS["shm"], f"ipc://{tmp_path}/w", f"test-{tmp_path.name}")
+    publisher.publish(0, model(0).items())
+    await asyncio.to_thread(until, lambda: publisher.status()["version"] == 0)
+    os.truncate(publisher._buffers.path_of(0), 100)
+    async with adopting(publisher, CHANNELS["shm"]) as (holder, _):
+        with pytest.raises(WeightsError, match=r"g0: .* has 100 bytes, expected at least"):
+            await asyncio.to_thread(publisher.wait_adopted, 0, 10)
+    assert holder.labels == []
+    publisher.close()
+
+
+class Halting:
+    """The tensors of `model(seed)`; after the first one it waits for `go`, and then goes on or fails."""
+
+    def __init__(self, seed: int, *, fails: bool) -> None:
+        self._seed, self._fails = seed, fails
+        self.go = threading.Event()
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for number, (name, tensor) in enumerate(model(self._seed).items()):
+            if number == 1:
+                assert self.go.wait(10)
+                if self._fails:
+                    raise RuntimeError("a rank was lost")
+            yield name, tensor
+
+
+async def test_a_version_is_received_while_it_is_written_and_in_force_only_when_it_is_whole(tmp_path):
+    publisher = WeightPublisher(CHANNELS["shm"], f"ipc://{tmp_path}/w", f"test-{tmp_path.name}")
+    publisher.publish(0, model(0).items())
+    async with adopting(publisher, CHANNELS["shm"]) as (holder, adopter):
+        await asyncio.to_thread(publisher.wait_adopted, 0, 10)
+        for version, fails in ((1, False), (2, True), (3, False), (4, True), (5, False)):
+            halting = Halting(version, fails=fails)
+            publishing = asyncio.create_task(asyncio.to_thread(publisher.publish, version, halting))
+            await asyncio.to_thread(until, lambda v=version: publisher._roster.readers_of(v) == ["g0"])
+            assert adopter.version < version
+            halting.go.set()
+            if fails:
+                with pytest.raises(RuntimeError, match="a rank was lost"):
+                    await publishing
+                continue
+            await publishing
+            await asyncio.to_thread(publisher.wait_adopted, version, 10)
+            assert {n: raw(t) for n, t in model(version).items()} == {n: a.tolist() for n, a in holder.tensors.items()}
+        assert holder.labels == [0, 1, 3, 5]
+        assert adopter.num_refetched == 0
+    publisher.close()
+    assert not list(DIRECTORY.glob(f"longhaul-test-{tmp_path.name}-*"))
+
+
 async def test_weights_that_the_engine_staged_wrongly_are_never_in_force(publisher, settings):
     class Forgetful(MemoryWeights):
-        async def stage(self, path, num_bytes, entries):
-            checksums = await super().stage(path, num_bytes, entries)
+        async def stage(self, path, version, num_bytes, entries):
+            checksums = await super().stage(path, version, num_bytes, entries)
             return [*checksums[:-1], "something else"]
 
     publisher.publish(0, model(0).items())

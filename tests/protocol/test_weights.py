@@ -1,7 +1,9 @@
+import threading
+
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import WeightsError
@@ -44,6 +46,7 @@ def test_good_weights_verify():
     assert [e.offset % 64 for e in manifest.tensors] == [0, 0, 0]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_every_flipped_bit_changes_the_checksum(data):
     manifest, buffer = weights()
@@ -105,6 +108,7 @@ def test_buckets_cover_every_byte_once():
             bucket_range(manifest, bad)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([2, 4]),
     st.integers(1, 3000),
@@ -136,6 +140,7 @@ def test_a_small_change_makes_a_small_delta():
     assert delta.nbytes < 0.02 * old.nbytes
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_delta_is_refused_or_caught_by_the_checksum_but_never_writes_outside(data):
     old = np.zeros(4096, np.uint8)
@@ -170,12 +175,37 @@ def test_segments_are_private_and_found_by_prefix(tmp_path):
         assert path.stat().st_mode & 0o777 == 0o600
         segment.buffer[:3] = b"abc"
         assert Segment.open(path, 4096).buffer[:3] == b"abc"
-        with pytest.raises(WeightsError, match="expected at least 4097"):
+        with pytest.raises(WeightsError, match="has 4112 bytes, expected at least"):
             Segment.open(path, 4097)
     finally:
         segment.unlink()
     with pytest.raises(WeightsError, match="cannot open"):
         Segment.open(path, 1)
+
+
+def test_a_reader_follows_the_writer_and_gives_up_with_it():
+    path = segment_path("unit", "followed")
+    written = Segment.create(path, 100)
+    try:
+        read = Segment.open(path, 100)
+        with pytest.raises(WeightsError, match="version 7 is written no further") as caught:
+            read.wait_written(7, 1)
+        assert caught.value.kind == "withdrawn"
+        written.begin(7)
+        written.advance(60)
+        read.wait_written(7, 60)
+        with pytest.raises(WeightsError, match=r"has 60 of 61 bytes for 0\.05 s"):
+            read.wait_written(7, 61, stalled_after_s=0.05)
+        threading.Timer(0.05, written.advance, (100,)).start()
+        read.wait_written(7, 100)
+        written.begin(8)
+        with pytest.raises(WeightsError, match="no further"):
+            read.wait_written(7, 100)
+        threading.Timer(0.05, written.withdraw).start()
+        with pytest.raises(WeightsError, match="no further"):
+            read.wait_written(8, 1)
+    finally:
+        written.unlink()
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "a" * 300])
