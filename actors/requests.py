@@ -56,7 +56,7 @@ class RequestRunner:
         self._stats = stats
         self._tasks: dict[tuple[bytes, str], asyncio.Task[None]] = {}
         self._ids = itertools.count()
-        self._warned: set[str] = set()
+        self._warnings = FilterWarnings()
         self._tokens_in_flight = 0
 
     def __len__(self) -> int:
@@ -168,7 +168,7 @@ class RequestRunner:
         from vllm.sampling_params import RequestOutputKind
 
         sampling = message.sampling
-        self._warn_of_bias(sampling)
+        self._warnings.look_at(sampling)
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -184,8 +184,15 @@ class RequestRunner:
             output_kind=RequestOutputKind.DELTA if message.stream else RequestOutputKind.FINAL_ONLY,
         )
 
-    def _warn_of_bias(self, sampling: Sampling) -> None:
-        """Say once for each filter that log-probs are those of the filtered distribution, not of the policy."""
+
+class FilterWarnings:
+    """Says once for each filter that log-probs are those of the filtered distribution, not of the policy."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def look_at(self, sampling: Sampling) -> None:
+        """Warn of what `sampling` filters by, unless that has been said before."""
         for name, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
             value = getattr(sampling, name)
             if value != neutral and name not in self._warned:

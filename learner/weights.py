@@ -21,14 +21,14 @@ from concurrent.futures import Future
 import msgspec
 import torch
 
+from learner.server_thread import ServerThread
 from learner.weight_buffers import WeightBuffers
 from learner.weight_roster import Roster
 from protocol.config import WeightSettings
-from protocol.errors import DeadlineError, LonghaulError, WeightsError
+from protocol.errors import DeadlineError, WeightsError
 from protocol.messages import (
     Manifest,
     Message,
-    Refused,
     TensorEntry,
     WeightsAwait,
     WeightsBucket,
@@ -38,19 +38,18 @@ from protocol.messages import (
     WeightsPoll,
 )
 from protocol.segments import host_identity
-from protocol.sockets import Keys, Peer, Server
+from protocol.sockets import Keys
 from protocol.weights import weights_checksum
 
 _log = logging.getLogger(__name__)
 _PARK_S = 1.0
-_START_TIMEOUT_S = 10.0
 
 
 class WeightPublisher:
     """Lives in the process of learner rank 0. Thread-safe: `publish` and `wait_adopted` from the training thread.
 
     Args:
-        endpoint: ZMQ address to bind; `endpoint` afterwards holds the bound one.
+        endpoint: ZMQ address to bind; the attribute `endpoint` holds the bound one.
         run: names the segments: `/dev/shm/longhaul-<run>-weights-*`.
         expected_generators: the first version counts as adopted only when so many have joined.
         dtype: what the generators compute in; tensors of another dtype are converted while they are copied.
@@ -69,7 +68,6 @@ class WeightPublisher:
         on_adopted: Callable[[int], None] | None = None,
     ) -> None:
         self._settings = settings
-        self._keys = keys
         self._run = run
         self._buffers = WeightBuffers(run, dtype, with_delta=settings.delta, full_every=settings.full_every)
         self._roster = Roster(expected_generators)
@@ -78,22 +76,23 @@ class WeightPublisher:
         self._coming: Manifest | None = None  # newer, not complete yet
         self._changed = threading.Condition()  # guards the roster and the manifests
         self._completion: Future[None] | None = None  # of the version published last
-        self._announced: asyncio.Event | None = None
+        self._announced = asyncio.Event()  # replaced whenever the manifests change
+        self._announced_at = 0.0
+        self._warned_of = -1
         self._blocked_s = 0.0
         self._hash_s = 0.0
-        self._announced_at = 0.0
         self._sent_bytes = 0
-        self.endpoint = ""
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._closing = asyncio.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run_loop, args=(endpoint,), name="weight publisher", daemon=True)
-        self._thread.start()
-        if not self._ready.wait(_START_TIMEOUT_S):
-            raise DeadlineError(f"the weight publisher did not listen on {endpoint} in time", kind="start")
-        if self._failure is not None:
-            raise self._failure
+        self._failure: BaseException | None = None  # of the work behind `publish`
+        self._server = ServerThread(
+            endpoint,
+            keys,
+            name="weight publisher",
+            answer=self._answer,
+            look_around=self._watch,
+            look_every_s=_PARK_S,
+            on_failure=self._tell_waiters,
+        )
+        self.endpoint = self._server.endpoint
 
     def publish(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Copy `tensors` (Hugging Face names) as `version` and offer them, without waiting for anybody to take them.
@@ -117,7 +116,7 @@ class WeightPublisher:
             self._set_coming(None)
             raise
         self._blocked_s = time.monotonic() - started
-        self._completion = asyncio.run_coroutine_threadsafe(self._complete(version, checksums), self._loop)
+        self._completion = self._server.submit(self._complete(version, checksums))
         self._completion.add_done_callback(self._note)
 
     def wait_adopted(self, version: int, timeout_s: float) -> None:
@@ -157,14 +156,13 @@ class WeightPublisher:
 
     def close(self) -> None:
         """Stop listening and remove the segments."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._closing.set)
-            self._thread.join(_START_TIMEOUT_S)
+        self._server.close()
         self._buffers.unlink()
 
     def _raise_own_failure(self) -> None:
-        if self._failure is not None:
-            raise WeightsError(f"the weight publisher failed: {self._failure!r}", kind="publisher") from self._failure
+        failure = self._failure or self._server.failure
+        if failure is not None:
+            raise WeightsError(f"the weight publisher failed: {failure!r}", kind="publisher") from failure
 
     def _raise_failure(self) -> None:
         self._raise_own_failure()
@@ -193,7 +191,7 @@ class WeightPublisher:
     def _set_coming(self, manifest: Manifest | None) -> None:
         with self._changed:
             self._coming = manifest
-        self._loop.call_soon_threadsafe(self._wake)
+        self._server.call_soon(self._wake)
 
     def _manifest(self, version: int, entries: list[TensorEntry]) -> Manifest:
         return Manifest(
@@ -209,71 +207,27 @@ class WeightPublisher:
 
     # --- the publisher's own thread -------------------------------------------------------------------------------
 
-    def _run_loop(self, endpoint: str) -> None:
-        try:
-            asyncio.set_event_loop(self._loop)
-            self._loop.run_until_complete(self._serve(endpoint))
-        except BaseException as error:
-            self._failure = error
-            _log.exception("the weight publisher failed")
-        finally:
-            self._ready.set()
-            self._loop.close()
+    async def _answer(self, message: Message) -> Message:
+        match message:
+            case WeightsPoll():
+                return await self._poll(message)
+            case WeightsAwait():
+                return await self._await_complete(message)
+            case WeightsFetch():
+                return await self._fetch(message)
+            case _:
+                raise WeightsError(f"a publisher does not take {type(message).__name__}", kind="unexpected")
 
-    async def _serve(self, endpoint: str) -> None:
-        """Answer generators. Waits for their messages for ever; `close()` unblocks it."""
-        self._announced = asyncio.Event()
-        server = Server(endpoint, self._keys)
-        self.endpoint = server.endpoint
-        self._ready.set()
-        answering: set[asyncio.Task[None]] = set()
-        closing = asyncio.create_task(self._closing.wait())
-        watching = asyncio.create_task(self._watch())
-        reading = asyncio.create_task(self._read(server, answering))
-        try:
-            done, _ = await asyncio.wait([closing, watching, reading], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in (closing, watching, reading, *answering):
-                task.cancel()
-            await asyncio.gather(closing, watching, reading, *answering, return_exceptions=True)
-            server.close()
-
-    async def _watch(self) -> None:
-        """Every second: forget silent generators, and say who has kept a version waiting for too long."""
-        warned = -1
-        while True:
-            await asyncio.sleep(_PARK_S)
-            self._look_around()
-            with self._changed:
-                version = self._current.version if self._current else -1
-                missing = self._roster.missing(version)
-                late = time.monotonic() - self._announced_at > self._settings.timeout_s
-            if version > warned and missing and late:
-                warned = version
-                _log.warning("version %d is not adopted after %g s: %s", version, self._settings.timeout_s, missing)
-
-    async def _read(self, server: Server, answering: set[asyncio.Task[None]]) -> None:
-        async for peer, message in server:
-            task = asyncio.create_task(self._answer(server, peer, message))
-            answering.add(task)
-            task.add_done_callback(answering.discard)
-
-    async def _answer(self, server: Server, peer: Peer, message: Message) -> None:
-        try:
-            match message:
-                case WeightsPoll():
-                    reply = await self._poll(message)
-                case WeightsAwait():
-                    reply = await self._await_complete(message)
-                case WeightsFetch():
-                    reply = await self._fetch(message)
-                case _:
-                    raise WeightsError(f"a publisher does not take {type(message).__name__}", kind="unexpected")
-        except LonghaulError as error:
-            reply = Refused(kind=error.label, reason=str(error))
-        await server.send(peer, reply)
+    def _watch(self) -> None:
+        """Forget silent generators, and say who has kept a version waiting for too long."""
+        self._look_around()
+        with self._changed:
+            version = self._current.version if self._current else -1
+            missing = self._roster.missing(version)
+            late = time.monotonic() - self._announced_at > self._settings.timeout_s
+        if version > self._warned_of and missing and late:
+            self._warned_of = version
+            _log.warning("version %d is not adopted after %g s: %s", version, self._settings.timeout_s, missing)
 
     async def _poll(self, poll: WeightsPoll) -> WeightsOffer | WeightsNone:
         """Waits for a newer version for at most a second, so that every generator is heard of at least so often."""
@@ -313,7 +267,6 @@ class WeightPublisher:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PARK_S):
                 while True:
-                    assert self._announced is not None
                     announced = self._announced
                     with self._changed:
                         if condition():
@@ -322,7 +275,6 @@ class WeightPublisher:
         return False
 
     def _wake(self) -> None:
-        assert self._announced is not None
         announced, self._announced = self._announced, asyncio.Event()
         announced.set()
 
@@ -365,9 +317,11 @@ class WeightPublisher:
             self._changed.notify_all()
         self._wake()
 
-    def _note(self, future: object) -> None:
-        error = future.exception()  # type: ignore[attr-defined]
-        if error is not None:
-            with self._changed:
-                self._failure = error
-                self._changed.notify_all()
+    def _note(self, completion: Future[None]) -> None:
+        if not completion.cancelled() and (error := completion.exception()) is not None:
+            self._failure = error
+            self._tell_waiters()
+
+    def _tell_waiters(self) -> None:
+        with self._changed:
+            self._changed.notify_all()

@@ -187,6 +187,29 @@ async def test_flipped_bits_on_the_way_stop_the_generator_and_name_the_tensor(pu
     await adopter.close()
 
 
+async def test_a_delta_on_damaged_bytes_is_caught_and_then_all_bytes_are_sent(tmp_path):
+    settings = CHANNELS["zmq-delta"]
+    publisher = WeightPublisher(settings, f"ipc://{tmp_path}/w", f"test-{tmp_path.name}")
+    holder, tensors, sent = MemoryWeights(SPECS), model(0), []
+    adopter = WeightAdopter(holder, "g0", publisher.endpoint, settings, tied={})
+    for version in range(3):
+        publisher.publish(version, tensors.items())
+        await asyncio.to_thread(until, lambda v=version: publisher.status()["version"] == v)
+        if version == 2:
+            assert adopter._staging is not None
+            adopter._staging.buffer[1000] ^= 1
+        assert await adopter.poll()
+        assert {n: raw(t) for n, t in tensors.items()} == {n: a.tolist() for n, a in holder.tensors.items()}
+        sent.append(publisher.status()["sent_bytes"])
+        tensors = nudged(tensors, version)
+    assert adopter.num_refetched == 1
+    whole = sent[0]
+    assert sent[1] - sent[0] < 0.05 * whole
+    assert whole < sent[2] - sent[1] < 1.05 * whole
+    await adopter.close()
+    publisher.close()
+
+
 async def test_half_a_version_is_never_in_force(publisher, settings):
     """A segment whose writer says that it is done, while half of its bytes are those of the version before."""
     publisher.publish(0, model(0).items())
