@@ -154,30 +154,31 @@ class Policy:
         named = self.module.named_parameters()
         return [(name.removeprefix(_PREFIX), parameter) for name, parameter in named if parameter.requires_grad]
 
-    def full_weights(self, bucket_bytes: int) -> Iterator[tuple[str, Tensor]]:
+    def full_weights(self, bucket_bytes: int, *, copy: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every parameter, in Hugging Face's names and the compute dtype, on CPU; adapters are merged
         and a tied output projection is not repeated.
 
         Collective at stage 3: every rank drains it. Other ranks than 0 get nothing. At most `bucket_bytes` beyond the
-        shards are in memory.
+        shards are in memory. Without `copy` a tensor may be the parameter itself: for who reads it before the next one.
         """
         bucket: list[Export] = []
         size = 0
         for export in exports(self.module.causal_lm):
             num_bytes = sum(_full_size(p) * p.element_size() for p in export.parameters)
             if bucket and size + num_bytes > bucket_bytes:
-                yield from self._gathered(bucket)
+                yield from self._gathered(bucket, copy)
                 bucket, size = [], 0
             bucket.append(export)
             size += num_bytes
-        yield from self._gathered(bucket)
+        yield from self._gathered(bucket, copy)
 
-    def _gathered(self, bucket: list[Export]) -> list[tuple[str, Tensor]]:
+    def _gathered(self, bucket: list[Export], copy: bool) -> list[tuple[str, Tensor]]:
         parameters = [parameter for export in bucket for parameter in export.parameters]
         with torch.no_grad(), self._deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage == 3):
             if self.group.rank:
                 return []
-            return [(export.name, export.value().detach().to("cpu", self.dtype, copy=True)) for export in bucket]
+            copy = copy or self.zero_stage == 3  # what was gathered is freed on the way out
+            return [(export.name, export.value().detach().to("cpu", self.dtype, copy=copy)) for export in bucket]
 
     def _plain_gradient_norm(self) -> float:
         norms = [p.grad.float().norm() for p in self.module.parameters() if p.grad is not None]

@@ -214,7 +214,7 @@ class LearnerRank:
 
     def _publish(self) -> None:
         """Gather the weights on all ranks, in buckets, and offer them to the generators."""
-        weights = self._policy.full_weights(self.settings.weights.bucket_mib << 20)
+        weights = self._policy.full_weights(self.settings.weights.bucket_mib << 20, copy=False)
         with self._group.doing(f"publishing version {self.version}"):
             try:
                 if self._publisher is not None:
