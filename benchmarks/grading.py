@@ -220,14 +220,14 @@ async def _compared(shop: Workshop, tasks: list[Task], results: Results) -> list
 
 if __name__ == "__main__":
     flags = parser(__doc__)
-    flags.add_argument("--count", type=int, help="most tasks of one package (default 18, quick 2)")
+    flags.add_argument("--count", type=int, help="most tasks of one package (default 16, quick 2)")
     flags.add_argument("--packages", type=int, help="only the first so many packages (default: all)")
     flags.add_argument("--runs", type=int, help="validation runs (default 3, quick 1)")
     flags.add_argument("--jobs", type=int, default=2, help="sandboxes at the same time (default 2)")
     flags.add_argument("--run-dir", type=Path, default=RUN_DIR, help="where results are kept")
     flags.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE, help="where packages are kept")
     chosen = flags.parse_args()
-    chosen.count = chosen.count or (2 if chosen.quick else 18)
+    chosen.count = chosen.count or (2 if chosen.quick else 16)
     chosen.cache_dir = chosen.cache_dir.expanduser()
     chosen.runs = chosen.runs or (1 if chosen.quick else 3)
     asyncio.run(main(chosen))

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _MAX_FAILING = 25
 """A fault that breaks more tests than this is no puzzle."""
-_MIN_DEADLINE_S = 10.0
+_MIN_DEADLINE_S = 5.0
 _TRIES_PER_TASK = 6
 _FAILURE = re.compile(r"^\S*?:\d+: (\w*(?:Error|Exception|Exit)\b.*)$", re.MULTILINE)
 
@@ -81,7 +81,7 @@ async def _try(
     flaky: tuple[str, ...],
     deadline_s: float,
 ) -> Task | None:
-    """The task of one fault, or None when the tests do not notice it, or notice little else."""
+    """The task of one fault, or None when the tests do not notice it, notice little else, or do not come to an end."""
     concerned = _only_concerned(package.base, path)
     try:
         broken = inject(text, fault)
@@ -94,7 +94,7 @@ async def _try(
         return None
     steady = {test for test in steady if test.partition("::")[0] in concerned.test_files}
     failing = sorted(steady - seen.passed)
-    if not 0 < len(failing) <= _MAX_FAILING:
+    if not seen.finished or not 0 < len(failing) <= _MAX_FAILING:
         return None
     return _task(package, path, text, broken, fault, failing, steady, flaky, seen)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from protocol.errors import TaskError
 from sandbox.base import Backend, Limits
@@ -16,7 +17,7 @@ from sandbox.patches import Change
 from sandbox.reports import run_hidden_tests
 from sandbox.sources import materialise, sandbox_spec
 from sandbox.tasks import Task, TestSpec
-from sandbox.verdicts import PASSING
+from sandbox.verdicts import PASSING, Report
 
 LIMITS = Limits(memory_mib=1024, max_processes=256, cpus=1.0, disk_mib=512)
 """Of the sandboxes in which tasks are made and validated."""
@@ -52,6 +53,7 @@ class Seen(Struct, frozen=True, kw_only=True):
     """Outcomes of one run, and what it printed."""
 
     outcomes: Mapping[str, str]
+    finished: bool  # False: the tests ended their own process, ran out of memory or of time
     log: str
 
     @property
@@ -114,4 +116,14 @@ async def look(shop: Workshop, task: Task, changes: list[Change], timeout_s: flo
     spec = await asyncio.to_thread(sandbox_spec, task, shop.run, task.task_id, LIMITS, shop.cache_dir)
     async with await shop.backend.create(spec) as sandbox:
         seen = await run_hidden_tests(sandbox, task, changes, timeout_s or shop.timeout_s)
-    return Seen(outcomes=seen.outcomes, log=seen.log)
+    finished = isinstance(seen.report, Report) and seen.report.finished
+    return Seen(outcomes=seen.outcomes, finished=finished, log=seen.log)
+
+
+async def passing(shop: Workshop, task: Task, changes: list[Change]) -> set[str]:
+    """Tests of `task` that pass on its tree with `changes`. A test that ends the run costs only its own module."""
+    seen = await look(shop, task, changes)
+    if seen.finished:
+        return seen.passed
+    alone = [replace(task, tests=replace(task.tests, modules=(module,))) for module in task.tests.modules]
+    return {test for one in alone for test in (await look(shop, one, changes)).passed}
