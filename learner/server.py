@@ -14,17 +14,20 @@ from typing import NamedTuple
 
 import msgspec
 
+from learner import pass_rates
 from learner import replay_events as events
 from learner.filters import mask_format_errors
 from learner.journal import EVENTS, SNAPSHOT, Journal
 from learner.replay import Replay
+from learner.replay_speed import Speed
 from learner.replay_state import FormedBatch, State
 from learner.replay_status import measure
 from protocol.config import Settings
-from protocol.errors import ConfigError, JournalError, ReplayError
+from protocol.errors import JournalError, ReplayError
 from protocol.messages import (
     Batch,
     CheckpointMark,
+    LeaseReply,
     Message,
     Refused,
     ReplayStatus,
@@ -41,6 +44,7 @@ _TICK_S = 0.25
 _RETRY_DISK_S = 1.0
 _SYNC_S = 0.05
 _LOW_SPACE_BYTES = 64 << 20
+_SNAPSHOT_BYTES = 16 << 30
 
 
 class _Answer(NamedTuple):
@@ -49,6 +53,7 @@ class _Answer(NamedTuple):
     after: int
     peer: Peer
     reply: Message | FormedBatch
+    received: float
 
 
 class ReplayServer:
@@ -60,6 +65,7 @@ class ReplayServer:
         endpoint: to listen on (`ipc://` or `tcp://`, see `protocol.sockets`).
         run_dir: the journal lives in its `journal` directory and is read back from there.
         keys: CURVE keys, for endpoints beyond loopback.
+        snapshot_bytes: the journal is compacted when it has grown by so much, checkpoint or not.
     """
 
     def __init__(
@@ -69,7 +75,9 @@ class ReplayServer:
         endpoint: str,
         run_dir: Path,
         keys: Keys | None = None,
+        snapshot_bytes: int = _SNAPSHOT_BYTES,
     ) -> None:
+        self._snapshot_bytes = snapshot_bytes
         self._settings = settings
         self._tasks = tasks
         self._endpoint = endpoint
@@ -80,8 +88,10 @@ class ReplayServer:
         self._something_queued = asyncio.Event()
         self._snapshot = -1  # position of one that is not written yet
         self._live: list[int] = []  # what was needed when it was taken
+        self._compacted = 0  # journal's end at that time
         self._refused: dict[str, int] = {}
         self._codec = Codec()
+        self._speed = Speed(time.monotonic())
         self._server: Server | None = None
         self._running: asyncio.Task[None] | None = None
         self.num_lost_events = 0  # that could not be folded behind a damaged record
@@ -98,7 +108,9 @@ class ReplayServer:
         self.journal = Journal(self._directory, self._settings.replay.fsync)
         try:
             self.replay = await asyncio.to_thread(self._recover)
-            self._journal_events(self.replay.start(time.time(), self._earlier_rates()), ())
+            earlier = self._settings.replay.pass_rates
+            rates = pass_rates.read(earlier) if earlier else None
+            self._journal_events(self.replay.start(time.time(), rates), ())
             self.journal.commit()
             self._server = Server(self._endpoint, self._keys)
         except BaseException:
@@ -141,7 +153,7 @@ class ReplayServer:
         if server is not None:
             server.close()
             self.journal.close()
-            self._write_rates()
+            pass_rates.write(self._rates_file, self.replay.state.rates)
 
     def status(self) -> dict[str, float]:
         """Counters and gauges, by metric name."""
@@ -154,7 +166,7 @@ class ReplayServer:
             "journal_bytes": float(self.journal.end),
             "journal_lost_events": float(self.num_lost_events),
         }
-        return metrics | refused | own
+        return metrics | refused | own | self._speed.measure(time.monotonic())
 
     def report_pressure(self, source: str, levels: dict[str, float]) -> None:
         """As a `Pressure` message does: how full something is that episodes fill, 1 being the most it should be."""
@@ -177,16 +189,17 @@ class ReplayServer:
                 await self._send(peer, Refused(kind=error.label, reason=str(error)))
 
     async def _handle(self, peer: Peer, message: Message) -> None:
+        received = time.monotonic()
         outcome = self.replay.handle(message, time.time(), self.journal.end)
         payload = self._codec.encode(message) if isinstance(message, Submit) and outcome.events else ()
         self._journal_events(outcome.events, payload)
         if isinstance(message, CheckpointMark):
             self._compact()
         if outcome.events or isinstance(outcome.reply, SubmitReply | FormedBatch):
-            self._answers.append(_Answer(self.journal.end, peer, outcome.reply))
+            self._answers.append(_Answer(self.journal.end, peer, outcome.reply, received))
             self._something_queued.set()
         else:
-            await self._send(peer, outcome.reply)
+            await self._answer(peer, outcome.reply, received)
 
     async def _commit(self, group: asyncio.TaskGroup) -> None:
         """Write the journal, then send what waited for it. Waits for a message that changed something.
@@ -209,17 +222,20 @@ class ReplayServer:
                 await asyncio.to_thread(self.journal.drop_before, self._snapshot, self._live)
                 self._snapshot = -1
             while self._answers and self._answers[0].after <= written:
-                _, peer, reply = self._answers.popleft()
+                _, peer, reply, received = self._answers.popleft()
                 if isinstance(reply, FormedBatch):
                     group.create_task(self._send_batch(peer, reply), name=f"replay: batch {reply.step}")
                 else:
-                    await self._send(peer, reply)
+                    await self._answer(peer, reply, received)
 
     async def _tick(self) -> None:
-        """Expire leases, watch the disk. Waits for the clock."""
+        """Expire leases, watch the disk and the journal's size. Waits for the clock."""
         while True:
             await asyncio.sleep(_TICK_S)
             self._watch_disk()
+            if self._snapshot < 0 and self.journal.end - self._compacted >= self._snapshot_bytes:
+                self._compact()
+                self._something_queued.set()
             expired = self.replay.tick(time.time())
             if expired:
                 self._journal_events(expired, ())
@@ -241,6 +257,13 @@ class ReplayServer:
 
     async def _send_batch(self, peer: Peer, batch: FormedBatch) -> None:
         await self._send(peer, await asyncio.to_thread(self._load_batch, batch))
+
+    async def _answer(self, peer: Peer, reply: Message, received: float) -> None:
+        await self._send(peer, reply)
+        if isinstance(reply, LeaseReply):
+            self._speed.lease(received, time.monotonic())
+        elif isinstance(reply, SubmitReply):
+            self._speed.submission(time.monotonic())
 
     async def _send(self, peer: Peer, reply: Message) -> None:
         if self._server is not None:
@@ -277,23 +300,8 @@ class ReplayServer:
         """Begin a new segment with the whole state; once it is written, segments that hold nothing needed go."""
         self._snapshot = self.journal.append([msgspec.msgpack.encode(self.replay.state)], SNAPSHOT)
         self._live = self.replay.ledger.live_positions()
-        self._write_rates()
-
-    def _earlier_rates(self) -> dict[str, tuple[int, int]] | None:
-        path = self._settings.replay.pass_rates
-        if path is None:
-            return None
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[int, int]])
-        except (OSError, msgspec.DecodeError) as error:
-            raise ConfigError(f"replay.pass_rates {path}: {error}", kind="pass_rates") from error
-
-    def _write_rates(self) -> None:
-        """For the next stage's pool: (runs, resolved) by task. Replaced as a whole."""
-        rates = {task: (seen.num_runs, seen.num_resolved) for task, seen in self.replay.state.rates.items()}
-        new = self._rates_file.with_suffix(".new")
-        new.write_bytes(msgspec.json.encode(rates))
-        new.replace(self._rates_file)
+        self._compacted = self.journal.end
+        pass_rates.write(self._rates_file, self.replay.state.rates)
 
     def _load_batch(self, batch: FormedBatch) -> Batch:
         codec = Codec()

@@ -33,7 +33,7 @@ class Joiner:
     """
 
     def __init__(self) -> None:
-        self._sending: list[tuple[bytearray, zmq.MessageTracker]] = []
+        self._sending: list[tuple[memoryview, zmq.MessageTracker]] = []
 
     def join(self, frames: Sequence[bytes | memoryview]) -> list[Frame]:
         """The parts that carry `frames`."""
@@ -57,11 +57,11 @@ class Joiner:
             end = offset + len(piece)
             buffer[offset:end] = piece
             offset = end
-        frame = zmq.Frame(memoryview(buffer)[:size], track=True, copy=False)
+        frame = zmq.Frame(buffer[:size], track=True, copy=False)
         self._sending.append((buffer, frame.tracker))
         return frame
 
-    def _free(self, size: int) -> bytearray:
+    def _free(self, size: int) -> memoryview:
         """A buffer that nobody reads any more."""
         for i, (buffer, tracker) in enumerate(self._sending):
             if tracker.done:
@@ -71,7 +71,7 @@ class Joiner:
                 break
         if len(self._sending) > _MOST_KEPT:
             del self._sending[0]  # it lives on until it is sent
-        return bytearray(1 << (size - 1).bit_length())
+        return memoryview(bytearray(1 << (size - 1).bit_length()))  # a slice of it takes bytes without another copy
 
 
 def split(parts: Sequence[memoryview], max_frames: int) -> list[memoryview]:

@@ -195,12 +195,11 @@ class Client:
         socket = self._context.socket(zmq.DEALER)
         _configure(socket, keys if endpoint.startswith("tcp://") else None, server=False, max_bytes=max_bytes)
         socket.connect(endpoint)
-        self._socket = LoopSocket(socket)
+        self._socket = LoopSocket(socket, self._answered)
         self._codec = Codec(max_bytes=max_bytes)
         self._joiner = Joiner()
         self._ids = itertools.count(1)
         self._open: dict[bytes, Callable[[_Reply], None]] = {}
-        self._reader: asyncio.Task[None] | None = None
         self.num_late = 0
 
     async def request(self, message: Message, timeout_s: float) -> Message:
@@ -230,8 +229,7 @@ class Client:
     @contextlib.contextmanager
     def _asked(self, message: Message, take: Callable[[_Reply], None]) -> Iterator[None]:
         """Send a request; `take` is given what comes back to it meanwhile."""
-        if self._reader is None:
-            self._reader = asyncio.create_task(self._read(), name=f"client of {self.endpoint}")
+        self._socket.watch()
         request = next(self._ids).to_bytes(_ID_BYTES, "little")
         self._open[request] = take
         try:
@@ -240,28 +238,20 @@ class Client:
         finally:
             del self._open[request]
 
-    async def _read(self) -> None:
-        """Give each reply to the request that waits for it. Waits for ever; `close()` unblocks it."""
-        while True:
-            try:
-                request, *parts = await self._socket.receive()
-            except zmq.ZMQError:
-                return
-            take = self._open.get(request.bytes)
-            if take is None:
-                self.num_late += 1
-                continue
-            try:
-                take(_decode(self._codec, parts))
-            except WireError as error:
-                take(error)
+    def _answered(self, frames: list[zmq.Frame]) -> None:
+        """Give a reply to the request that waits for it."""
+        request, *parts = frames
+        take = self._open.get(request.bytes)
+        if take is None:
+            self.num_late += 1
+            return
+        try:
+            take(_decode(self._codec, parts))
+        except WireError as error:
+            take(error)
 
     async def close(self) -> None:
         """Drop the connection; open requests end by their deadlines."""
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
         self._socket.close()
         self._context.term()
 

@@ -72,9 +72,9 @@ def trajectory(lease: Lease, reward: float | None = None, num_tokens: int = 20, 
 
 
 @contextlib.asynccontextmanager
-async def serving(run_dir, config=None):
+async def serving(run_dir, config=None, **arguments):
     run_dir.mkdir(exist_ok=True)
-    server = ReplayServer(config or settings(), TASKS, f"ipc://{run_dir}/replay.sock", run_dir, None)
+    server = ReplayServer(config or settings(), TASKS, f"ipc://{run_dir}/replay.sock", run_dir, None, **arguments)
     endpoint = await server.start()
     running = asyncio.create_task(server.run())
     try:
@@ -169,6 +169,40 @@ async def test_compaction_keeps_what_the_learner_may_fall_back_to(tmp_path):
         assert (await ask(BatchRequest(learner="l", version=2))).batch_id == 3
         with pytest.raises(WireError, match="forgotten"):
             await ask(BatchRequest(learner="l", version=1))
+
+
+async def test_a_journal_that_grows_without_checkpoints_loses_what_no_batch_needs(tmp_path):
+    """Groups without signal are never trained on: their tokens need not stay."""
+
+    def segments():
+        return list((tmp_path / "journal").glob("*.log"))
+
+    async with serving(tmp_path, snapshot_bytes=1) as (server, ask):
+        kept = await lease(ask, 2)
+        for leased in kept:
+            await submit(ask, leased)
+        await until(lambda: len(segments()) == 2)
+        for _ in range(20):
+            for leased in await lease(ask, 2):
+                await submit(ask, leased, reward=0.0, num_tokens=2000)
+        await until(lambda: sum(path.stat().st_size for path in segments()) < server.journal.end / 2)
+        accepted = server.status()["accepted"]
+    async with serving(tmp_path) as (server, ask):
+        assert server.status()["accepted"] == accepted == 42
+        for leased in await lease(ask, 2):
+            await submit(ask, leased)
+        batch = await ask(BatchRequest(learner="l", version=0))
+        assert {leased.episode_id for leased in kept} <= {t.episode_id for t in batch.trajectories}
+
+
+async def test_the_speed_of_answers_is_among_the_metrics(tmp_path):
+    async with serving(tmp_path) as (server, ask):
+        assert server.status()["submissions_per_s"] == server.status()["lease_p99_ms"] == 0
+        for leased in await lease(ask, 3):
+            await submit(ask, leased)
+        status = await ask(ReplayStatusRequest())
+        assert 0 < status.metrics["submissions_per_s"] <= 3
+        assert 0 < status.metrics["lease_p50_ms"] <= status.metrics["lease_p99_ms"]
 
 
 @pytest.mark.parametrize(
