@@ -83,7 +83,7 @@ class Generator:
         started = time.monotonic()
         self._engine, shape = await start_engine(self._settings, self._model_dir)
         holder = EngineWeights(self._engine, recompute_kv=self._settings.generator.recompute_kv)
-        await holder.label(0)
+        await self._engine.update_weight_version("0")
         if self._weights_endpoint is not None:
             tied = {"lm_head.weight": "model.embed_tokens.weight"} if shape.tied else {}
             self._adopter = WeightAdopter(
@@ -207,6 +207,7 @@ class EngineWeights:
     def __init__(self, engine: AsyncLLM, *, recompute_kv: bool) -> None:
         self._engine = engine
         self._recompute_kv = recompute_kv
+        self._kv_is_nobodys = True  # computed under weights from disk, of no version that a salt could name
 
     async def layout(self) -> list[TensorSpec]:
         rows, *_ = await self._engine.collective_rpc("adopt_layout")
@@ -226,15 +227,16 @@ class EngineWeights:
         try:
             await core.pause_scheduler_async(mode="keep", clear_cache=False)
             await self._engine.collective_rpc("adopt_swap")
-            await self.label(version)
-            if self._recompute_kv:
+            if self._recompute_kv or self._kv_is_nobodys:
                 await self._engine.reset_prefix_cache(reset_running_requests=True)
+            await self.label(version)
             await core.resume_scheduler_async()
         except Exception as error:  # vLLM passes on whatever the worker raised
             raise WeightsError(f"version {version} could not be put in force: {error}", kind="swap") from error
 
     async def label(self, version: int) -> None:
         await self._engine.update_weight_version(str(version))
+        self._kv_is_nobodys = False
 
     async def checksums(self, names: Sequence[str]) -> list[str]:
         return await self._job("adopt_hash", list(names))

@@ -15,7 +15,14 @@ from transformers import Qwen2ForCausalLM
 
 from actors.generator_client import GeneratorClient
 from protocol.errors import DeadlineError, GeneratorError, WireError
-from protocol.messages import GeneratorStatus, GeneratorStatusRequest, LeaseRequest, Sampling
+from protocol.messages import (
+    Generate,
+    GeneratorStatus,
+    GeneratorStatusRequest,
+    LeaseRequest,
+    Refused,
+    Sampling,
+)
 from protocol.sockets import Client
 from tiny.model import build_model
 
@@ -34,6 +41,17 @@ async def connected(served) -> AsyncIterator[GeneratorClient]:
 
 async def sample(client: GeneratorClient, prompt=PROMPT, episode="e", salt="s", timeout_s=60.0, **sampling):
     return await client.generate(episode, prompt, Sampling(**sampling), [], salt, timeout_s)
+
+
+def short_request() -> Generate:
+    return Generate(
+        request_id=str(time.monotonic_ns()),
+        token_ids=PROMPT,
+        sampling=Sampling(max_tokens=1),
+        stop_token_ids=[],
+        cache_salt="short",
+        timeout_s=30,
+    )
 
 
 def logprobs_of(model: Qwen2ForCausalLM, prompt: np.ndarray, continuation: np.ndarray, temperature=1.0) -> np.ndarray:
@@ -186,11 +204,17 @@ async def test_odd_sampling_is_refused_by_the_engine_not_fatal(served_model):
 
 async def test_more_than_it_takes_is_refused_with_a_hint_and_done_later(served_model):
     async with connected(served_model) as client:
-        sampled = await asyncio.gather(
-            *(sample(client, episode=f"f{i}", max_tokens=40, salt="full") for i in range(200))
-        )
-        assert all(len(s.token_ids) == 40 for s in sampled)
-        assert client.status()["num_full"] > 0
+        waiting = [asyncio.create_task(sample(client, episode=f"f{i}", max_tokens=40, salt="full")) for i in range(200)]
+        async with Client(served_model.endpoint) as control, asyncio.timeout(60):
+            while client.status()["num_full"] == 0:  # noqa: ASYNC110 (the engine's doing)
+                await asyncio.sleep(0.001)
+            refusal = None
+            while not isinstance(refusal, Refused):
+                async with contextlib.aclosing(control.stream(short_request(), 30)) as replies:
+                    refusal = await anext(replies)
+        assert (refusal.kind, refusal.retry_after_s) == ("generator.full", 0.5)
+        assert "128 generations are in flight" in refusal.reason
+        assert all(len(s.token_ids) == 40 for s in await asyncio.gather(*waiting))
 
 
 async def test_stop_tokens_end_a_generation_and_are_part_of_it(served_model):
