@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from protocol.errors import TaskError
 from sandbox.base import Backend, Limits
@@ -118,12 +117,3 @@ async def look(shop: Workshop, task: Task, changes: list[Change], timeout_s: flo
         seen = await run_hidden_tests(sandbox, task, changes, timeout_s or shop.timeout_s)
     finished = isinstance(seen.report, Report) and seen.report.finished
     return Seen(outcomes=seen.outcomes, finished=finished, log=seen.log)
-
-
-async def passing(shop: Workshop, task: Task, changes: list[Change]) -> set[str]:
-    """Tests of `task` that pass on its tree with `changes`. A test that ends the run costs only its own module."""
-    seen = await look(shop, task, changes)
-    if seen.finished:
-        return seen.passed
-    alone = [replace(task, tests=replace(task.tests, modules=(module,))) for module in task.tests.modules]
-    return {test for one in alone for test in (await look(shop, one, changes)).passed}
