@@ -375,3 +375,16 @@ def test_random_interleavings_against_the_naive_model(max_staleness):
 @pytest.mark.slow
 def test_many_random_interleavings_against_the_naive_model():
     interleave(max_staleness=2, num_runs=100)
+
+
+def test_a_group_that_closes_short_says_why():
+    replay = Replay(run_settings(replay={"group_size": 3, "batch": 3}), TASKS)
+    replay.start(0.0)
+    first, *others = replay.handle(LeaseRequest(actor="a", capacity=3), 0.0).reply.leases
+    for lease in others:
+        replay.handle(Submit(actor="a", trajectory=trajectory(lease, float(lease.member == 1))), 0.0)
+    replay.handle(Fail(actor="a", lease_id=first.lease_id, kind="sandbox.died", reason="gone"), 0.0)
+    replay.handle(LeaseRequest(actor="a", capacity=1), 0.0)
+    closed = [event for event in replay.tick(LEASE_S + 1) if isinstance(event, events.GroupClosed)]
+    assert [event.reason for event in closed] == ["1 of 3 never finished: lease.expired x1, sandbox.died x1"]
+    assert closed[0].kept == [1, 2]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from learner.simulator import Simulation, World, heavy_tailed, light
+from learner.simulator import Simulation, World, heavy_tailed
 from protocol.config import Settings
 from protocol.messages import TaskRef
 
@@ -38,7 +38,13 @@ def test_rft_takes_successes_only_and_wastes_none():
 
 
 def test_512_actors_stay_busy_through_long_episodes():
-    world = World(durations=heavy_tailed(300, sigma=0.8, most_s=3600), step_s=60, fail_share=0.03, silent_share=0.01)
+    world = World(
+        durations=heavy_tailed(300, sigma=0.8, most_s=3600),
+        step_s=60,
+        fail_share=0.03,
+        silent_share=0.01,
+        restart_every_s=1500,
+    )
     waiting = simulate(512, 128, 8, 0, world)
     asynchronous = simulate(512, 128, 8, 8, world)
     assert waiting.staleness_max == 0
@@ -53,6 +59,16 @@ def test_the_same_seed_gives_the_same_run():
 
 @pytest.mark.slow
 def test_100_000_actors():
-    world = World(durations=light(600), step_s=30, fail_share=0.01, hosts=64, poll_s=10, beat_s=250, pass_rate=1.0)
+    world = World(
+        durations=heavy_tailed(400, sigma=0.6, most_s=2400),
+        step_s=30,
+        fail_share=0.01,
+        silent_share=0.001,
+        restart_every_s=1700,
+        hosts=64,
+        poll_s=10,
+        beat_s=250,
+        pass_rate=1.0,
+    )
     outcome = simulate(100_000, 100_000, 1, 0, world, replay={"keep_no_signal": True, "lease_s": 600})
     assert outcome.trained >= 99_900
