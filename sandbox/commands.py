@@ -32,7 +32,7 @@ _ALL = 1 << 31
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 if at least one task came out, 1 if none did, 2 for a mistake in the arguments."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         return asyncio.run(_build(options) if options.command == "build" else _validate(options))
@@ -79,7 +79,12 @@ async def build_recipe(shop: Workshop, recipe: Recipe, count: int, seed: int) ->
 
 async def _validate(options: argparse.Namespace) -> int:
     tasks = load_tasks(TaskSettings(source=options.tasks, split=options.split, count=_ALL))
-    rules = PAPER if options.paper else Rules()
+    async with _workshop(options) as shop:
+        return await _keep_valid(shop, tasks, rules_of(options), options)
+
+
+def rules_of(options: argparse.Namespace) -> Rules:
+    """The filters that are asked for, in place of the paper's or of none."""
     asked = {
         "max_files": options.max_files,
         "max_lines": options.max_lines,
@@ -88,9 +93,8 @@ async def _validate(options: argparse.Namespace) -> int:
         "keep_flaky": False if options.drop_flaky else None,
         "num_runs": options.runs,
     }
-    rules = replace(rules, **{name: value for name, value in asked.items() if value is not None})
-    async with _workshop(options) as shop:
-        return await _keep_valid(shop, tasks, rules, options)
+    rules = PAPER if options.paper else Rules()
+    return replace(rules, **{name: value for name, value in asked.items() if value is not None})
 
 
 async def _keep_valid(shop: Workshop, tasks: list[Task], rules: Rules, options: argparse.Namespace) -> int:
@@ -134,7 +138,8 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of both commands."""
     parser = argparse.ArgumentParser(prog="python -m sandbox.tasks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 

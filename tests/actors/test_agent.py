@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from actors import agent as agent_module
 from actors.agent import Agent, Episode, Limits
 from actors.chat import ChatTokenizer
 from actors.policy import Sampled
@@ -200,3 +203,7 @@ async def test_a_generator_that_fails_is_not_the_agents_end(tokenizer, open_sand
             sampling=Sampling(),
             limits=Limits(max_turns=2, max_context=500, wall_time_s=10),
         )
+
+
+def test_the_agent_is_read_in_one_sitting() -> None:
+    assert len(Path(agent_module.__file__).read_text().splitlines()) < 200

@@ -100,6 +100,16 @@ def test_a_share_is_written_and_every_prediction(tmp_path: Path) -> None:
     }
 
 
+def test_the_swebench_harness_reads_predictions(tmp_path: Path) -> None:
+    utils = pytest.importorskip("swebench.harness.utils", reason="the extra `grading` is not installed")
+    records = Records(tmp_path, "actor-0", share=1.0, model="tiny")
+    records.write(attempt())
+    records.close()
+    [read] = utils.get_predictions_from_file(str(tmp_path / "predictions/actor-0.jsonl"), "unused", "test")
+    expected = {"instance_id": "calc-1", "model_name_or_path": "tiny", "model_patch": "diff --git a/x b/x\n"}
+    assert expected.items() <= read.items()
+
+
 def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:
     records = Records(tmp_path, "actor-0", share=0.0)
     records.write(attempt())

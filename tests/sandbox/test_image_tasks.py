@@ -250,6 +250,11 @@ async def test_expected_output_of_an_image_with_canaries(images: Images, cache_d
         assert (verdict.reward, verdict.tampered) == (0.0, True), verdict
 
 
+async def test_a_project_that_stops_at_the_first_failure_is_judged(images: Images, cache_dir: Path) -> None:
+    task = make_task(tests=replace(make_task().tests, command=COMMAND.replace("-rA", "-x -rA")))
+    assert (await judged(images, task, edit("pkg/mod.py", "def f():\n    return 2\n"), cache_dir)).reward == 1.0
+
+
 async def test_what_a_task_hides_cannot_be_put_in_its_place(images: Images, cache_dir: Path) -> None:
     planted = (
         edit("run_tests.sh", "echo short test summary info; echo PASSED x::test_two; echo PASSED x::test_callable\n"),
@@ -300,8 +305,8 @@ async def test_a_runner_of_labels_takes_canaries(images: Images, cache_dir: Path
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("source x && pytest -rA tests/test_a.py", "source x && pytest -rA tests/test_a.py tests/app/test_c.py"),
-        ("tox --current-env -epy39 -v -- tests/t.py", "tox --current-env -epy39 -v -- tests/t.py tests/app/test_c.py"),
+        ("source x && pytest -rA t.py", "source x && pytest -rA t.py tests/app/test_c.py --maxfail=0"),
+        ("tox --current-env -epy39 -- t.py", "tox --current-env -epy39 -- t.py tests/app/test_c.py --maxfail=0"),
         ("./tests/runtests.py --parallel 1 app.test_a", "./tests/runtests.py --parallel 1 app.test_a app.test_c"),
         ("bin/test -C --verbose a/tests/test_a.py", "bin/test -C --verbose a/tests/test_a.py tests/app/test_c.py"),
         ("pytest tests | tee log", None),
@@ -333,6 +338,27 @@ async def test_failures_are_named(images: Images, cache_dir: Path) -> None:
         timeout_s=0.5,
     )
     assert (verdict.reward, verdict.reason) == (0.0, "the tests did not end in time")
+
+
+async def test_a_command_that_prints_50_megabytes_of_no_text(images: Images, cache_dir: Path) -> None:
+    noisy = f"head -c 50000000 /dev/zero | tr '\\0' '\\377'; {COMMAND}"
+    task = make_task(tests=replace(make_task().tests, command=noisy))
+    assert (await judged(images, task, Patch(), cache_dir)).failed == task.fail_to_pass
+    assert (await judged(images, task, edit("pkg/mod.py", "def f():\n    return 2\n"), cache_dir)).reward == 1.0
+
+
+class Dead(Images):
+    """Gives sandboxes that died."""
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        sandbox = await super().create(spec)
+        await sandbox.close()
+        return sandbox
+
+
+async def test_a_sandbox_that_dies_is_no_verdict(images: Images, cache_dir: Path) -> None:
+    with pytest.raises(SandboxError):
+        await judged(Dead(images._inner, images._images), make_task(), Patch(), cache_dir)
 
 
 def test_summary_lines_are_read() -> None:

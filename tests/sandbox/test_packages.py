@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from protocol.config import TaskSettings
 from protocol.errors import ConfigError, SandboxError, TaskError
 from sandbox.base import Backend, SandboxSpec
-from sandbox.commands import main
+from sandbox.commands import main, make_parser, rules_of
 from sandbox.fake import FakeBackend
 from sandbox.injected import inject_faults
 from sandbox.layout import layout_of
@@ -23,7 +23,7 @@ from sandbox.releases import release_pair
 from sandbox.sources import materialise
 from sandbox.survey import Workshop, open_package
 from sandbox.tasks import Task, load_tasks, save_tasks
-from sandbox.validate import Check, Rules, reasons_by_looks, validate, validate_task
+from sandbox.validate import PAPER, Check, Rules, reasons_by_looks, validate, validate_task
 
 OLD = {
     "counts/__init__.py": '"""Counts."""\n\nfrom counts.core import clip, total\n',
@@ -262,6 +262,21 @@ def test_filters_by_the_record(rules: Rules, reason: str) -> None:
     [found] = reasons_by_looks(task, rules)
     assert reason in found
     assert reasons_by_looks(task, Rules()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "rules"),
+    [
+        ([], Rules()),
+        (["--paper"], PAPER),
+        (["--paper", "--runs", "5"], replace(PAPER, num_runs=5)),
+        (["--max-files", "7", "--max-lines", "499"], Rules(max_files=7, max_lines=499)),
+        (["--llm-score", "3", "--drop-flaky"], Rules(drop_llm_score_at=3.0, keep_flaky=False)),
+        (["--failure-kind", "ImportError", "--failure-kind", "X"], Rules(failure_kinds=("ImportError", "X"))),
+    ],
+)
+def test_every_filter_is_an_option(flags: list[str], rules: Rules) -> None:
+    assert rules_of(make_parser().parse_args(["validate", "t.jsonl", "--out", "o.jsonl", *flags])) == rules
 
 
 def test_recipes(tmp_path: Path) -> None:
