@@ -12,6 +12,7 @@ from pathlib import Path
 from actors.board import Board
 from actors.chat import ChatTokenizer
 from actors.episode_runner import Attempt, EpisodeRunner
+from actors.host_load import host_load
 from actors.policy import Policy
 from actors.records import Records
 from actors.replay_client import Backoff, ReplayClient, jittered
@@ -95,7 +96,7 @@ class SandboxActor:
 
     def status(self) -> dict[str, float]:
         """Metrics by name."""
-        return self._board.metrics()
+        return self._board.metrics() | host_load()
 
     async def stop(self) -> None:
         """End all episodes and `run`; leases that are open run out. Waits for sandboxes to be closed."""

@@ -308,6 +308,8 @@ class Supervisor:
         """Tell the replay buffer, which decides how many episodes run at once, how full everything else is."""
         levels = {part.name: {"kv_cache": part.status.get("kv_used_share", 0.0) / _FULL} for part in self._generators}
         levels["host"] = {"memory": psutil.virtual_memory().percent / 100 / _FULL}
+        for part in self._actors:
+            levels[part.name] = {n: part.status.get(f"host_{n}_share", 0.0) / _FULL for n in ("cpu", "memory")}
         with contextlib.suppress(Exception):  # see _ask
             async with asyncio.timeout(_STATUS_TIMEOUT_S):
                 for source, found in levels.items():

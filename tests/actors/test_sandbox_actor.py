@@ -154,6 +154,8 @@ async def test_episodes_are_run_judged_and_submitted_once(bench: Bench, tokenize
     assert status["reward_mean"] == 0.5
     assert status["turns_mean"] == 2.5
     assert status["seconds_grading"] > 0
+    assert 0 < status["host_memory_share"] < 1
+    assert status["host_cpu_share"] >= 0
 
 
 async def test_what_happened_can_be_read(bench: Bench) -> None:
