@@ -13,7 +13,7 @@ import msgspec
 from protocol.errors import TaskError
 from sandbox.patches import reverse_diff
 from sandbox.protection import is_test_module, paths_of_diff
-from sandbox.repositories import test_command
+from sandbox.repositories import SWE_BENCH, test_command
 from sandbox.tasks import Task, TestSpec
 
 Record = dict[str, Any]
@@ -152,7 +152,9 @@ def recognise(record: Record) -> str:
     if "install_config" in record:
         return "swe-rebench"
     if "instance_id" in record and "test_patch" in record:
-        return "swe-gym" if isinstance(record.get("FAIL_TO_PASS"), list) and "image" not in record else "swe-bench"
+        lists = isinstance(record.get("FAIL_TO_PASS"), list)  # as mirrors of SWE-bench have them, too
+        is_bench = not lists or "image" in record or record.get("repo") in SWE_BENCH
+        return "swe-bench" if is_bench else "swe-gym"
     if "instance_id" in record and "image_name" in record:
         return "swe-smith"
     raise TaskError(f"no known task schema has the fields {sorted(record)[:12]}", kind="schema")

@@ -23,6 +23,9 @@ _PARSERS = {
     "sympy/sympy": "parse_log_sympy",
 }
 
+SWE_BENCH = frozenset((*_PARSERS, "pallets/flask", "pydata/xarray", "pytest-dev/pytest"))
+"""The repositories that SWE-bench is made of."""
+
 
 def test_command(repository: str, version: str, files: list[str]) -> tuple[str, str]:
     """(command that runs the test files, name of the log parser) of a repository at a version."""

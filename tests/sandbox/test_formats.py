@@ -115,6 +115,12 @@ def test_swe_bench() -> None:
     assert not task.tests.applies_tests
 
 
+def test_swe_bench_with_lists() -> None:
+    record = {**SWE_BENCH, "FAIL_TO_PASS": ["test_x (test_mod.T)"], "PASS_TO_PASS": []}
+    assert recognise(record) == "swe-bench"
+    assert check_task(CONVERTERS["swe-bench"](record)) == convert("swe-bench")
+
+
 def test_swe_bench_with_its_own_script() -> None:
     script = "git checkout d26b test_mod.py\n: '>>>>> Start Test Output'\npytest\n: '>>>>> End Test Output'\n"
     task = convert("swe-bench", image="my/image:1", eval_script=script, log_parser="parse_log_pytest_v2")
