@@ -222,8 +222,11 @@ class HeartbeatReply(Message, frozen=True, kw_only=True):
     unknown: list[str]
 
 
-class Turn(Struct, frozen=True, kw_only=True):
-    """One model action inside a trajectory: sampled tokens are `token_ids[start:end]`."""
+class Turn(Struct, frozen=True, kw_only=True, gc=False):
+    """One model action inside a trajectory: sampled tokens are `token_ids[start:end]`.
+
+    Numbers only, so that the collector of cycles never looks at the dozens that come with every trajectory.
+    """
 
     start: int
     end: int
