@@ -10,23 +10,22 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from sandbox.validate import whole_lines
+
 T = TypeVar("T")
 
 _SAY_EVERY_S = 10.0
 
 
 class Results:
-    """JSON values by key, in a JSONL file; a line that a killed run left unfinished is measured again."""
+    """JSON values by key, in a JSONL file."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._known: dict[str, object] = {}
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            try:
-                key, value = json.loads(line)
-            except ValueError:
-                continue
+        for line in whole_lines(path):
+            key, value = json.loads(line)
             self._known[key] = value
 
     async def once(self, key: str, measure: Callable[[], Awaitable[T]]) -> T:

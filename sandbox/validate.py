@@ -180,14 +180,24 @@ def _unsteady(verdicts: list[Verdict]) -> set[str]:
 
 def _read_cache(path: Path) -> dict[str, Check]:
     checks: dict[str, Check] = {}
-    if path.is_file():
-        for line in path.read_bytes().splitlines():
-            try:
-                check = msgspec.json.decode(line, type=Check)
-            except msgspec.DecodeError:  # the last line of a killed run may be cut
-                continue
-            checks[check.task_id] = check
+    for line in whole_lines(path):
+        try:
+            check = msgspec.json.decode(line, type=Check)
+        except msgspec.DecodeError:  # of another release
+            continue
+        checks[check.task_id] = check
     return checks
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """Lines of a file that results are appended to. A last line that a killed run left unfinished is cut off."""
+    if not path.is_file():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        path.write_bytes(whole)
+    return whole.splitlines()
 
 
 def _append(path: Path, check: Check) -> None:

@@ -114,6 +114,8 @@ async def test_faults_make_valid_tasks(shop: Workshop, tmp_path: Path) -> None:
     assert all(check.kept and check.num_gold_one == check.num_untouched_zero == 1 for check in checks), checks
 
     nowhere = replace(shop, backend=NoBackend())
+    with cache.open("ab") as file:
+        file.write(b'{"of another release": 1}\n{"task_id": "cut off by a ki')
     again = [check async for check in validate(nowhere, tasks, Rules(num_runs=1), cache)]
     assert {check.task_id for check in again} == {task.task_id for task in tasks}
     with pytest.raises(SandboxError):  # other rules: the cache does not count
