@@ -3,6 +3,7 @@ recomputed after an update; and a third one, split over two workers."""
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def settings_for(model_dir: Path, workers: int = 1) -> Settings:
     return Settings(
         model=ModelSettings(path=str(model_dir), max_context=512, dtype="bfloat16"),
         start_timeout_s=600,
-        generator=GeneratorSettings(max_running=16, kv_cache_mib=32, recompute_kv=True, tensor_parallel=workers),
+        generator=GeneratorSettings(
+            max_running=16, kv_cache_mib=32, recompute_kv=workers == 1, tensor_parallel=workers
+        ),
         weights=WeightSettings(channel="zmq", full_every=3),
     )
 
@@ -36,17 +39,19 @@ Serving = tuple[Settings, WeightPublisher, str]
 
 
 @contextlib.contextmanager
-def serving(directory: Path, workers: int = 1) -> Iterator[Serving]:
+def serving(directory: Path, workers: int = 1, *, published: bool = True) -> Iterator[Serving]:
     model_dir = save_random_model(directory / "model", tied=False)
     settings = settings_for(model_dir, workers)
     publisher = WeightPublisher(
         settings.weights, f"ipc://{directory}/w", f"test-{directory.name}", dtype=torch.bfloat16
     )
-    publisher.publish(0, build_model(tied=False).named_parameters())
+    if published:
+        publisher.publish(0, build_model(tied=False).named_parameters())
     process = GeneratorProcess(settings, "untied", str(model_dir), f"ipc://{directory}/g", publisher.endpoint)
     try:
         endpoint = process.endpoint
-        publisher.wait_adopted(0, 60)
+        if published:
+            publisher.wait_adopted(0, 60)
         yield settings, publisher, endpoint
     finally:
         process.close()
@@ -77,8 +82,25 @@ async def test_deltas_of_an_untied_bfloat16_model_change_what_it_says_to_what_tr
 
 @pytest.mark.timeout(600)
 async def test_weights_are_split_over_two_workers_as_vllm_splits_them(tmp_path):
-    with serving(tmp_path, workers=2) as split:
+    with serving(tmp_path, workers=2, published=False) as split:
+        await check_kv_from_before_the_first_version(split)
         await check_nudged_versions(split, 2)
+
+
+async def check_kv_from_before_the_first_version(served: Serving) -> None:
+    """It is never given to a request of that version, although the generator called its weights 0 all along."""
+    settings, publisher, endpoint = served
+    client = GeneratorClient([endpoint], settings.generator)
+
+    async def num_cached() -> int:
+        sampled = await client.generate("e", np.tile(PROMPT, 12), Sampling(max_tokens=2), [], "0", 60)
+        return sampled.num_cached_tokens
+
+    assert [await num_cached() for _ in range(2)] == [0, 64]
+    publisher.publish(0, build_model(seed=5, tied=False).named_parameters())
+    await asyncio.to_thread(publisher.wait_adopted, 0, 60)
+    assert [await num_cached() for _ in range(2)] == [0, 64]
+    await client.close()
 
 
 async def check_nudged_versions(served: Serving, num_versions: int) -> None:
@@ -148,4 +170,17 @@ def test_a_model_that_vllm_does_not_know_is_one_line(tmp_path):
     ):
         print(process.endpoint)
     assert caught.value.kind == "architecture"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_start_shows_the_error_of_vllm_itself(tmp_path):
+    model_dir = save_random_model(tmp_path / "model")
+    weights = model_dir / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    with (
+        GeneratorProcess(settings_for(model_dir), "bad", str(model_dir), f"ipc://{tmp_path}/g") as process,
+        pytest.raises(GeneratorError, match=r"vLLM did not start with .*model: .*deserializing header") as caught,
+    ):
+        print(process.endpoint)
+    assert caught.value.kind == "start"
     assert "\n" not in str(caught.value)
