@@ -1,8 +1,8 @@
 """Is the judge right, fast, and hard to fool, on tasks made of real packages?
 
 Makes tasks of the packages in `configs/packages.toml` (pip fetches them), validates each, grades in parallel, attacks
-one task of every package in every known way, and reads the logs of honest pytest runs with our parser and with the
-`swebench` package's grader. What is done is kept in the run directory, so that an interrupted run goes on; results
+one injected fault of every package in every known way, and reads the logs of honest pytest runs with our parser and
+with the `swebench` package's grader. What is done is kept in the run directory, so that an interrupted run goes on; results
 count only for the code that they were measured with.
 """
 
@@ -60,7 +60,8 @@ async def main(options: argparse.Namespace) -> None:
         checks = await _checked(shop, tasks, options.runs, measured / "checks.jsonl")
         kept = [task for task in tasks if checks[task.task_id].kept]
         per_min = await _graded_per_min(shop, kept, 10.0 if options.quick else 60.0)
-        attacked = _of_each(kept, 1)[: 1 if options.quick else None]
+        injected = [task for task in kept if task.source == "injected"]
+        attacked = _of_each(injected, 1)[: 1 if options.quick else None]
         table = await _attacked(shop, attacked, results)
         missing = why_no_peer()
         logs = [] if missing else await _compared(shop, _of_each(filter(is_told_apart_by_logs, kept), 4), results)
