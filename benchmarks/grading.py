@@ -2,8 +2,8 @@
 
 Makes tasks of the packages in `configs/packages.toml` (pip fetches them), validates each, grades in parallel, attacks
 one injected fault of every package in every known way, and reads the logs of honest pytest runs with our parser and
-with the `swebench` package's grader. What is done is kept in the run directory, so that an interrupted run goes on; results
-count only for the code that they were measured with.
+with the `swebench` package's grader. What is done is kept in the run directory, so that an interrupted run goes on;
+results count only for the code that they were measured with.
 """
 
 from __future__ import annotations
