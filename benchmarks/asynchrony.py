@@ -32,7 +32,7 @@ from sandbox.tasks import Task
 ROOT = Path(__file__).parent.parent
 MEDIAN_S, SIGMA, CUT = 5.0, 0.8, 8.0
 NUM_ACTORS = BATCH = 24
-_DEADLINE_S = 1500
+_DEADLINE_S, _STOP_S = 1500, 120
 _WAIT = f"""\
 import random
 import time
@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--save", action="store_true", help="write benchmarks/results/asynchrony.json")
     options = arguments.parse_args()
-    steps = {"sync": 2, "async": 3} if options.quick else {"sync": 6, "async": 16}
+    steps = {"sync": 2, "async": 3} if options.quick else {"sync": 5, "async": 13}
     with tempfile.TemporaryDirectory(prefix="longhaul-bench-") as directory:
         tasks = Path(directory) / "waiting.jsonl"
         write_tasks(tasks, 64)
@@ -97,7 +97,7 @@ def run(run_dir: Path, tasks: Path, steps: int, *flags: str) -> Records:
             time.sleep(0.2)
     finally:
         launcher.send_signal(signal.SIGINT)
-        launcher.wait(timeout=120)
+        launcher.wait(timeout=_STOP_S)
     return records
 
 
