@@ -191,6 +191,15 @@ async def test_forged_logs_are_tampering(images: Images, cache_dir: Path, forger
     assert (verdict.reward, verdict.tampered) == (0.0, True), verdict
 
 
+async def test_the_last_word_does_not_win(images: Images, cache_dir: Path) -> None:
+    pytest.importorskip("swebench", reason="the extra `grading` is not installed")
+    task = make_task(tests=replace(make_task().tests, parser="parse_log_scikit"))
+    verdict = await judged(images, task, edit("pkg/mod.py", FORGERIES["printed at the end"]), cache_dir)
+    assert (verdict.reward, verdict.failed) == (0.0, task.fail_to_pass), verdict
+    assert "PASSED tests/test_mod.py::test_two" in verdict.log
+    assert (await judged(images, task, edit("pkg/mod.py", "def f():\n    return 2\n"), cache_dir)).reward == 1.0
+
+
 async def test_a_branch_without_its_tests_gets_them_back(images: Images, cache_dir: Path) -> None:
     task = make_task(test_patch="", checkout="smith", hidden_from="smith~1")
     async with await images.create(SandboxSpec(run="test", lease="l", image="img")) as sandbox:
