@@ -144,7 +144,8 @@ class Backend(Protocol):
         ...
 
     async def adopt(self, lease: str) -> Sandbox | None:
-        """Take over the living sandbox of a lease, if the backend can."""
+        """The living sandbox of a lease, for whoever takes the lease over in this process; None when there is none (a
+        sandbox never outlives the process that made it)."""
         ...
 
     async def purge(self, run: str) -> int:

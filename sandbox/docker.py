@@ -26,6 +26,7 @@ from sandbox.docker_exec import PlainDockerSandbox
 from sandbox.docker_host import DockerHost, Failures, default_url
 from sandbox.guest.build import guest_binary
 from sandbox.guest.pinger import Pinger
+from sandbox.guest.sandbox import sandbox_of
 from sandbox.owners import is_leftover, new_owner, parse_owner
 
 SNAPSHOT_REPOSITORY = "longhaul-snapshot"
@@ -102,8 +103,8 @@ class DockerBackend:
         return sandbox
 
     async def adopt(self, lease: str) -> Sandbox | None:
-        """Always None: a container ends with its owner's connection."""
-        return None
+        """See `Backend.adopt`."""
+        return sandbox_of(lease, self._living.values())
 
     async def purge(self, run: str) -> int:
         """See `Backend.purge`."""

@@ -20,7 +20,7 @@ from sandbox.base import Capabilities, ExecResult, Sandbox, SandboxSpec, Snapsho
 from sandbox.guest.build import guest_binary
 from sandbox.guest.pinger import Pinger
 from sandbox.guest.process import GuestProcess
-from sandbox.guest.sandbox import GuestSandbox
+from sandbox.guest.sandbox import GuestSandbox, sandbox_of
 from sandbox.owners import new_owner, purge_state, state_dir
 
 START_DEADLINE_S = 10.0
@@ -103,8 +103,8 @@ class FakeBackend:
         return sandbox
 
     async def adopt(self, lease: str) -> Sandbox | None:
-        """Always None: a fake dies with its owner, too."""
-        return None
+        """See `Backend.adopt`."""
+        return sandbox_of(lease, self.living)
 
     async def purge(self, run: str) -> int:
         """See `Backend.purge`."""

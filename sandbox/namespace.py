@@ -20,7 +20,7 @@ from sandbox.cgroups import Cgroups, purge_cgroups
 from sandbox.guest.build import guest_binary, stage_binary
 from sandbox.guest.pinger import Pinger
 from sandbox.guest.process import GuestProcess
-from sandbox.guest.sandbox import GuestSandbox
+from sandbox.guest.sandbox import GuestSandbox, sandbox_of
 from sandbox.host_view import ALTERNATIVES, GUEST, bubblewrap_command, make_etc, python_home
 from sandbox.owners import new_owner, purge_state, state_dir
 from sandbox.snapshots import Layers, layers_of_snapshot, layers_of_source, write_snapshot
@@ -90,8 +90,8 @@ class NamespaceBackend:
         return await self._create(spec)
 
     async def adopt(self, lease: str) -> Sandbox | None:
-        """Always None: a namespace sandbox dies with its owner."""
-        return None
+        """See `Backend.adopt`."""
+        return sandbox_of(lease, self._living.values())
 
     async def purge(self, run: str) -> int:
         """See `Backend.purge`."""

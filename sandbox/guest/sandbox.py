@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
 from protocol.errors import SandboxError
-from sandbox.base import ExecResult, SandboxSpec, Snapshot
+from sandbox.base import ExecResult, Sandbox, SandboxSpec, Snapshot
 from sandbox.guest.client import GuestClient
 
 
@@ -63,3 +63,8 @@ class GuestSandbox:
 
     def _absolute(self, path: str) -> str:
         return posixpath.join(self.spec.workdir, path) if path else self.spec.workdir
+
+
+def sandbox_of(lease: str, living: Iterable[GuestSandbox]) -> Sandbox | None:
+    """The one of `living` that belongs to a lease and still answers."""
+    return next((sandbox for sandbox in living if sandbox.spec.lease == lease and sandbox.client.alive), None)

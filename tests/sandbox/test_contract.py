@@ -138,6 +138,17 @@ async def test_closed_sandboxes_say_so(backend: Backend, run_name: str) -> None:
         assert caught.value.kind == "closed"
 
 
+async def test_who_takes_a_lease_over_gets_its_sandbox(backend: Backend, run_name: str) -> None:
+    first, second = [await backend.create(SandboxSpec(run=run_name, lease=lease)) for lease in ("one", "two")]
+    await first.write("mine", b"one")
+    adopted = await backend.adopt("one")
+    assert adopted is not None and await adopted.read("mine") == b"one"
+    await adopted.close()
+    assert await backend.adopt("one") is None
+    assert await backend.adopt("two") is second
+    await second.close()
+
+
 async def test_snapshots_branch(backend: Backend, run_name: str, source: Path) -> None:
     spec = SandboxSpec(run=run_name, lease="lease", source=source)
     async with await backend.create(spec) as sandbox:
