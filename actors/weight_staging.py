@@ -17,6 +17,7 @@ from actors.effective_weights import Part, effective_weights, unique_parameters
 from protocol.errors import WeightsError
 from protocol.messages import TensorEntry
 from protocol.segments import PIECE_BYTES, Segment
+from protocol.threads import give_way
 from protocol.weights import TensorChecksum, tensor_checksum
 
 
@@ -99,6 +100,7 @@ class _Job(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        give_way()
         try:
             self._result = self._work()
         except Exception as error:

@@ -13,6 +13,7 @@ import torch
 from protocol.errors import WeightsError
 from protocol.messages import Manifest, TensorEntry, WeightsBucket
 from protocol.segments import PIECE_BYTES, Segment, segment_path
+from protocol.threads import give_way
 from protocol.weights import ITEM_BYTES, TensorSpec, bucket_range, encode_delta, place, tensor_checksum
 
 
@@ -34,7 +35,7 @@ class WeightBuffers:
         self._full_every = full_every
         self._deltas: dict[tuple[int, int], np.ndarray | None] = {}  # by version and bucket
         self._delta_lock = threading.Lock()
-        self._hashing = ThreadPoolExecutor(1, "weight hashing")
+        self._hashing = ThreadPoolExecutor(1, "weight hashing", give_way)
         self.entries: list[TensorEntry] = []
         self.num_bytes = 0
         self.delta_share = 1.0
