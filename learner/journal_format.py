@@ -1,7 +1,7 @@
 """How a record of the journal looks: bytes <-> frames, with checksums.
 
     record    header | u64 length of every frame | the frames
-    header    magic, salt, kind, number of frames, position, bytes after the header, crc32 of those, crc32 of the header
+    header    magic, salt, kind, number of frames, position, bytes after the header, xxh3 of those, crc32 of the header
 
 The salt is drawn when a log is made and unknown to whoever wrote a frame's content, so bytes inside a frame never pass
 for a record.
@@ -14,11 +14,13 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import xxhash
+
 Frame = bytes | memoryview
 
-MAGIC = b"LHJ1"
+MAGIC = b"LHJ2"
 SALT_BYTES = 8
-_FIELDS = struct.Struct("<4s8sIIQQI")
+_FIELDS = struct.Struct("<4s8sIIQQQ")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CRC.size
 _MAX_FRAMES = 1 << 16
@@ -33,7 +35,7 @@ class Header(NamedTuple):
     num_frames: int
     position: int
     num_bytes: int  # behind the header
-    crc: int  # of those
+    checksum: int  # of those
 
 
 class Record(NamedTuple):
@@ -53,11 +55,11 @@ def pack_header(salt: bytes, kind: int, position: int, frames: Sequence[Frame]) 
     """Everything of a record but its frames, which follow as they are."""
     assert len(frames) <= _MAX_FRAMES
     table = struct.pack(f"<{len(frames)}Q", *map(len, frames))
-    crc = zlib.crc32(table)
+    content = xxhash.xxh3_64(table)  # as fast as memory: crc32 of a 32k-token trajectory takes 0.2 ms
     for frame in frames:
-        crc = zlib.crc32(frame, crc)
+        content.update(frame)
     num_bytes = record_bytes(frames) - HEADER_BYTES
-    fields = _FIELDS.pack(*Header(MAGIC, salt, kind, len(frames), position, num_bytes, crc))
+    fields = _FIELDS.pack(*Header(MAGIC, salt, kind, len(frames), position, num_bytes, content.intdigest()))
     return fields + _CRC.pack(zlib.crc32(fields)) + table
 
 
@@ -74,10 +76,14 @@ def parse_header(head: Frame, salt: bytes, position: int) -> Header | None:
     return header if right else None
 
 
+def _checksum(content: memoryview) -> int:
+    return xxhash.xxh3_64_intdigest(content)
+
+
 def split(header: Header, content: memoryview) -> list[memoryview] | None:
     """Frames of what stands behind a header; None if it is torn or altered."""
     table_bytes = 8 * header.num_frames
-    if len(content) != header.num_bytes or header.num_bytes < table_bytes or zlib.crc32(content) != header.crc:
+    if len(content) != header.num_bytes or header.num_bytes < table_bytes or _checksum(content) != header.checksum:
         return None
     frames, offset = [], table_bytes
     for length in struct.unpack_from(f"<{header.num_frames}Q", content):
