@@ -1,9 +1,16 @@
 """Does it learn? Base -> RFT -> RL stage 1 -> RL stage 2 through the whole system, scored on tasks never seen.
 
-    python -m benchmarks.learning [--quick] [--seeds 3] [--plot FILE.png]
+    python -m benchmarks.learning [--quick] [--seeds 3] [--folder DIR] [--plot FILE.png]
 
 Every stage of configs/micro.toml is launched as a user would, then its model is scored by `--phase eval` on names never
-seen in training. Stage 1 is run once more at `--max-staleness 0`, from the same model.
+seen in training. Beside that, each seed runs stage 1 again from the same model
+
+- with `--max-staleness 0`, the synchronous way,
+- with rewards dealt out at random within their groups, which must teach nothing,
+- for a few steps of learning rate 0 that resume stage 1's checkpoint over generators that loaded the base model: what
+  they solve is the score of pushed weights, and the weights must come out as they went in.
+
+What a folder already holds is not run again.
 """
 
 from __future__ import annotations
@@ -12,120 +19,203 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from msgspec import Struct
+from safetensors.numpy import load_file
 
 from benchmarks.report import parser, report
 from cluster.scores import Estimate
 from cluster.stages import newest_model
 
 ROOT = Path(__file__).parent.parent
+BASE = ROOT / "assets" / "tiny"
 _STAGES = ("rft", "rl1", "rl2")
-_STAGE_DEADLINE_S = 1800
-_NOT_MEASURED = {
-    "shuffled_reward_gain": "no run trains on a shuffled reward yet",
-    "pushed_minus_saved_pass1": "the generators' own weights are not scored apart from the checkpoint yet",
-}
-_QUICK = ["--steps", "2", "--num-actors", "64"]
+_DEADLINE_S = 2400
+_SHUFFLED_STEPS = 15
+_PUSHED_STEPS = 8
+_LABELS = {"base": "base", "rft": "RFT", "rl1": "RL 1", "rl2": "RL 2"}
 
 
 class Run(Struct, frozen=True, kw_only=True):
-    """What one launch gave."""
+    """What one launch left."""
 
     model: Path
+    steps: float
     seconds: float
     episodes: float
+    rewards: list[float]  # mean of every step's batch
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """One seed: scores by model, launches by name."""
+
+    scores: dict[str, Estimate]
+    runs: dict[str, Run]
+    changed_by_lr_0: int  # tensors
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, default=3, help="seeds of the whole recipe (default: %(default)s)")
+    arguments.add_argument("--folder", type=Path, help="where runs are kept, to continue later (default: nowhere)")
     arguments.add_argument("--plot", metavar="FILE.png", help="draw the scores by stage")
     options = arguments.parse_args()
     num_seeds = 1 if options.quick else options.seeds
     with tempfile.TemporaryDirectory(prefix="longhaul-bench-") as directory:
-        results = [_learn(Path(directory) / str(seed), seed, options.quick) for seed in range(num_seeds)]
+        folder = options.folder or Path(directory)
+        results = [_learn(folder / f"seed-{seed}", seed, options.quick) for seed in range(num_seeds)]
     figures = _summarize(results)
     if options.plot:
         _plot(results, options.plot)
     settings = {"seeds": num_seeds, "quick": options.quick, "config": "configs/micro.toml"}
-    report("learning", figures, settings, _NOT_MEASURED, save=not options.quick)
+    report("learning", figures, settings, details=_details(results), save=not options.quick)
 
 
-def _learn(folder: Path, seed: int, quick: bool) -> dict[str, Any]:
-    """Scores (by stage), wall-clock and episodes of one seed."""
-    flags = ["--seed", str(seed), *(_QUICK if quick else [])]
-    model = ROOT / "assets" / "tiny"
-    scores = {"base": _score(model, folder / "eval-base", quick)}
-    seconds = episodes = 0.0
-    starts = {}
+def _learn(folder: Path, seed: int, quick: bool) -> Result:
+    """The stages and the checks of one seed."""
+    flags = [f"--seed={seed}", *(["--steps=2", "--num-actors=64"] if quick else [])]
+    runs: dict[str, Run] = {}
+    scores = {"base": _score(BASE, folder / "eval-base", quick)}
+    model = BASE
     for stage in _STAGES:
-        starts[stage] = model
-        run = _launch(folder / stage, [f"--config=configs/micro/{stage}.toml", f"--model.path={model}", *flags])
-        model, seconds, episodes = run.model, seconds + run.seconds, episodes + run.episodes
+        runs[stage] = _launch(folder / stage, stage, model, flags)
+        model = runs[stage].model
         scores[stage] = _score(model, folder / f"eval-{stage}", quick)
-    sync = _launch(
-        folder / "sync",
-        ["--config=configs/micro/rl1.toml", f"--model.path={starts['rl1']}", "--max-staleness=0", *flags],
-    )
-    scores["sync_rl1"] = _score(sync.model, folder / "eval-sync", quick)
-    return {"scores": scores, "seconds": seconds, "episodes": episodes}
+    start = runs["rft"].model
+    checks = {"sync_rl1": ["--max-staleness=0"], "shuffled": ["--learner.loss.shuffle-rewards=true"]}
+    for name, more in checks.items():
+        shorter = [f"--steps={_SHUFFLED_STEPS}"] if name == "shuffled" and not quick else []
+        runs[name] = _launch(folder / name, "rl1", start, [*flags, *more, *shorter])
+        scores[name] = _score(runs[name].model, folder / f"eval-{name}", quick)
+    runs["pushed"] = _run_pushed(folder / "pushed", runs["rl1"], flags)
+    rewards = runs["pushed"].rewards
+    scores["pushed"] = Estimate(mean=fmean(rewards), se=_standard_error(rewards))
+    changed = _num_changed(runs["rl1"].model, runs["pushed"].model)
+    return Result(scores=scores, runs=runs, changed_by_lr_0=changed)
 
 
-def _launch(run_dir: Path, flags: list[str]) -> Run:
+def _run_pushed(run_dir: Path, trained: Run, flags: list[str]) -> Run:
+    """Held-out tasks, all of them alike, by weights that came over the weight channel."""
+    more = [
+        f"--resume={trained.model.parent}",
+        f"--steps={trained.steps + _PUSHED_STEPS:.0f}",
+        "--learner.lr=0",
+        "--tasks.split=heldout",
+        "--tasks.count=128",
+        "--replay.keep-no-signal=true",
+        "--replay.curriculum=false",
+    ]
+    return _launch(run_dir, "rl1", BASE, [*flags, *more])
+
+
+def _launch(run_dir: Path, stage: str, model: Path, flags: list[str]) -> Run:
     """One training run; raises SystemExit naming it when it fails."""
-    began = time.monotonic()
-    _call([*flags, f"--run-dir={run_dir}"])
+    if not (run_dir / "summary.json").exists():
+        _call([f"--config=configs/micro/{stage}.toml", f"--model.path={model}", *flags, f"--run-dir={run_dir}"])
     summary = json.loads((run_dir / "summary.json").read_text())
-    return Run(model=newest_model(run_dir), seconds=time.monotonic() - began, episodes=summary["episodes"])
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return Run(
+        model=newest_model(run_dir),
+        steps=summary["steps"],
+        seconds=summary["seconds"],
+        episodes=summary["episodes"],
+        rewards=[record["reward_mean"] for record in records if record["kind"] == "step"],
+    )
 
 
 def _score(model: Path, run_dir: Path, quick: bool) -> Estimate:
     """Pass@1 of a model on held-out tasks of the first difficulty."""
-    flags = ["--config=configs/micro/eval.toml", f"--model.path={model}", f"--run-dir={run_dir}"]
-    _call([*flags, *(["--tasks.count=16", "--eval.runs=2", "--num-actors=32"] if quick else [])])
+    if not (run_dir / "evaluation.json").exists():
+        flags = ["--config=configs/micro/eval.toml", f"--model.path={model}", f"--run-dir={run_dir}"]
+        _call([*flags, *(["--tasks.count=16", "--eval.runs=2", "--num-actors=32"] if quick else [])])
     written = json.loads((run_dir / "evaluation.json").read_text())["pass_at_1"]
     return Estimate(mean=written["mean"], se=written["se"])
 
 
 def _call(flags: list[str]) -> None:
     command = [sys.executable, "launch.py", *flags, "--network.dashboard-port=0"]
-    done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, timeout=_STAGE_DEADLINE_S)
+    done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, timeout=_DEADLINE_S)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}")
 
 
-def _summarize(results: list[dict[str, Any]]) -> dict[str, float | None]:
+def _num_changed(before: Path, after: Path) -> int:
+    """Tensors of two models that differ in any bit."""
+    old, new = (load_file(model / "model.safetensors") for model in (before, after))
+    return sum(old[name].tobytes() != new[name].tobytes() for name in old)
+
+
+def _standard_error(values: list[float]) -> float:
+    mean = fmean(values)
+    return (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values)) ** 0.5
+
+
+def _summarize(results: list[Result]) -> dict[str, float | None]:
+    def mean(of: Callable[[Result], float]) -> float:
+        return fmean(map(of, results))
+
     figures: dict[str, float | None] = {}
-    for stage in ("base", *_STAGES):
-        scores = [each["scores"][stage] for each in results]
+    for stage in _LABELS:
+        scores = [each.scores[stage] for each in results]
         figures[f"{stage}_pass1"] = fmean(score.mean for score in scores)
-        figures[f"{stage}_pass1_se"] = (sum(score.se**2 for score in scores)) ** 0.5 / len(scores)
+        figures[f"{stage}_pass1_se"] = sum(score.se**2 for score in scores) ** 0.5 / len(scores)
         figures[f"{stage}_pass1_min"] = min(score.mean for score in scores)
-    figures["sync_rl1_pass1"] = fmean(each["scores"]["sync_rl1"].mean for each in results)
-    figures |= dict.fromkeys(_NOT_MEASURED)
-    figures["wall_min"] = fmean(each["seconds"] for each in results) / 60
-    figures["episodes"] = fmean(each["episodes"] for each in results)
+    figures["rft_over_base_min"] = min(_over_base(each, "rft") for each in results)
+    figures["rl1_over_base_min"] = min(_over_base(each, "rl1") for each in results)
+    figures["wall_min"] = mean(lambda each: sum(each.runs[stage].seconds for stage in _STAGES)) / 60
+    figures["episodes"] = mean(lambda each: sum(each.runs[stage].episodes for stage in _STAGES))
+    figures["sync_rl1_pass1"] = mean(lambda each: each.scores["sync_rl1"].mean)
+    figures["rl1_wall_min"] = mean(lambda each: each.runs["rl1"].seconds) / 60
+    figures["sync_rl1_wall_min"] = mean(lambda each: each.runs["sync_rl1"].seconds) / 60
+    figures["shuffled_reward_gain"] = mean(lambda each: each.scores["shuffled"].mean - each.scores["rft"].mean)
+    figures["pushed_minus_saved_pass1"] = mean(lambda each: each.scores["pushed"].mean - each.scores["rl1"].mean)
+    figures["tensors_changed_by_lr_0"] = max(each.changed_by_lr_0 for each in results)
     return figures
 
 
-def _plot(results: list[dict[str, Any]], path: str) -> None:
-    """Pass@1 by stage, a line a seed."""
+def _over_base(result: Result, stage: str) -> float:
+    return result.scores[stage].mean / (result.scores["base"].mean or 1.0)
+
+
+def _details(results: list[Result]) -> dict[str, object]:
+    """Every score and launch, by seed."""
+    return {
+        f"seed_{seed}": {
+            "scores": {name: [round(score.mean, 4), round(score.se, 4)] for name, score in result.scores.items()},
+            "minutes": {name: round(run.seconds / 60, 1) for name, run in result.runs.items()},
+            "episodes": {name: run.episodes for name, run in result.runs.items()},
+        }
+        for seed, result in enumerate(results)
+    }
+
+
+def _plot(results: list[Result], path: str) -> None:
+    """Pass@1 by stage, a line a seed; and the reward of every batch of stage 1."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    stages = ("base", *_STAGES)
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for seed, result in enumerate(results):
-        scores = [result["scores"][stage] for stage in stages]
-        axes.errorbar(range(4), [100 * s.mean for s in scores], [100 * s.se for s in scores], label=f"seed {seed}")
-    axes.set_xticks(range(4), ["base", "RFT", "RL 1", "RL 2"])
-    axes.set(ylabel="held-out pass@1, %", ylim=(0, 100))
-    axes.legend()
+        scores = [result.scores[stage] for stage in _LABELS]
+        left.errorbar(
+            range(len(scores)),
+            [100 * score.mean for score in scores],
+            [100 * score.se for score in scores],
+            marker="o",
+            capsize=3,
+            label=f"seed {seed}",
+        )
+        right.plot(result.runs["rl1"].rewards, color=f"C{seed}", label=f"seed {seed}")
+        right.plot(result.runs["shuffled"].rewards, color=f"C{seed}", linestyle=":")
+    left.set_xticks(range(len(_LABELS)), list(_LABELS.values()))
+    left.set(ylabel="held-out pass@1, %", ylim=(0, 100))
+    right.set(xlabel="step of RL 1 (dotted: shuffled rewards)", ylabel="reward of the batch", ylim=(0, 1))
+    left.legend()
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
 

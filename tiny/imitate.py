@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from random import Random
 import msgspec
 import torch
 from msgspec import Struct
+from rich.progress import track
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
@@ -30,7 +32,10 @@ from tiny.expert import NO_NOISE, Noise, script
 from tiny.model import build_model, build_tokenizer, save_random_model
 from tiny.rollout import play
 
+LOSSES_FILE = "losses.json"
+"""Beside the weights: the loss of every step that made them, so that a run of the script can be held against it."""
 _IGNORED = -100
+_NOISE = Noise(stray=0.5, wrong_change=0.85, give_up=0.02, no_fence=0.01)
 
 
 class Lesson(Struct, frozen=True, kw_only=True):
@@ -40,25 +45,27 @@ class Lesson(Struct, frozen=True, kw_only=True):
     lr: float  # after the warm-up it falls linearly to `last_lr`
     last_lr: float
     noise: Noise = NO_NOISE
+    difficulties: tuple[int, ...] = (0,)  # each episode's is one of these, all equally likely
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
     """How the base model is made.
 
-    The expert is without noise, and the lesson ends early: by then names are copied from where they stand, though not
-    always, and which operator is asked for is not learned, so that every one of them keeps its probability.
+    First from an expert without noise on the first difficulty, until names are copied from where they stand, whatever
+    they are; then from one that on both levels often looks in the wrong file and mostly writes something else than was
+    asked for. So nearly every episode is well formed, and what is left to learn is where to look and what to write.
     """
 
     seed: int = 0
-    lessons: tuple[Lesson, ...] = (Lesson(steps=280, lr=4e-3, last_lr=7e-4),)
+    lessons: tuple[Lesson, ...] = (
+        Lesson(steps=300, lr=4e-3, last_lr=2.5e-3),
+        Lesson(steps=450, lr=2.5e-3, last_lr=2e-4, noise=_NOISE, difficulties=(0, 1)),
+    )
     batch: int = 32
     warmup: int = 20
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
-    difficulties: tuple[int, ...] = (0,)
-    """Difficulty of each episode is one of these, all equally likely."""
     tokenizer_episodes: int = 1000
-    tokenizer_noise: Noise = Noise()
     max_context: int = 1024
 
 
@@ -69,14 +76,14 @@ class Example(Struct, frozen=True, kw_only=True):
     labels: torch.Tensor  # ids where the expert wrote them, else ignored
 
 
-def episodes(recipe: Recipe, tokenizer: ChatTokenizer, noise: Noise, first: int, count: int) -> list[Example]:
-    """Expert episodes number first..first+count-1 of the recipe's endless corpus."""
+def episodes(recipe: Recipe, lesson: Lesson, tokenizer: ChatTokenizer, first: int, count: int) -> list[Example]:
+    """Expert episodes number first..first+count-1 of a lesson's endless corpus."""
     settings = EpisodeSettings(max_turns=64, max_turn_tokens=recipe.max_context // 2)
     repositories, texts = [], {}
     for index in range(count):
         r = Random(f"imitate-{recipe.seed}-{first + index}")
-        repositories.append(make_repository(r, _level(r.choice(recipe.difficulties)), "train"))
-        texts[str(index)] = list(script(r, repositories[-1], noise))
+        repositories.append(make_repository(r, _level(r.choice(lesson.difficulties)), "train"))
+        texts[str(index)] = list(script(r, repositories[-1], lesson.noise))
     policy = ScriptedPolicy(tokenizer, replay_each(texts))
     played = asyncio.run(play(repositories, policy, tokenizer, settings, recipe.max_context))
     examples = []
@@ -99,7 +106,7 @@ def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         rough = ChatTokenizer.load(save_random_model(Path(folder)))
         texts = [
             rough.decode(each.ids.numpy())
-            for each in episodes(recipe, rough, recipe.tokenizer_noise, 0, recipe.tokenizer_episodes)
+            for each in episodes(recipe, recipe.lessons[-1], rough, 0, recipe.tokenizer_episodes)
         ]
     return build_tokenizer(texts)
 
@@ -126,7 +133,7 @@ def _teach(
         for group in optimizer.param_groups:
             falling = lesson.lr + (lesson.last_lr - lesson.lr) * step / lesson.steps
             group["lr"] = falling * min(1.0, (step + 1) / recipe.warmup)
-        batch = episodes(recipe, tokenizer, lesson.noise, first + step * recipe.batch, recipe.batch)
+        batch = episodes(recipe, lesson, tokenizer, first + step * recipe.batch, recipe.batch)
         loss = _loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
@@ -154,16 +161,12 @@ def main() -> None:
     recipe = Recipe(seed=options.seed)
     tokenizer = make_tokenizer(recipe)
     tokenizer.save_pretrained(options.out)
-    *_, model = _report(train(recipe, ChatTokenizer.load(options.out)))
-    model.save_pretrained(options.out)
-
-
-def _report(training: Iterator[tuple[Qwen2ForCausalLM, float]]) -> Iterator[Qwen2ForCausalLM]:
-    """The model after each step, with the loss printed now and then."""
-    for step, (model, loss) in enumerate(training, 1):
-        if step % 20 == 0:
-            print(f"step {step} loss {loss:.3f}", flush=True)
-        yield model
+    num_steps = sum(lesson.steps for lesson in recipe.lessons)
+    training = train(recipe, ChatTokenizer.load(options.out))
+    models, losses = zip(*track(training, "imitating", total=num_steps), strict=True)
+    models[-1].save_pretrained(options.out)
+    losses = [round(loss, 4) for loss in losses]
+    (options.out / LOSSES_FILE).write_text(json.dumps(losses) + "\n")
 
 
 if __name__ == "__main__":
