@@ -45,7 +45,7 @@ def main() -> None:
         if launcher.returncode != 0:
             raise SystemExit(f"the run failed with status {launcher.returncode}")
         figures = _figures(run_dir, started_at) | {"peak_memory_gib": peak, "num_actors": float(options.num_actors)}
-    report("loop", figures, {"steps": steps, "quick": options.quick})
+    report("loop", figures, {"steps": steps, "quick": options.quick}, save=not options.quick)
 
 
 def _figures(run_dir: Path, started_at: float) -> dict[str, float | None]:

@@ -33,6 +33,7 @@ NUM_AGES = 8
 """Histograms: tokens of `NUM_AGES - 1` or more versions of age share the last one."""
 _NUM_BINS = 400
 _BIN_WIDTH = 0.01
+_CENTRES = (torch.arange(_NUM_BINS) + 0.5 - _NUM_BINS / 2) * _BIN_WIDTH
 
 
 class Diagnostics:
@@ -78,7 +79,8 @@ class Diagnostics:
         return self._sums
 
     def figures(self) -> dict[str, float]:
-        """Means over tokens, effective sample size, and quantiles of the ratio learner / behaviour by age."""
+        """Means over tokens, effective sample size, and by age of the tokens' version: quantiles of the ratio learner /
+        behaviour, mean and largest distance of the log-probs (to half a bin's width)."""
         s = dict(zip(_SUMS, self._sums[: len(_SUMS)].tolist(), strict=True))
         count, fresh = max(s["tokens"], 1.0), max(s["fresh_tokens"], 1.0)
         figures = {
@@ -99,10 +101,13 @@ class Diagnostics:
             if histogram.sum() > 0:
                 for name, share in (("p01", 0.01), ("p50", 0.5), ("p99", 0.99)):
                     figures[f"ratio_age{age}_{name}"] = _quantile(histogram, share)
+                distances = _CENTRES.abs()
+                figures[f"mismatch_age{age}_abs_mean"] = float((distances * histogram.cpu()).sum() / histogram.sum())
+                figures[f"mismatch_age{age}_abs_max"] = float(distances[histogram.cpu() > 0].max())
         return figures
 
 
 def _quantile(histogram: Tensor, share: float) -> float:
     """Ratio below which `share` of the tokens lie, to a bin's width."""
     index = int(torch.searchsorted(histogram.cumsum(0), share * histogram.sum()))
-    return float(torch.tensor((min(index, _NUM_BINS - 1) + 0.5 - _NUM_BINS / 2) * _BIN_WIDTH).exp())
+    return float(_CENTRES[min(index, _NUM_BINS - 1)].exp())

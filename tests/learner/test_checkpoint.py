@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"name": "adapters", "world": 2, "settings": settings_of(folder, lora_rank=4)},
         {"name": "half_precision", "world": 2, "settings": settings_of(folder, dtype="bfloat16")},
         {"name": "rft", "world": 2, "settings": settings_of(folder, phase="rft")},
+        {"name": "strict", "world": 2, "settings": settings_of(folder) | {"strict_parity": 1e-4}},
     ]
     (folder / "job.json").write_text(json.dumps(job))
     (folder / "no_room" / "checkpoints").mkdir(parents=True)
@@ -146,6 +148,14 @@ def test_batches_without_signal_move_the_version_and_never_the_weights(runs: Pat
     for name, tensor in start.items():
         if f"{name}|master" in trained:
             assert torch.equal(trained[f"{name}|master"], tensor)
+
+
+def test_log_probs_that_are_not_the_learners_end_a_strict_run(runs: Path) -> None:
+    result = outcome(runs, "strict")
+    assert (result["kind"], result["version"]) == ("parity", 0)
+    assert re.search(
+        r"differ by 0\.\d+ on average over the tokens that version 0 sampled; .* allows 0\.0001", result["error"]
+    )
 
 
 def test_rft_learns_from_successes(runs: Path) -> None:

@@ -138,6 +138,8 @@ def test_diagnostics_say_what_the_tokens_were() -> None:
     )
     assert figures["token_staleness_mean"] == 0.5
     assert figures["ratio_age0_p99"] == pytest.approx(1.1052, rel=0.011)
+    assert figures["mismatch_age0_abs_max"] == pytest.approx(0.1, abs=0.006)
+    assert [figures[f"mismatch_age1_abs_{of}"] for of in ("mean", "max")] == pytest.approx([0.5, 0.5], abs=0.006)
     assert figures["ratio_age1_p01"] == pytest.approx(0.6065, rel=0.011)
 
 
