@@ -44,7 +44,6 @@ _QUICK_PACKAGES = ("toolz", "schema")
 
 async def main(options: argparse.Namespace) -> None:
     """Measure everything and print the result."""
-    began = time.monotonic()
     recipes = read_recipes(RECIPES)[: options.packages]
     if options.quick:
         recipes = [replace(r, newer="") for r in recipes if r.requirement.startswith(_QUICK_PACKAGES)]
@@ -80,7 +79,6 @@ async def main(options: argparse.Namespace) -> None:
     }
     reasons = {"swebench_logs": missing, "swebench_disagreements": missing} if missing else {}
     settings = {"runs": options.runs, "count": options.count, "jobs": options.jobs, "made": len(tasks)}
-    settings["minutes"] = round((time.monotonic() - began) / 60, 1)
     report("grading", figures, settings, reasons, details={"attacks": table}, save=not options.quick)
 
 

@@ -172,7 +172,7 @@ def consume_redis(endpoint: str, pipe: Connection, count: int) -> None:
     while len(arrived) < count:
         for _, entries in client.xread({"trajectories": last}, count=1, block=1000):
             for last, entry in entries:
-                fields = pickle.loads(entry[b"t"])
+                fields = pickle.loads(entry[b"t"])  # what peers do; these bytes are this benchmark's own
                 arrived.append(look_at(*(fields[name] for name in _ARRAYS)))
                 client.xdel("trajectories", last)
                 pipe.send(0)
