@@ -15,8 +15,6 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
-import psutil
-
 from cluster import processes
 from cluster.observer import Observer, hopeless
 from cluster.placement import Cluster
@@ -279,8 +277,13 @@ class Supervisor:
         self.progress.note(f"{part.name} is ready again")
         if part.role == "generator":
             self._generator_endpoints[self._generators.index(part)] = result
-            running = [actor for actor in self._actors if actor.ending is not None]
-            await _all([_wait(a.handle.update_generators.remote(self._generator_endpoints)) for a in running])
+            await asyncio.gather(*(self._tell_generators(actor) for actor in self._actors))
+
+    async def _tell_generators(self, actor: Part) -> None:
+        """Where the generators are now. One that is down hears of them when it is started again."""
+        with contextlib.suppress(Exception):  # see _ask
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                await actor.handle.update_generators.remote(self._generator_endpoints)
 
     async def _sample(self) -> None:
         parts = [part for part in self.parts if _can_answer(part)]
@@ -307,7 +310,6 @@ class Supervisor:
     async def _report_pressure(self) -> None:
         """Tell the replay buffer, which decides how many episodes run at once, how full everything else is."""
         levels = {part.name: {"kv_cache": part.status.get("kv_used_share", 0.0) / _FULL} for part in self._generators}
-        levels["host"] = {"memory": psutil.virtual_memory().percent / 100 / _FULL}
         for part in self._actors:
             levels[part.name] = {n: part.status.get(f"host_{n}_share", 0.0) / _FULL for n in ("cpu", "memory")}
         with contextlib.suppress(Exception):  # see _ask
