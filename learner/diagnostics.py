@@ -96,14 +96,14 @@ class Diagnostics:
             "effective_sample_share": s["ratio"] ** 2 / max(s["ratio_squared"], 1e-12) / count,
             "token_staleness_mean": s["staleness"] / count,
         }
-        histograms = self._sums[len(_SUMS) :].reshape(NUM_AGES, _NUM_BINS)
+        histograms = self._sums[len(_SUMS) :].reshape(NUM_AGES, _NUM_BINS).cpu()
         for age, histogram in enumerate(histograms):
             if histogram.sum() > 0:
                 for name, share in (("p01", 0.01), ("p50", 0.5), ("p99", 0.99)):
                     figures[f"ratio_age{age}_{name}"] = _quantile(histogram, share)
                 distances = _CENTRES.abs()
-                figures[f"mismatch_age{age}_abs_mean"] = float((distances * histogram.cpu()).sum() / histogram.sum())
-                figures[f"mismatch_age{age}_abs_max"] = float(distances[histogram.cpu() > 0].max())
+                figures[f"mismatch_age{age}_abs_mean"] = float((distances * histogram).sum() / histogram.sum())
+                figures[f"mismatch_age{age}_abs_max"] = float(distances[histogram > 0].max())
         return figures
 
 

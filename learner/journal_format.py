@@ -76,14 +76,12 @@ def parse_header(head: Frame, salt: bytes, position: int) -> Header | None:
     return header if right else None
 
 
-def _checksum(content: memoryview) -> int:
-    return xxhash.xxh3_64_intdigest(content)
-
-
 def split(header: Header, content: memoryview) -> list[memoryview] | None:
     """Frames of what stands behind a header; None if it is torn or altered."""
     table_bytes = 8 * header.num_frames
-    if len(content) != header.num_bytes or header.num_bytes < table_bytes or _checksum(content) != header.checksum:
+    if len(content) != header.num_bytes or header.num_bytes < table_bytes:
+        return None
+    if xxhash.xxh3_64_intdigest(content) != header.checksum:
         return None
     frames, offset = [], table_bytes
     for length in struct.unpack_from(f"<{header.num_frames}Q", content):

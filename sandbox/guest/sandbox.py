@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import posixpath
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from protocol.errors import SandboxError
 from sandbox.base import ExecResult, Sandbox, SandboxSpec, Snapshot
 from sandbox.guest.client import GuestClient
 
 
-class GuestSandbox:
+class GuestSandbox(ABC):
     """A `Sandbox` whose commands and files go through a `GuestClient`."""
 
     def __init__(self, spec: SandboxSpec, client: GuestClient) -> None:
@@ -45,13 +45,13 @@ class GuestSandbox:
         """See `Sandbox.kill_all`."""
         await self.client.kill_all()
 
+    @abstractmethod
     async def snapshot(self) -> Snapshot:
         """See `Sandbox.snapshot`."""
-        raise SandboxError("this backend takes no snapshots", kind="unsupported")
 
+    @abstractmethod
     async def close(self) -> None:
         """See `Sandbox.close`."""
-        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         return self
