@@ -1,11 +1,13 @@
-"""Random trajectories of the shape that real ones have; for tests and benchmarks of everything but learning."""
+"""Random trajectories, and the buffer's records of them, of the shape that real ones have; for tests and benchmarks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from learner.replay_events import Finished
 from protocol.messages import NOT_SAMPLED, Trajectory, Turn
 
 
@@ -72,3 +74,24 @@ def paper_lengths(rng: np.random.Generator, count: int, context: int) -> list[in
     """Lengths of `count` episodes as in arXiv 2508.03501: log-normal, long-tailed, some cut off at the context."""
     lengths = rng.lognormal(np.log(context / 2.6), 0.55, count)
     return np.clip(lengths, 1000, context).astype(int).tolist()
+
+
+def finished_member(member: int = 0, **changes: Any) -> Finished:
+    """What the buffer keeps of an accepted success of 10 tokens, with `changes`."""
+    fields = {
+        "group": 0,
+        "member": member,
+        "attempt": 1,
+        "position": 0,
+        "resolved": True,
+        "reward": 1.0,
+        "end_reason": "submitted",
+        "num_tokens": 10,
+        "num_turns": 2,
+        "num_readable_turns": 2,
+        "oldest_version": 0,
+        "duration_s": 1.0,
+        "overlong": False,
+        "tampered": False,
+    }
+    return Finished(**fields | changes)

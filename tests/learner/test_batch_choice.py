@@ -5,31 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.batch_choice import choose, used_share
-from learner.replay_events import Finished
 from learner.replay_state import Item
+from tiny.trajectories import finished_member
 
 BUDGET = 1000
 
 
 def item(group, oldest, *lengths):
     finished = [
-        Finished(
-            group=group,
-            member=i,
-            attempt=1,
-            position=0,
-            resolved=True,
-            reward=1.0,
-            end_reason="submitted",
-            num_tokens=length,
-            num_turns=1,
-            num_readable_turns=1,
-            oldest_version=oldest,
-            duration_s=1.0,
-            overlong=False,
-            tampered=False,
-        )
-        for i, length in enumerate(lengths)
+        finished_member(i, group=group, oldest_version=oldest, num_tokens=length) for i, length in enumerate(lengths)
     ]
     return Item(group=group, task_id="t", oldest=oldest, places=len(lengths), finished=finished)
 

@@ -4,29 +4,13 @@ import numpy as np
 import pytest
 
 from learner.filters import chain_of, mask_format_errors, run_chain
-from learner.replay_events import Finished
 from protocol.config import Settings
 from protocol.messages import Trajectory, Turn
+from tiny.trajectories import finished_member
 
 
 def member(number, reward, **changes):
-    fields = {
-        "group": 0,
-        "member": number,
-        "attempt": 1,
-        "position": 0,
-        "resolved": reward > 0,
-        "reward": reward,
-        "end_reason": "submitted",
-        "num_tokens": 10,
-        "num_turns": 2,
-        "num_readable_turns": 2,
-        "oldest_version": 0,
-        "duration_s": 1.0,
-        "overlong": False,
-        "tampered": False,
-    }
-    return Finished(**fields | changes)
+    return finished_member(number, resolved=reward > 0, reward=reward, **changes)
 
 
 def outcome(members, **settings):

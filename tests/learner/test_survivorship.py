@@ -4,28 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.replay_events import Finished
 from learner.survivorship import Survivorship, quantile_shares, size_class, total_variation
 from protocol.messages import TaskRef
+from tiny.trajectories import finished_member
 
 
 def finished(duration_s, num_tokens):
-    return Finished(
-        group=0,
-        member=0,
-        attempt=1,
-        position=0,
-        resolved=True,
-        reward=1.0,
-        end_reason="submitted",
-        num_tokens=num_tokens,
-        num_turns=1,
-        num_readable_turns=1,
-        oldest_version=0,
-        duration_s=duration_s,
-        overlong=False,
-        tampered=False,
-    )
+    return finished_member(duration_s=duration_s, num_tokens=num_tokens)
 
 
 def test_total_variation():
