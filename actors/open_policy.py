@@ -9,19 +9,17 @@ from actors.chat import ChatTokenizer
 from actors.generator_client import GeneratorClient
 from actors.openai_policy import OpenAIPolicy, transcript_tokenizer
 from protocol.config import Settings
-from protocol.errors import ConfigError
 from protocol.sockets import Keys
 
 
 def open_policy(
     settings: Settings, generator_endpoints: list[str], keys: Keys | None
 ) -> tuple[GeneratorClient | OpenAIPolicy, ChatTokenizer]:
-    """The policy, and the tokenizer that the agent must use with it. Raises `ConfigError`."""
+    """The policy, and the tokenizer that the agent must use with it."""
     model_dir = Path(settings.model.path)
     if settings.phase != "eval" or settings.eval.endpoint is None:
         return GeneratorClient(generator_endpoints, settings.generator, keys), ChatTokenizer.load(model_dir)
-    if not settings.eval.model:
-        raise ConfigError("eval.endpoint needs eval.model, the model's name at that endpoint")
+    assert settings.eval.model is not None, "the settings say both or neither"
     tokenizer = transcript_tokenizer(model_dir)
     api_key = os.environ.get(settings.eval.api_key_variable)
     return OpenAIPolicy(settings.eval.endpoint, settings.eval.model, tokenizer, api_key), tokenizer

@@ -67,8 +67,7 @@ class Batching:
                 waiting_for=f"{missing} more of {self._ledger.places.batch} trajectories for step {step}; "
                 f"{len(self._ledger.running)} episodes run",
             )
-        budget = self._settings.learner.pack_tokens or 2 * self._settings.model.max_context
-        chosen = choose(self._ledger.state.ready, self._ledger.places.batch, budget)
+        chosen = choose(self._ledger.state.ready, self._ledger.places.batch, self._settings.micro_batch_tokens)
         taken: Counter[int] = Counter()
         for item in chosen:
             taken[item.oldest] += item.places

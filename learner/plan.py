@@ -224,7 +224,7 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     ranks = settings.learner.ranks or 1
-    tokens = options.tokens or settings.learner.pack_tokens or 2 * settings.model.max_context
+    tokens = options.tokens or settings.micro_batch_tokens
     print("\n".join(report(shape, settings, ranks, tokens, options.gpu_gib, options.gpu_tflops, options.mfu)))
     return 0
 

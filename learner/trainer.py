@@ -31,7 +31,7 @@ class Trainer:
         self.group = policy.group
         self.settings = settings
         self.loss = objective(settings)
-        self.budget = settings.learner.pack_tokens or 2 * settings.model.max_context
+        self.budget = settings.micro_batch_tokens
 
     def step(self, samples: Sequence[Sample], version: int) -> dict[str, float]:
         """Make version `version + 1` out of `version`; returns the step's figures, the same on every rank.

@@ -37,7 +37,8 @@ class TaskSettings(Section):
     """Which tasks are worked on."""
 
     source: str = "micro"
-    """`micro` (made on the fly), or the path of a task file (JSONL, Parquet), or a Hugging Face dataset name."""
+    """`micro` (made on the fly), the path of a task file (JSONL, Parquet), or a Hugging Face dataset: its name, or a
+    directory of its files."""
     format: Literal["auto", "longhaul", "swe-bench", "swe-rebench", "swe-smith", "swe-gym", "r2e-gym"] = "auto"
     """Schema of the task file; auto recognises it by its fields."""
     split: str = "train"
@@ -325,11 +326,21 @@ class Settings(Section):
     eval: EvalSettings = EvalSettings()
     network: NetworkSettings = NetworkSettings()
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Token budget of one packed micro-batch, resolved."""
+        return self.learner.pack_tokens or 2 * self.model.max_context
+
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         if self.replay.batch % self.replay.group_size:
             raise ValueError(
                 f"replay.batch ({self.replay.batch}) must be a multiple of replay.group_size ({self.replay.group_size})"
+            )
+        if (self.eval.endpoint is None) != (self.eval.model is None):
+            raise ValueError(
+                "eval.endpoint and eval.model, the model's name at that endpoint, go together; a model directory is "
+                "given as model.path"
             )
         if self.episode.max_turn_tokens >= self.model.max_context:
             raise ValueError(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from actors.generator_client import GeneratorClient
 from actors.open_policy import open_policy
 from actors.openai_policy import OpenAIPolicy
 from protocol.config import Settings
-from protocol.errors import ConfigError
 
 
 def settings(tokenizer_dir: Path, **changes: object) -> Settings:
@@ -29,9 +26,3 @@ async def test_an_evaluation_asks_its_endpoint(tokenizer_dir: Path) -> None:
     policy, _ = open_policy(settings(tokenizer_dir, phase="eval", eval=foreign), [], None)
     assert isinstance(policy, OpenAIPolicy)
     await policy.close()
-
-
-def test_an_endpoint_needs_a_models_name(tokenizer_dir: Path) -> None:
-    nameless = settings(tokenizer_dir, phase="eval", eval={"endpoint": "http://127.0.0.1:1/v1"})
-    with pytest.raises(ConfigError, match=r"eval\.model"):
-        open_policy(nameless, [], None)

@@ -25,6 +25,8 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
         (["--steps", "many"], "--steps"),
         (["--learner.zero-stage", "7"], "--learner.zero-stage"),
         (["--replay.batch", "9"], "multiple of replay.group_size"),
+        (["--phase", "eval", "--eval.model", "models/mine"], "a model directory is given as model.path"),
+        (["--phase", "eval", "--eval.endpoint", "http://localhost:8000/v1"], "go together"),
         (["--config", "/does/not/exist.toml"], "cannot read --config"),
         (["--config"], "needs a file"),
     ],
