@@ -18,6 +18,7 @@ import torch
 
 from learner import checkpoint
 from learner.announcer import VersionAnnouncer
+from learner.checkpoint_writer import CheckpointWriter
 from learner.feed import BatchFeed
 from learner.group import RankGroup
 from learner.layout import sequence_parallel
@@ -26,7 +27,7 @@ from learner.samples import has_signal, make_samples
 from learner.trainer import Trainer
 from learner.weights import WeightPublisher
 from protocol.config import Settings
-from protocol.errors import CheckpointError, LearnerError
+from protocol.errors import LearnerError
 from protocol.messages import Batch, BatchDone, CheckpointMark, CheckpointMarkReply, Trajectory
 from protocol.sockets import BlockingClient, Keys
 
@@ -73,9 +74,9 @@ class LearnerRank:
         self._stop = threading.Event()
         self._records: deque[dict[str, float]] = deque(maxlen=_MAX_RECORDS)
         self._left_out: Counter[str] = Counter()
-        self._num_failed_saves = 0
         self._resources = contextlib.ExitStack()
         self._feed: BatchFeed | None = None
+        self._checkpoints: CheckpointWriter | None = None
 
     def start(self) -> int:
         """Meet the other ranks, load the model or the checkpoint, publish its weights; returns the policy version.
@@ -104,10 +105,12 @@ class LearnerRank:
             self.version = checkpoint.load(resumed, self._policy)
         self._trainer = Trainer(self._policy, settings)
         self._replay: BlockingClient | None = None
+        self._marks: BlockingClient | None = None  # as `_replay`, for the thread that writes checkpoints
         self._publisher: WeightPublisher | None = None
         if self.rank == 0:
             self._connect()
-        self._checkpoints = checkpoint.Writer(settings, self.run_dir, self._policy)
+        self._checkpoints = CheckpointWriter(settings, self.run_dir, self._policy, self._mark)
+        self._resources.callback(self._checkpoints.close)
         self._feed = BatchFeed(self._group, self._replay, self._stop, silence_s=settings.start_timeout_s)
         self._publish()
         return self.version
@@ -115,7 +118,9 @@ class LearnerRank:
     def _connect(self) -> None:
         replay, weights = self._endpoints
         self._replay = BlockingClient(replay, self._keys)
-        self._resources.callback(self._replay.close)
+        self._marks = BlockingClient(replay, self._keys)
+        for client in (self._replay, self._marks):
+            self._resources.callback(client.close)
         announcer = VersionAnnouncer(replay, self._keys)
         self._resources.callback(announcer.close)
         self._publisher = WeightPublisher(
@@ -134,7 +139,7 @@ class LearnerRank:
         Waits for the replay server to have a batch; the server (or `stop`) unblocks it. Ranks other than 0 wait for
         rank 0's broadcast. A lost rank, or a step over `step_timeout_s`, raises `LearnerError` with the rank's name.
         """
-        assert self._feed is not None, "start() comes first"
+        assert self._feed is not None and self._checkpoints is not None, "start() comes first"
         with self._resources:
             saved = self.version
             while self.version < self.settings.steps:
@@ -148,6 +153,7 @@ class LearnerRank:
                     saved = self.version
             if saved != self.version:
                 self._save()
+            self._checkpoints.wait()
 
     def stop(self) -> None:
         """Let `run` end after the current step. On rank 0 it stops the other ranks too."""
@@ -163,7 +169,8 @@ class LearnerRank:
         return {
             "learner_version": float(self.version),
             "learner_waiting": float(bool(self.waiting_for)),
-            "failed_checkpoints": float(self._num_failed_saves),
+            "failed_checkpoints": float(self._checkpoints.num_failed if self._checkpoints else 0),
+            "checkpoint_blocked_s": self._checkpoints.blocked_s if self._checkpoints else 0.0,
             **{f"left_out_{reason}": float(count) for reason, count in self._left_out.items()},
         }
 
@@ -224,18 +231,16 @@ class LearnerRank:
                     pass
 
     def _save(self) -> None:
-        def mark(path: Path) -> int:
-            assert self._replay is not None
-            reply = self._replay.request(CheckpointMark(version=self.version, path=str(path)), _REQUEST_S)
-            assert isinstance(reply, CheckpointMarkReply)
-            return reply.journal_offset
-
+        assert self._checkpoints is not None
         with self._group.doing(f"saving a checkpoint of version {self.version}"):
-            try:
-                self._checkpoints.save(self.version, mark)
-            except CheckpointError as error:  # training goes on: the older checkpoint is whole
-                self._num_failed_saves += 1
-                _log.error("%s; the run goes on without this checkpoint", error)
+            self._checkpoints.save(self.version)
+
+    def _mark(self, version: int, path: Path) -> int:
+        """Tell the replay buffer of a complete checkpoint. From the writer's thread."""
+        assert self._marks is not None
+        reply = self._marks.request(CheckpointMark(version=version, path=str(path)), _REQUEST_S)
+        assert isinstance(reply, CheckpointMarkReply)
+        return reply.journal_offset
 
 
 def batch_figures(trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 Importing torch, transformers and DeepSpeed takes longer than the tests, so it happens once. A job is a list of runs:
 {"name", "settings", "world", "batches_until", "kill_rank_after"}; the server answers with the batch `version` from a
-seed until `batches_until`, then lets the learner wait. Every process writes what became of it to `NAME/`.
+seed until `batches_until`, then lets the learner wait; with `hold_marks` it acknowledges a checkpoint only after a
+later step. The writer of rank `full_disk` finds no space for version 2. Every process writes what became of it to
+`NAME/`.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
-from learner import checkpoint
+from learner import checkpoint, checkpoint_writer
 from learner.model import import_deepspeed
 from learner.rank import LearnerRank
 from protocol.config import Settings
@@ -33,7 +36,7 @@ from protocol.messages import (
     VersionReady,
     VersionReadyReply,
 )
-from protocol.sockets import Server
+from protocol.sockets import Peer, Server
 from tiny.trajectories import random_batch, random_trajectory
 
 LENGTHS = [60, 90, 41, 120]
@@ -53,6 +56,8 @@ async def serve(run: dict, folder: Path) -> None:
     log = (folder / "server.jsonl").open("a", buffering=1)
     server = Server(f"ipc://{folder}/replay")
     (folder / "listening").touch()
+    held: list[tuple[Peer, int]] = []  # marks that wait for their answer
+    done = 0
     async for peer, message in server:
         match message:
             case BatchRequest(version=version) if version < run.get("batches_until", 1000):
@@ -62,15 +67,22 @@ async def serve(run: dict, folder: Path) -> None:
             case BatchDone():
                 await server.send(peer, BatchDoneReply())
                 log.write(json.dumps({"done": message.batch_id, "version": message.version}) + "\n")
+                done = message.version
             case CheckpointMark():
-                await server.send(peer, CheckpointMarkReply(journal_offset=100 * message.version))
-                log.write(json.dumps({"mark": message.version}) + "\n")
+                held.append((peer, message.version))
             case VersionReady():
                 await server.send(peer, VersionReadyReply())
+        for marker, version in list(held):
+            if done > version or version == run["settings"]["steps"] or not run.get("hold_marks"):
+                await server.send(marker, CheckpointMarkReply(journal_offset=100 * version))
+                log.write(json.dumps({"mark": version}) + "\n")
+                held.remove((marker, version))
 
 
 def run_rank(run: dict, rank: int, port: int, folder: Path) -> None:
     outcome = {"error": "", "kind": ""}
+    if run.get("full_disk") == rank:
+        _fill_disk()
     learner = LearnerRank(
         Settings.model_validate(run["settings"]),
         rank,
@@ -92,6 +104,17 @@ def run_rank(run: dict, rank: int, port: int, folder: Path) -> None:
     outcome |= {"version": learner.version, "waiting_for": learner.waiting_for, "records": learner.pop_records()}
     outcome["ended_at"] = time.time()
     (folder / f"rank-{rank}.json").write_text(json.dumps(outcome))
+
+
+def _fill_disk() -> None:
+    write = checkpoint_writer.save_file
+
+    def fail(tensors: dict, path: Path, **options: object) -> None:
+        if "step-2" in str(path):
+            raise SafetensorError("No space left on device")
+        write(tensors, path, **options)
+
+    checkpoint_writer.save_file = fail
 
 
 def forked(work, *arguments) -> int:

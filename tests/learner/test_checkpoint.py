@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from learner import checkpoint
+from learner.checkpoint import directory
 from protocol.config import Settings
 from protocol.errors import CheckpointError
 from tiny.model import save_random_model
@@ -65,6 +66,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"name": "restarted", "folder": "killed", "world": 2, "settings": settings_of(folder, "auto")},
         {"name": "no_signal", "world": 2, "settings": settings_of(folder), "without_signal": [0, 1, 2, 3]},
         {"name": "no_room", "world": 2, "settings": settings_of(folder)},
+        {"name": "beside", "world": 2, "settings": settings_of(folder), "hold_marks": True},
+        {"name": "full_disk", "world": 2, "settings": settings_of(folder), "full_disk": 1},
         {"name": "adapters", "world": 2, "settings": settings_of(folder, lora_rank=4)},
         {"name": "half_precision", "world": 2, "settings": settings_of(folder, dtype="bfloat16")},
         {"name": "rft", "world": 2, "settings": settings_of(folder, phase="rft")},
@@ -89,7 +92,7 @@ def outcome(runs: Path, name: str, rank: int = 0, folder: str = "") -> dict:
 
 
 def weights(run: Path, version: int = STEPS) -> dict[str, torch.Tensor]:
-    files = sorted((checkpoint.directory(run) / f"step-{version}").glob("state-*.safetensors"))
+    files = sorted((directory(run) / f"step-{version}").glob("state-*.safetensors"))
     return {key: tensor for file in files for key, tensor in load_file(file).items()}
 
 
@@ -180,6 +183,22 @@ def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(runs
     assert (result["error"], result["version"]) == ("", STEPS)
     assert result["status"]["failed_checkpoints"] == 1
     assert [path.name for path in checkpoint.kept(runs / "no_room")] == ["step-4"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(runs: Path) -> None:
+    assert outcome(runs, "beside")["error"] == ""
+    events = [json.loads(line) for line in (runs / "beside" / "server.jsonl").read_text().splitlines()]
+    assert events.index({"mark": 2}) > events.index({"done": 3, "version": 3})
+    assert (
+        largest_difference(weights(runs / "whole", 2), weights(runs / "beside", 2)) == 0
+    )  # the cut, not what came after
+
+
+def test_a_rank_without_space_costs_its_checkpoint_and_no_more(runs: Path) -> None:
+    result = outcome(runs, "full_disk")
+    assert (result["error"], result["version"]) == ("", STEPS)
+    assert result["status"]["failed_checkpoints"] == 1
+    assert [path.name for path in directory(runs / "full_disk").iterdir()] == ["step-4"]
 
 
 def test_adapters_are_trained_alone_and_exported_merged(runs: Path) -> None:

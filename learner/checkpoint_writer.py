@@ -1,0 +1,206 @@
+"""Writes checkpoints while training goes on.
+
+    all ranks, together    copy the policy's state to host memory: the cut
+    each rank, in a thread write its part, force it to disk, give it its final name
+    rank 0's thread        wait for every part, write the manifest, rename the directory, tell the replay buffer
+
+A rank that cannot write removes the unfinished directory, which is how the others learn of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from learner.checkpoint import FORMAT, MANIFEST, PARTIAL, directory, fingerprint, kept
+from learner.model import Policy, copy_tokenizer
+from learner.state import full_state
+from protocol.config import Settings
+from protocol.errors import CheckpointError, DeadlineError, LonghaulError
+from protocol.threads import give_way
+
+_log = logging.getLogger(__name__)
+_GATHER_BYTES = 256 << 20
+_LOOK_S = 0.05
+
+
+class CheckpointWriter:
+    """Every rank has one, and all call `save` together; at most one checkpoint is being written.
+
+    Args:
+        mark: called by rank 0's thread with the version and path of a complete checkpoint; returns the journal position
+            that belongs to it.
+    """
+
+    def __init__(self, settings: Settings, run_dir: Path, policy: Policy, mark: Callable[[int, Path], int]) -> None:
+        self._keep = settings.checkpoint.keep
+        self._timeout_s = settings.learner.step_timeout_s
+        self._source = Path(settings.model.path)
+        self._run_dir = run_dir
+        self._policy = policy
+        self._mark = mark
+        self._group = policy.group
+        self._thread: threading.Thread | None = None
+        self._abandoned = threading.Event()
+        self.num_failed = 0
+        self.blocked_s = 0.0  # of training, by the last save
+        if self._group.rank == 0:
+            for left in directory(run_dir).glob(f"step-*{PARTIAL}"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def save(self, version: int) -> None:
+        """Take the state of now as version `version` and begin to write it. What fails is counted and logged, and
+        leaves the older checkpoints as they are.
+
+        Waits for the save before this one, `step_timeout_s` at most, and for the other ranks.
+        """
+        started = time.monotonic()
+        self.wait()
+        partial = directory(self._run_dir) / f"step-{version}{PARTIAL}"
+        if self._begin(partial):
+            manifest = {
+                "format": FORMAT,
+                "version": version,
+                "num_updates": self._policy.num_updates,
+                "model": fingerprint(self._policy),
+                "rng": torch.get_rng_state().tolist(),
+            }
+            mine, exported = self._gather(), dict(self._policy.full_weights(_GATHER_BYTES))
+            self._thread = threading.Thread(
+                target=self._write_all, args=(partial, mine, exported, manifest), name="checkpoint", daemon=True
+            )
+            self._thread.start()
+        self.blocked_s = time.monotonic() - started
+
+    def wait(self) -> None:
+        """Return once nothing is being written. Raises `DeadlineError` after `step_timeout_s`."""
+        if self._thread is None:
+            return
+        self._thread.join(self._timeout_s)
+        if self._thread.is_alive():
+            raise DeadlineError(f"a checkpoint was not written within {self._timeout_s:g} s", kind="checkpoint")
+        self._thread = None
+
+    def close(self) -> None:
+        """Write what is in hand, and wait for no other rank any more."""
+        self._abandoned.set()
+        with contextlib.suppress(DeadlineError):
+            self.wait()
+
+    def _begin(self, partial: Path) -> bool:
+        """Whether rank 0 could make the directory; the same on all ranks."""
+        failure = ""
+        if self._group.rank == 0:
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                (partial / "hf").mkdir(parents=True)
+            except OSError as error:
+                failure = str(error)
+        failed = bool(self._group.sum(torch.tensor([float(bool(failure))], device=self._group.device)))
+        if failed:
+            self._note(partial, failure or "rank 0 could not make the directory")
+        return not failed
+
+    def _gather(self) -> dict[str, Tensor]:
+        """The parameters that this rank writes: every `ranks`-th one."""
+        rank, ranks = self._group.rank, self._group.world_size
+        mine: dict[str, Tensor] = {}
+        for index, (name, parts) in enumerate(full_state(self._policy)):
+            if index % ranks == rank:
+                mine |= {f"{name}|{part}": tensor.contiguous() for part, tensor in parts.items()}
+        return mine
+
+    # --- the thread -----------------------------------------------------------------------------------------------
+
+    def _write_all(
+        self, partial: Path, mine: dict[str, Tensor], exported: dict[str, Tensor], manifest: dict[str, Any]
+    ) -> None:
+        give_way()
+        try:
+            if exported:
+                _write_tensors(partial / "hf" / "model.safetensors", exported)
+                self._policy.config.save_pretrained(partial / "hf")
+                copy_tokenizer(self._source, partial / "hf")
+            _write_tensors(partial / _state_file(self._group.rank), mine)
+            if self._group.rank == 0:
+                self._await_parts(partial)
+                self._finish(partial, manifest)
+        except (OSError, LonghaulError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            self._note(partial, str(error))
+
+    def _await_parts(self, partial: Path) -> None:
+        """Waits for the other ranks' files: a rank that fails removes the directory, one that died has a deadline."""
+        deadline = time.monotonic() + self._timeout_s
+        parts = [partial / _state_file(rank) for rank in range(self._group.world_size)]
+        while missing := [part.name for part in parts if not part.exists()]:
+            if not partial.exists():
+                raise CheckpointError("another rank could not write its part", kind="write")
+            if self._abandoned.is_set() or time.monotonic() > deadline:
+                raise CheckpointError(f"{', '.join(missing)} did not come", kind="write")
+            time.sleep(_LOOK_S)
+
+    def _finish(self, partial: Path, manifest: dict[str, Any]) -> None:
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.glob("state-*.safetensors"))}
+        _write_json(partial / MANIFEST, manifest | {"state_files": sizes})
+        final = partial.with_suffix("")
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync_directory(final.parent)
+        _write_json(final / "replay.json", {"journal_offset": self._mark(manifest["version"], final)})
+        for old in kept(self._run_dir)[: -self._keep]:
+            shutil.rmtree(old)
+
+    def _note(self, partial: Path, failure: str) -> None:
+        self.num_failed += 1
+        _log.error("cannot write %s: %s; the run goes on without this checkpoint", partial, failure)
+
+
+def _state_file(rank: int) -> str:
+    return f"state-{rank:05}.safetensors"
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """The file has its name when all of it is on disk."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    except SafetensorError as error:  # how a full disk shows
+        raise OSError(str(error)) from error
+    sync_file(temporary)
+    temporary.rename(path)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content))
+    sync_file(temporary)
+    temporary.rename(path)
+
+
+def sync_file(path: Path) -> None:
+    """Force a file to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Force a directory's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
