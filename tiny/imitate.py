@@ -35,7 +35,7 @@ from tiny.rollout import play
 LOSSES_FILE = "losses.json"
 """Beside the weights: the loss of every step that made them, so that a run of the script can be held against it."""
 _IGNORED = -100
-_NOISE = Noise(stray=0.5, wrong_change=0.85, give_up=0.02, no_fence=0.01)
+_NOISE = Noise(stray=0.35, wrong_change=0.8, give_up=0.02, no_fence=0.01)
 
 
 class Lesson(Struct, frozen=True, kw_only=True):
