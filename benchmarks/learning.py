@@ -1,9 +1,9 @@
 """Does it learn? Base -> RFT -> RL stage 1 -> RL stage 2 through the whole system, scored on tasks never seen.
 
-    python -m benchmarks.learning [--quick] [--seeds 3] [--folder DIR] [--plot FILE.png]
+    python -m benchmarks.learning [--quick] [--seeds 3] [--check-seeds 1] [--folder DIR] [--plot FILE.png]
 
 Every stage of configs/micro.toml is launched as a user would, then its model is scored by `--phase eval` on names never
-seen in training. Beside that, each seed runs stage 1 again from the same model
+seen in training. Beside that, the first seeds run stage 1 again from the same model
 
 - with `--max-staleness 0`, the synchronous way,
 - with rewards dealt out at random within their groups, which must teach nothing,
@@ -54,47 +54,71 @@ class Result(Struct, frozen=True, kw_only=True):
 
     scores: dict[str, Estimate]
     runs: dict[str, Run]
+
+
+class Checks(Struct, frozen=True, kw_only=True):
+    """Stage 1 of one seed, run again in ways that must not differ, or must not learn."""
+
+    sync: Run
+    sync_score: Estimate
+    shuffled: Run
+    shuffled_score: Estimate
+    pushed_score: Estimate
     changed_by_lr_0: int  # tensors
 
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--seeds", type=int, default=3, help="seeds of the whole recipe (default: %(default)s)")
+    arguments.add_argument("--seeds", type=int, default=3, help="seeds of the whole recipe (%(default)s)")
     arguments.add_argument("--folder", type=Path, help="where runs are kept, to continue later (default: nowhere)")
     arguments.add_argument("--plot", metavar="FILE.png", help="draw the scores by stage")
+    arguments.add_argument("--check-seeds", type=int, default=1, help="seeds that run the checks (%(default)s)")
     options = arguments.parse_args()
     num_seeds = 1 if options.quick else options.seeds
     with tempfile.TemporaryDirectory(prefix="longhaul-bench-") as directory:
-        folder = options.folder or Path(directory)
-        results = [_learn(folder / f"seed-{seed}", seed, options.quick) for seed in range(num_seeds)]
-    figures = _summarize(results)
+        folders = [(options.folder or Path(directory)) / f"seed-{seed}" for seed in range(num_seeds)]
+        results = [_learn(folder, seed, options.quick) for seed, folder in enumerate(folders)]
+        checked = enumerate(zip(folders[: options.check_seeds], results, strict=False))
+        checks = [_check(folder, result, seed, options.quick) for seed, (folder, result) in checked]
+        figures = _summarize(results) | _summarize_checks(results, checks)
     if options.plot:
-        _plot(results, options.plot)
-    settings = {"seeds": num_seeds, "quick": options.quick, "config": "configs/micro.toml"}
-    report("learning", figures, settings, details=_details(results), save=not options.quick)
+        _plot(results, checks, options.plot)
+    settings = {"seeds": num_seeds, "check_seeds": len(checks), "quick": options.quick, "config": "configs/micro.toml"}
+    report("learning", figures, settings, details=_details(results, checks), save=not options.quick)
+
+
+def _flags(seed: int, quick: bool) -> list[str]:
+    return [f"--seed={seed}", *(["--steps=2", "--num-actors=64"] if quick else [])]
 
 
 def _learn(folder: Path, seed: int, quick: bool) -> Result:
-    """The stages and the checks of one seed."""
-    flags = [f"--seed={seed}", *(["--steps=2", "--num-actors=64"] if quick else [])]
+    """The stages of one seed."""
     runs: dict[str, Run] = {}
     scores = {"base": _score(BASE, folder / "eval-base", quick)}
     model = BASE
     for stage in _STAGES:
-        runs[stage] = _launch(folder / stage, stage, model, flags)
+        runs[stage] = _launch(folder / stage, stage, model, _flags(seed, quick))
         model = runs[stage].model
         scores[stage] = _score(model, folder / f"eval-{stage}", quick)
-    start = runs["rft"].model
-    checks = {"sync_rl1": ["--max-staleness=0"], "shuffled": ["--learner.loss.shuffle-rewards=true"]}
-    for name, more in checks.items():
-        shorter = [f"--steps={_SHUFFLED_STEPS}"] if name == "shuffled" and not quick else []
-        runs[name] = _launch(folder / name, "rl1", start, [*flags, *more, *shorter])
-        scores[name] = _score(runs[name].model, folder / f"eval-{name}", quick)
-    runs["pushed"] = _run_pushed(folder / "pushed", runs["rl1"], flags)
-    rewards = runs["pushed"].rewards
-    scores["pushed"] = Estimate(mean=fmean(rewards), se=_standard_error(rewards))
-    changed = _num_changed(runs["rl1"].model, runs["pushed"].model)
-    return Result(scores=scores, runs=runs, changed_by_lr_0=changed)
+    return Result(scores=scores, runs=runs)
+
+
+def _check(folder: Path, result: Result, seed: int, quick: bool) -> Checks:
+    """Stage 1 of one seed again: synchronous, with shuffled rewards, and with pushed weights that stand still."""
+    start, flags = result.runs["rft"].model, _flags(seed, quick)
+    sync = _launch(folder / "sync_rl1", "rl1", start, [*flags, "--max-staleness=0"])
+    shorter = [] if quick else [f"--steps={_SHUFFLED_STEPS}"]
+    shuffle = "--learner.loss.shuffle-rewards=true"
+    shuffled = _launch(folder / "shuffled", "rl1", start, [*flags, shuffle, *shorter])
+    pushed = _run_pushed(folder / "pushed", result.runs["rl1"], flags)
+    return Checks(
+        sync=sync,
+        sync_score=_score(sync.model, folder / "eval-sync_rl1", quick),
+        shuffled=shuffled,
+        shuffled_score=_score(shuffled.model, folder / "eval-shuffled", quick),
+        pushed_score=Estimate(mean=fmean(pushed.rewards), se=_standard_error(pushed.rewards)),
+        changed_by_lr_0=_num_changed(result.runs["rl1"].model, pushed.model),
+    )
 
 
 def _run_pushed(run_dir: Path, trained: Run, flags: list[str]) -> Run:
@@ -167,32 +191,46 @@ def _summarize(results: list[Result]) -> dict[str, float | None]:
     figures["rl1_over_base_min"] = min(_over_base(each, "rl1") for each in results)
     figures["wall_min"] = mean(lambda each: sum(each.runs[stage].seconds for stage in _STAGES)) / 60
     figures["episodes"] = mean(lambda each: sum(each.runs[stage].episodes for stage in _STAGES))
-    figures["sync_rl1_pass1"] = mean(lambda each: each.scores["sync_rl1"].mean)
-    figures["rl1_wall_min"] = mean(lambda each: each.runs["rl1"].seconds) / 60
-    figures["sync_rl1_wall_min"] = mean(lambda each: each.runs["sync_rl1"].seconds) / 60
-    figures["shuffled_reward_gain"] = mean(lambda each: each.scores["shuffled"].mean - each.scores["rft"].mean)
-    figures["pushed_minus_saved_pass1"] = mean(lambda each: each.scores["pushed"].mean - each.scores["rl1"].mean)
-    figures["tensors_changed_by_lr_0"] = max(each.changed_by_lr_0 for each in results)
     return figures
+
+
+def _summarize_checks(results: list[Result], checks: list[Checks]) -> dict[str, float | None]:
+    """Of the seeds that were checked; the asynchronous figures beside the synchronous ones are of the same seeds."""
+    pairs = list(zip(results, checks, strict=False))
+    if not pairs:
+        return {}
+    return {
+        "sync_rl1_pass1": fmean(check.sync_score.mean for check in checks),
+        "async_rl1_pass1": fmean(result.scores["rl1"].mean for result, _ in pairs),
+        "sync_rl1_wall_min": fmean(check.sync.seconds for check in checks) / 60,
+        "async_rl1_wall_min": fmean(result.runs["rl1"].seconds for result, _ in pairs) / 60,
+        "shuffled_reward_gain": fmean(c.shuffled_score.mean - r.scores["rft"].mean for r, c in pairs),
+        "pushed_minus_saved_pass1": fmean(c.pushed_score.mean - r.scores["rl1"].mean for r, c in pairs),
+        "tensors_changed_by_lr_0": max(check.changed_by_lr_0 for check in checks),
+    }
 
 
 def _over_base(result: Result, stage: str) -> float:
     return result.scores[stage].mean / (result.scores["base"].mean or 1.0)
 
 
-def _details(results: list[Result]) -> dict[str, object]:
+def _details(results: list[Result], checks: list[Checks]) -> dict[str, object]:
     """Every score and launch, by seed."""
-    return {
-        f"seed_{seed}": {
-            "scores": {name: [round(score.mean, 4), round(score.se, 4)] for name, score in result.scores.items()},
-            "minutes": {name: round(run.seconds / 60, 1) for name, run in result.runs.items()},
-            "episodes": {name: run.episodes for name, run in result.runs.items()},
+    details: dict[str, object] = {}
+    for seed, result in enumerate(results):
+        scores, runs = dict(result.scores), dict(result.runs)
+        for check in checks[seed : seed + 1]:
+            scores |= {"sync_rl1": check.sync_score, "shuffled": check.shuffled_score, "pushed": check.pushed_score}
+            runs |= {"sync_rl1": check.sync, "shuffled": check.shuffled}
+        details[f"seed_{seed}"] = {
+            "scores": {name: [round(score.mean, 4), round(score.se, 4)] for name, score in scores.items()},
+            "minutes": {name: round(run.seconds / 60, 1) for name, run in runs.items()},
+            "episodes": {name: run.episodes for name, run in runs.items()},
         }
-        for seed, result in enumerate(results)
-    }
+    return details
 
 
-def _plot(results: list[Result], path: str) -> None:
+def _plot(results: list[Result], checks: list[Checks], path: str) -> None:
     """Pass@1 by stage, a line a seed; and the reward of every batch of stage 1."""
     from matplotlib.figure import Figure
 
@@ -209,7 +247,8 @@ def _plot(results: list[Result], path: str) -> None:
             label=f"seed {seed}",
         )
         right.plot(result.runs["rl1"].rewards, color=f"C{seed}", label=f"seed {seed}")
-        right.plot(result.runs["shuffled"].rewards, color=f"C{seed}", linestyle=":")
+    for seed, check in enumerate(checks):
+        right.plot(check.shuffled.rewards, color=f"C{seed}", linestyle=":")
     left.set_xticks(range(len(_LABELS)), list(_LABELS.values()))
     left.set(ylabel="held-out pass@1, %", ylim=(0, 100))
     right.set(xlabel="step of RL 1 (dotted: shuffled rewards)", ylabel="reward of the batch", ylim=(0, 1))

@@ -1,11 +1,12 @@
-"""A second engine that differs in all that it can: untied, bfloat16, deltas over the socket, KV
-recomputed after an update; and a third one, split over two workers."""
+"""A second engine that differs in all that it can: untied, bfloat16, deltas over the socket, KV recomputed after an
+update; the other pairs of tying and dtype; and one engine split over two workers."""
 
 import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,12 +22,13 @@ from protocol.messages import Sampling
 from tiny.model import build_model, save_random_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+Dtype = Literal["float32", "bfloat16"]
 PROMPT = np.asarray([7, 300, 41, 5, 99, 250, 13, 8], np.int32)
 
 
-def settings_for(model_dir: Path, workers: int = 1) -> Settings:
+def settings_for(model_dir: Path, workers: int = 1, dtype: Dtype = "bfloat16") -> Settings:
     return Settings(
-        model=ModelSettings(path=str(model_dir), max_context=512, dtype="bfloat16"),
+        model=ModelSettings(path=str(model_dir), max_context=512, dtype=dtype),
         start_timeout_s=600,
         generator=GeneratorSettings(
             max_running=16, kv_cache_mib=32, recompute_kv=workers == 1, tensor_parallel=workers
@@ -35,24 +37,30 @@ def settings_for(model_dir: Path, workers: int = 1) -> Settings:
     )
 
 
-Serving = tuple[Settings, WeightPublisher, str]
+class Serving(NamedTuple):
+    settings: Settings
+    publisher: WeightPublisher
+    endpoint: str
+    tied: bool
 
 
 @contextlib.contextmanager
-def serving(directory: Path, workers: int = 1, *, published: bool = True) -> Iterator[Serving]:
-    model_dir = save_random_model(directory / "model", tied=False)
-    settings = settings_for(model_dir, workers)
+def serving(
+    directory: Path, workers: int = 1, *, published: bool = True, tied: bool = False, dtype: Dtype = "bfloat16"
+) -> Iterator[Serving]:
+    model_dir = save_random_model(directory / "model", tied=tied)
+    settings = settings_for(model_dir, workers, dtype)
     publisher = WeightPublisher(
-        settings.weights, f"ipc://{directory}/w", f"test-{directory.name}", dtype=torch.bfloat16
+        settings.weights, f"ipc://{directory}/w", f"test-{directory.name}", dtype=getattr(torch, dtype)
     )
     if published:
-        publisher.publish(0, build_model(tied=False).named_parameters())
+        publisher.publish(0, build_model(tied=tied).named_parameters())
     process = GeneratorProcess(settings, "untied", str(model_dir), f"ipc://{directory}/g", publisher.endpoint)
     try:
         endpoint = process.endpoint
         if published:
             publisher.wait_adopted(0, 60)
-        yield settings, publisher, endpoint
+        yield Serving(settings, publisher, endpoint, tied)
     finally:
         process.close()
         publisher.close()
@@ -75,9 +83,18 @@ def nudge(model: Qwen2ForCausalLM, seed: int) -> None:
 
 async def test_deltas_of_an_untied_bfloat16_model_change_what_it_says_to_what_transformers_says(served):
     await check_nudged_versions(served, 5)
-    status = served[1].status()
+    status = served.publisher.status()
     assert status["delta_share"] < 0.06
     assert status["sent_bytes"] < 4 * status["bytes"]  # two whole ones, three deltas
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("tied", "dtype"), [(True, "bfloat16"), (False, "float32")])
+async def test_the_other_pairs_of_tying_and_dtype_say_what_transformers_says(tmp_path, tied, dtype):
+    with serving(tmp_path, tied=tied, dtype=dtype) as other:
+        await check_nudged_versions(other, 4)
+        status = other.publisher.status()
+        assert status["sent_bytes"] < 3 * status["bytes"]  # whole ones and deltas
 
 
 @pytest.mark.timeout(600)
@@ -89,7 +106,7 @@ async def test_weights_are_split_over_two_workers_as_vllm_splits_them(tmp_path):
 
 async def check_kv_from_before_the_first_version(served: Serving) -> None:
     """It is never given to a request of that version, although the generator called its weights 0 all along."""
-    settings, publisher, endpoint = served
+    settings, publisher, endpoint, _ = served
     client = GeneratorClient([endpoint], settings.generator)
 
     async def num_cached() -> int:
@@ -104,31 +121,37 @@ async def check_kv_from_before_the_first_version(served: Serving) -> None:
 
 
 async def check_nudged_versions(served: Serving, num_versions: int) -> None:
-    """Push small changes and compare what the engine samples after each with transformers."""
-    settings, publisher, endpoint = served
-    model = build_model(tied=False)
+    """Push small changes and compare what the engine says after each with transformers: log-probs, greedy choices."""
+    settings, publisher, endpoint, tied = served
+    dtype = getattr(torch, settings.model.dtype)
+    mean, largest = (0.02, 0.15) if dtype == torch.bfloat16 else (1e-5, 1e-4)  # activations are rounded, too
+    model = build_model(tied=tied)
     client = GeneratorClient([endpoint], settings.generator)
     for version in range(1, num_versions + 1):
         nudge(model, version)
         publisher.publish(version, model.named_parameters())
         publisher.wait_adopted(version, 60)
-        sampled = await client.generate("e", PROMPT, Sampling(max_tokens=60), [], str(version), 60)
-        assert set(sampled.versions.tolist()) == {version}
-        reference = build_model(tied=False)
+        reference = build_model(tied=tied)
         reference.load_state_dict(model.state_dict())
-        reference = reference.to(torch.bfloat16).float()  # the same weights, without the rounding of activations
-        ids = torch.from_numpy(np.concatenate([PROMPT, sampled.token_ids]).astype(np.int64))[None]
-        with torch.no_grad():
-            logits = reference(ids).logits[0, len(PROMPT) - 1 : -1]
-        expected = logits.log_softmax(-1).gather(1, ids[0, len(PROMPT) :, None])[:, 0].numpy()
-        difference = np.abs(sampled.logprobs - expected)
-        assert difference.mean() < 0.02
-        assert difference.max() < 0.15
+        reference = reference.to(dtype).float()
+        for sampling in (Sampling(max_tokens=60), Sampling(max_tokens=60, temperature=0.0)):
+            sampled = await client.generate("e", PROMPT, sampling, [], str(version), 60)
+            assert set(sampled.versions.tolist()) == {version}
+            ids = torch.from_numpy(np.concatenate([PROMPT, sampled.token_ids]).astype(np.int64))[None]
+            with torch.no_grad():
+                expected = reference(ids).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
+            chosen = expected.gather(1, ids[0, len(PROMPT) :, None])[:, 0]
+            if sampling.temperature:
+                difference = np.abs(sampled.logprobs - chosen.numpy())
+                assert difference.mean() < mean
+                assert difference.max() < largest
+            else:
+                assert (expected.max(-1).values - chosen).max() < largest
     await client.close()
 
 
 async def test_recomputed_kv_makes_the_rest_that_of_the_new_weights_alone(served):
-    settings, publisher, endpoint = served
+    settings, publisher, endpoint, _ = served
     version = int(publisher.status()["version"])
     models = []
     for seed in (71, 72):

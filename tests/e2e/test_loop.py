@@ -165,6 +165,16 @@ def test_the_checkpoint_loads_in_transformers(finished):
     assert AutoTokenizer.from_pretrained(directory).chat_template
 
 
+def test_vllm_loads_the_checkpoint_and_an_evaluation_starts_no_learner(finished, tmp_path):
+    launched, _ = finished
+    model = launched.run_dir / "checkpoints" / "step-3" / "hf"
+    flags = {"--phase": "eval", "--model.path": model, "--eval.runs": 1, "--tasks.count": 8}
+    subprocess.run(command(tmp_path / "eval", **flags), cwd=ROOT, check=True, timeout=400)
+    written = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
+    assert written["num_episodes"] == 8
+    assert not list((tmp_path / "eval" / "logs").glob("learner*"))
+
+
 def test_nothing_is_left_behind(finished):
     _, left = finished
     assert not left
