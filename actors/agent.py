@@ -43,7 +43,7 @@ class Step(Struct, frozen=True, kw_only=True):
     text: str
     observation: str = ""
     format_error: bool = False
-    num_cached_tokens: int = 0
+    cached_version: int | None = None  # oldest policy version whose KV may have been reused
     generate_s: float = 0.0
     execute_s: float = 0.0
 
@@ -64,13 +64,17 @@ class Agent(Struct, frozen=True):
     scaffold: Scaffold
     settings: EpisodeSettings
     request_timeout_s: float = 300.0  # of one generation; past it the generator has failed, not the agent
+    reuse_versions: int | None = None  # see `GeneratorSettings`
     on_activity: Callable[[str, Activity], None] = lambda episode_id, activity: None
 
     async def run(
-        self, issue: str, sandbox: Sandbox, *, episode_id: str, cache_salt: str, sampling: Sampling, limits: Limits
+        self, issue: str, sandbox: Sandbox, *, episode_id: str, version: int, sampling: Sampling, limits: Limits
     ) -> Episode:
-        """Work on `issue` in `sandbox`. Raises `GeneratorError`, `DeadlineError` or `SandboxError` when these fail."""
-        attempt = _Attempt(self, sandbox, episode_id, cache_salt, sampling, limits)
+        """Work on `issue` in `sandbox`; reuse no KV of weights older than `version`, the policy's at the start.
+
+        Raises `GeneratorError`, `DeadlineError` or `SandboxError` when these fail.
+        """
+        attempt = _Attempt(self, sandbox, episode_id, version, sampling, limits)
         attempt.history.open(self.scaffold.open(issue), self.scaffold.tools)
         end_reason = await attempt.play()
         return Episode(history=attempt.history, steps=attempt.steps, end_reason=end_reason)
@@ -85,12 +89,12 @@ class _Attempt:
     """The state of one episode while it runs."""
 
     def __init__(
-        self, agent: Agent, sandbox: Sandbox, episode_id: str, cache_salt: str, sampling: Sampling, limits: Limits
+        self, agent: Agent, sandbox: Sandbox, episode_id: str, version: int, sampling: Sampling, limits: Limits
     ) -> None:
         self.history = History(agent.tokenizer)
         self.steps: list[Step] = []
         self._agent, self._limits, self._sampling = agent, limits, sampling
-        self._episode_id, self._cache_salt = episode_id, cache_salt
+        self._episode_id, self._kv_version = episode_id, version  # KV that is reused is at least as new as that
         self._toolbox = Toolbox(sandbox, agent.settings)
         self._deadline = time.monotonic() + limits.wall_time_s
         self._errors_in_a_row = 0
@@ -113,18 +117,26 @@ class _Attempt:
         self._agent.on_activity(self._episode_id, "generating")
         began = time.monotonic()
         sampled = await self._sample(max_tokens)
+        cached_version = self._kv_version if sampled.num_cached_tokens else None
+        self._renew_kv(sampled)
         start, end = self.history.append_sampled(sampled)
         step = Step(
             start=start,
             end=end,
             text=self._agent.tokenizer.decode(sampled.token_ids),
-            num_cached_tokens=sampled.num_cached_tokens,
+            cached_version=cached_version,
             generate_s=time.monotonic() - began,
         )
         if sampled.finish_reason == "length" and max_tokens == room:
             self.steps.append(step)
             raise _Ended("context")
         return step, sampled.finish_reason
+
+    def _renew_kv(self, sampled: Sampled) -> None:
+        """Have the next turn's history computed again if what would be reused has grown too old."""
+        newest, most = int(max(sampled.versions, default=0)), self._agent.reuse_versions
+        if most is not None and newest - self._kv_version > most:
+            self._kv_version = newest
 
     async def _act(self, step: Step, finish_reason: FinishReason) -> str:
         """Run the turn's command; its observation. Records the turn."""
@@ -159,12 +171,11 @@ class _Attempt:
         agent, seed = self._agent, self._sampling.seed
         turn_seed = None if seed is None else seed + len(self.steps)  # else every turn would draw the same
         sampling = msgspec.structs.replace(self._sampling, max_tokens=max_tokens, seed=turn_seed)
-        stops = agent.tokenizer.stop_token_ids
+        stops, salt = agent.tokenizer.stop_token_ids, str(self._kv_version)
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()) as wall_time:
-                sampled = await agent.policy.generate(
-                    self._episode_id, self.history.token_ids, sampling, stops, self._cache_salt, agent.request_timeout_s
-                )
+                history, timeout_s = self.history.token_ids, agent.request_timeout_s
+                sampled = await agent.policy.generate(self._episode_id, history, sampling, stops, salt, timeout_s)
         except TimeoutError:
             if wall_time.expired():
                 raise _Ended("wall_time") from None

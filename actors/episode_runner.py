@@ -70,6 +70,7 @@ class EpisodeRunner:
             self._scaffold,
             settings.episode,
             request_timeout_s=settings.generator.request_timeout_s,
+            reuse_versions=settings.generator.reuse_versions,
             on_activity=board.enter,
         )
         self._starts = asyncio.Semaphore(settings.sandbox.max_starts)
@@ -86,7 +87,7 @@ class EpisodeRunner:
                 task.issue,
                 sandbox,
                 episode_id=lease.episode_id,
-                cache_salt=str(lease.version),
+                version=lease.version,
                 sampling=lease.sampling,
                 limits=Limits(
                     max_turns=lease.max_turns,
@@ -162,7 +163,7 @@ def to_trajectory(lease: Lease, episode: Episode, verdict: Verdict, started_at: 
         resolved=verdict.resolved,
         reward=verdict.reward,
         end_reason=episode.end_reason,
-        turns=[_to_turn(step, lease.version) for step in episode.steps],
+        turns=[_to_turn(step) for step in episode.steps],
         token_ids=history.token_ids,
         loss_mask=history.loss_mask,
         logprobs=history.logprobs,
@@ -174,13 +175,12 @@ def to_trajectory(lease: Lease, episode: Episode, verdict: Verdict, started_at: 
     )
 
 
-def _to_turn(step: Step, version: int) -> Turn:
-    # KV is shared under the salt of the lease's version only, so what was reused is at least as new as that
+def _to_turn(step: Step) -> Turn:
     return Turn(
         start=step.start,
         end=step.end,
         format_error=step.format_error,
-        cached_version=version if step.num_cached_tokens else None,
+        cached_version=step.cached_version,
         generate_s=step.generate_s,
         execute_s=step.execute_s,
     )

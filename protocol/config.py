@@ -137,6 +137,10 @@ class GeneratorSettings(Section):
     """Sampled tokens of one message: what a failover may have to sample again, against the cost of messages."""
     recompute_kv: bool = False
     """After a weight update, recompute the KV of running requests under the new weights (a fifth of the speed)."""
+    reuse_versions: Annotated[int, Field(ge=0)] | None = None
+    """An episode's next turn reuses the KV of its history unless that is more versions old than this; then the history
+    is prefilled again. Default: for as long as the episode runs, which `max_staleness` bounds;
+    `benchmarks/prefix_reuse.py` measures what either costs."""
     request_timeout_s: Seconds = 300
     """Deadline of one generation."""
 

@@ -45,7 +45,7 @@ class Generate(Message, frozen=True, kw_only=True):
     token_ids: np.ndarray  # int32 [prompt]
     sampling: Sampling
     stop_token_ids: list[int]
-    cache_salt: str  # policy version at the episode's start: KV of older weights is never shared with it
+    cache_salt: str  # a policy version, at first that of the episode's start: older weights' KV is never shared with it
     timeout_s: float
     stream: bool = False  # send tokens as they come, so that a failover can continue from them
 

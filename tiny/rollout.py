@@ -98,7 +98,7 @@ async def play(
         spec = SandboxSpec(run="memory", lease=str(index))
         sandbox = MemorySandbox(repository.broken, spec)
         episode = await agent.run(
-            repository.issue, sandbox, episode_id=str(index), cache_salt="", sampling=sampling, limits=limits
+            repository.issue, sandbox, episode_id=str(index), version=0, sampling=sampling, limits=limits
         )
         gold = {path: text.encode() for path, text in repository.fixed.items()}
         return Played(episode=episode, solved=sandbox.files == gold)

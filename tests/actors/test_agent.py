@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -46,7 +47,38 @@ async def play(
     agent = Agent(policy, tokenizer, make_scaffold(chosen, tokenizer), chosen, request_timeout_s=request_timeout_s)
     limits = Limits(max_turns=max_turns, max_context=max_context, wall_time_s=wall_time_s)
     sampling = Sampling(max_tokens=500)
-    return await agent.run("add is wrong", sandbox, episode_id="e", cache_salt="3", sampling=sampling, limits=limits)
+    return await agent.run("add is wrong", sandbox, episode_id="e", version=3, sampling=sampling, limits=limits)
+
+
+class Updating(ScriptedPolicy):
+    """New weights with every turn; everything but the first prompt comes from the cache."""
+
+    def __init__(self, tokenizer: ChatTokenizer, script: list[str]) -> None:
+        super().__init__(tokenizer, replay(script), version=3)
+        self.asked: list[str] = []
+
+    async def generate(self, *arguments: object, **more: object) -> Sampled:
+        sampled = await super().generate(*arguments, **more)
+        self.version += 1
+        self.asked.append(self.salts["e"])
+        return msgspec.structs.replace(sampled, num_cached_tokens=32 * (len(self.asked) > 1))
+
+
+@pytest.mark.parametrize(
+    ("reuse_versions", "expected"),
+    [(None, ["3", "3", "3", "3"]), (1, ["3", "3", "3", "5"]), (0, ["3", "3", "4", "5"])],
+)
+async def test_kv_of_the_history_is_reused_for_so_many_versions(
+    tokenizer, open_sandbox, reuse_versions, expected
+) -> None:
+    policy = Updating(tokenizer, [turn(c) for c in SOLUTION])
+    chosen = EpisodeSettings(max_turn_tokens=500)
+    agent = Agent(policy, tokenizer, make_scaffold(chosen, tokenizer), chosen, reuse_versions=reuse_versions)
+    limits = Limits(max_turns=8, max_context=4000, wall_time_s=60)
+    sandbox = await open_sandbox({"calc.py": CALC})
+    episode = await agent.run("wrong", sandbox, episode_id="e", version=3, sampling=Sampling(), limits=limits)
+    assert policy.asked == expected
+    assert [step.cached_version for step in episode.steps] == [None, *map(int, expected[1:])]
 
 
 async def test_an_issue_is_solved(tokenizer, open_sandbox) -> None:
@@ -199,7 +231,7 @@ async def test_a_generator_that_fails_is_not_the_agents_end(tokenizer, open_sand
             "issue",
             await open_sandbox({}),
             episode_id="e",
-            cache_salt="0",
+            version=0,
             sampling=Sampling(),
             limits=Limits(max_turns=2, max_context=500, wall_time_s=10),
         )

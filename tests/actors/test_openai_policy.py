@@ -163,7 +163,7 @@ async def test_an_episode_against_an_endpoint(endpoint, chatml, open_sandbox) ->
         "greet",
         await open_sandbox({}),
         episode_id="e",
-        cache_salt="0",
+        version=0,
         sampling=Sampling(),
         limits=Limits(max_turns=5, max_context=5000, wall_time_s=20),
     )
@@ -188,7 +188,7 @@ async def test_an_endpoints_full_context_ends_the_episode(endpoint, chatml, open
         "greet",
         await open_sandbox({}),
         episode_id="e",
-        cache_salt="0",
+        version=0,
         sampling=Sampling(),
         limits=Limits(max_turns=5, max_context=5000, wall_time_s=20),
     )

@@ -135,7 +135,7 @@ async def test_an_episode_in_the_models_own_format(
         "count",
         sandbox,
         episode_id="e",
-        cache_salt="0",
+        version=0,
         sampling=Sampling(),
         limits=Limits(max_turns=5, max_context=5000, wall_time_s=20),
     )
