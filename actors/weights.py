@@ -1,6 +1,6 @@
 """A generator adopts weights: poll the publisher, receive into shared memory while serving, swap in one short pause.
 
-    poll -> offer -> receive (the publisher's shared memory, or buckets over its socket)
+    poll -> offer -> receive (the publisher's shared memory, or what its receiver brings)
          -> stage beside the weights in force, and hash what was staged -> pause, exchange, label, resume
          -> report the checksum with the next poll
 
@@ -20,30 +20,21 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-import numpy as np
 
+from actors.weight_receiver import WeightReceiver
 from protocol.config import WeightSettings
 from protocol.errors import DeadlineError, LonghaulError, WeightsError, WireError
 from protocol.messages import (
     Manifest,
     TensorEntry,
     WeightsAwait,
-    WeightsBucket,
-    WeightsFetch,
     WeightsNone,
     WeightsOffer,
     WeightsPoll,
 )
-from protocol.segments import Segment, host_identity, segment_path
+from protocol.segments import host_identity
 from protocol.sockets import Client, Keys
-from protocol.weights import (
-    TensorSpec,
-    apply_delta,
-    bucket_range,
-    num_buckets,
-    verify_manifest,
-    weights_checksum,
-)
+from protocol.weights import TensorSpec, verify_manifest, weights_checksum
 
 _log = logging.getLogger(__name__)
 _POLL_TIMEOUT_S = 10.0
@@ -101,8 +92,7 @@ class WeightAdopter:
         self._tied = tied
         self._client = Client(endpoint, keys)
         self._expected: dict[str, TensorSpec] = {}
-        self._staging: Segment | None = None
-        self._staged_version = NO_VERSION
+        self._receiver = WeightReceiver(self._client, name, settings)
         self.version = NO_VERSION
         self.checksum = ""
         self.num_adopted = 0
@@ -153,8 +143,7 @@ class WeightAdopter:
     async def close(self) -> None:
         """Drop the connection and the staging memory."""
         await self._client.close()
-        if self._staging is not None:
-            self._staging.unlink()
+        self._receiver.close()
 
     async def _adopt(self, manifest: Manifest) -> None:
         if manifest.version <= self.version:
@@ -185,7 +174,7 @@ class WeightAdopter:
                 segment = self._map_published(manifest)
                 if segment is None:
                     manifest = await self._completed(manifest)
-                    segment = await self._fetch(manifest, full=attempt > 0)
+                    segment = await self._receiver.receive(manifest)
                 entries = [e for e in manifest.tensors if e.name in self._expected]
                 staging = self._holder.stage(segment, manifest.version, manifest.num_bytes, entries)
                 checksums, complete = await asyncio.gather(staging, self._completed(manifest), return_exceptions=True)
@@ -199,7 +188,7 @@ class WeightAdopter:
                 if error.kind == "withdrawn":
                     raise
                 self.num_refetched += 1
-                self._staged_version = NO_VERSION
+                self._receiver.forget()
                 _log.warning("%s: try %d: %s", self._name, attempt + 1, error)
                 last = error
         raise WeightsError(f"{self._name}: gave up after {_MAX_TRIES} tries: {last}", kind=last.kind)
@@ -227,34 +216,9 @@ class WeightAdopter:
 
     def _map_published(self, manifest: Manifest) -> Path | None:
         """The publisher's own segment, if it is on this machine and may be used."""
-        if not manifest.segment or self._settings.channel == "zmq" or manifest.host != host_identity():
+        if not manifest.segment or not self._settings.shares_memory or manifest.host != host_identity():
             return None
         return Path(manifest.segment)
-
-    async def _fetch(self, manifest: Manifest, *, full: bool) -> Path:
-        """Receive the buckets over the socket into a segment of our own, changed in place by deltas if it can be."""
-        if self._staging is None or self._staging.num_bytes != manifest.num_bytes:
-            path = segment_path(manifest.run, f"{self._name}-staging")
-            self._staging = await asyncio.to_thread(Segment.create, path, manifest.num_bytes)
-            self._staged_version = NO_VERSION
-        base = NO_VERSION if full else self._staged_version
-        self._staged_version = NO_VERSION  # until all of it is there
-        target = np.frombuffer(self._staging.buffer, np.uint8)
-        for bucket in range(num_buckets(manifest)):
-            request = WeightsFetch(generator=self._name, version=manifest.version, bucket=bucket, base_version=base)
-            try:
-                reply = await self._client.request(request, timeout_s=self._settings.timeout_s)
-            except WireError as error:  # it has moved on to a newer version
-                raise WeightsError(str(error), kind="refused") from error
-            if not isinstance(reply, WeightsBucket) or (reply.version, reply.bucket) != (manifest.version, bucket):
-                raise WeightsError(
-                    f"asked for bucket {bucket} of version {manifest.version}, got another", kind="bucket"
-                )
-            await asyncio.to_thread(_write_bucket, target[bucket_range(manifest, bucket)], reply)
-        self._staging.begin(manifest.version)
-        self._staging.advance(manifest.num_bytes)
-        self._staged_version = manifest.version
-        return self._staging.path
 
     async def _checksum_in_force(self, manifest: Manifest) -> str:
         """Checksum over the weights in force, in the words of `manifest`."""
@@ -297,14 +261,3 @@ def _compare(manifest: Manifest, checksums: Sequence[str], staged: Container[str
                 f"{entry.checksum}",
                 kind="checksum",
             )
-
-
-def _write_bucket(target: np.ndarray, bucket: WeightsBucket) -> None:
-    if bucket.base_version >= 0:
-        apply_delta(target, bucket.data)
-        return
-    if bucket.data.shape != target.shape:
-        raise WeightsError(
-            f"bucket {bucket.bucket} has {bucket.data.size} bytes, expected {target.size}", kind="bucket"
-        )
-    target[:] = bucket.data

@@ -86,6 +86,13 @@ class WeightBuffers:
                 return WeightsBucket(version=manifest.version, bucket=bucket, data=delta, base_version=base_version)
         return WeightsBucket(version=manifest.version, bucket=bucket, data=_bytes_in(new, wanted))
 
+    def view(self, manifest: Manifest, bucket: int) -> torch.Tensor:
+        """Bytes (uint8 [n]) of one bucket, where they lie. Raises `WeightsError` if they were overwritten."""
+        segment = self._segments.get(manifest.version)
+        if segment is None:
+            raise WeightsError(f"version {manifest.version} has been overwritten", kind="version")
+        return torch.from_numpy(_bytes_in(segment, bucket_range(manifest, bucket)))
+
     def unlink(self) -> None:
         """Remove the files."""
         self._hashing.shutdown()

@@ -23,6 +23,7 @@ import torch
 
 from learner.server_thread import ServerThread
 from learner.weight_buffers import WeightBuffers
+from learner.weight_caster import WeightCaster
 from learner.weight_roster import Roster
 from protocol.config import WeightSettings
 from protocol.errors import DeadlineError, WeightsError
@@ -32,13 +33,15 @@ from protocol.messages import (
     TensorEntry,
     WeightsAwait,
     WeightsBucket,
+    WeightsCall,
     WeightsFetch,
+    WeightsMeeting,
     WeightsNone,
     WeightsOffer,
     WeightsPoll,
 )
 from protocol.segments import host_identity
-from protocol.sockets import Keys
+from protocol.sockets import Keys, host_of
 from protocol.weights import weights_checksum
 
 _log = logging.getLogger(__name__)
@@ -93,6 +96,7 @@ class WeightPublisher:
             on_failure=self._tell_waiters,
         )
         self.endpoint = self._server.endpoint
+        self._caster = WeightCaster(self._buffers, host_of(self.endpoint), settings.timeout_s)
 
     def publish(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Copy `tensors` (Hugging Face names) as `version` and offer them, without waiting for anybody to take them.
@@ -150,13 +154,14 @@ class WeightPublisher:
                 "bytes": float(self._current.num_bytes if self._current else 0),
                 "learner_blocked_s": self._blocked_s,
                 "hash_s": self._hash_s,
-                "sent_bytes": float(self._sent_bytes),
+                "sent_bytes": float(self._sent_bytes + self._caster.sent_bytes),
                 "delta_share": self._buffers.delta_share,
             }
 
     def close(self) -> None:
         """Stop listening and remove the segments."""
         self._server.close()
+        self._caster.close()
         self._buffers.unlink()
 
     def _raise_own_failure(self) -> None:
@@ -185,7 +190,7 @@ class WeightPublisher:
 
     def _offer_early(self, version: int) -> None:
         """Let generators on this machine follow the copying; others can only fetch what is complete."""
-        if self._settings.channel != "zmq":
+        if self._settings.shares_memory:
             self._set_coming(self._manifest(version, self._buffers.entries))
 
     def _set_coming(self, manifest: Manifest | None) -> None:
@@ -201,7 +206,7 @@ class WeightPublisher:
             checksum=weights_checksum(entries),
             run=self._run,
             host=host_identity(),
-            segment=str(self._buffers.path_of(version)) if self._settings.channel != "zmq" else "",
+            segment=str(self._buffers.path_of(version)) if self._settings.shares_memory else "",
             bucket_bytes=self._settings.bucket_mib << 20,
         )
 
@@ -215,6 +220,8 @@ class WeightPublisher:
                 return await self._await_complete(message)
             case WeightsFetch():
                 return await self._fetch(message)
+            case WeightsCall():
+                return await self._cast(message)
             case _:
                 raise WeightsError(f"a publisher does not take {type(message).__name__}", kind="unexpected")
 
@@ -302,6 +309,13 @@ class WeightPublisher:
         reply = await asyncio.to_thread(self._buffers.bucket, manifest, fetch.bucket, fetch.base_version)
         self._sent_bytes += reply.data.nbytes
         return reply
+
+    async def _cast(self, call: WeightsCall) -> WeightsMeeting:
+        with self._changed:
+            manifest = self._current
+        if manifest is None or manifest.version != call.version:
+            raise WeightsError(f"version {call.version} is not the current one any more", kind="version")
+        return WeightsMeeting(version=call.version, name=await self._caster.begin(call, manifest))
 
     async def _complete(self, version: int, checksums: list[Future[str]]) -> None:
         """Publish the manifest of `version` once its last tensor is hashed."""

@@ -148,9 +148,10 @@ class GeneratorSettings(Section):
 class WeightSettings(Section):
     """How weights reach the generators."""
 
-    channel: Literal["auto", "shm", "zmq"] = "auto"
-    """`auto`: shared memory on one host, ZMQ chunks between hosts. On GPUs, too: weights are staged in page-locked host
-    memory while the engine decodes, and copied over in one pause."""
+    channel: Literal["auto", "shm", "zmq", "nccl"] = "auto"
+    """`auto`: shared memory on one host, ZMQ chunks between hosts; `nccl`: a broadcast to every generator, over the
+    fabric of the GPUs (gloo without them). On GPUs, too, weights are staged in page-locked host memory while the engine
+    decodes, and copied over in one pause."""
     delta: bool = True
     """Send only the elements that changed (lossless, checked by checksum after it is applied)."""
     full_every: Count = 20
@@ -159,6 +160,11 @@ class WeightSettings(Section):
     """Weights are gathered from ZeRO shards and sent in buckets of this size."""
     timeout_s: Seconds = 120
     """Deadline of one push to all generators."""
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether generators on the publisher's host read its own copy."""
+        return self.channel in ("auto", "shm")
 
 
 class ReplaySettings(Section):

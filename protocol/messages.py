@@ -165,6 +165,21 @@ class WeightsBucket(Message, frozen=True, kw_only=True):
     base_version: int = -1
 
 
+class WeightsCall(Message, frozen=True, kw_only=True):
+    """Ask for a broadcast of a version to this generator, over the pair that is there (`has_met`) or a new one."""
+
+    generator: str
+    version: int
+    has_met: bool
+
+
+class WeightsMeeting(Message, frozen=True, kw_only=True):
+    """The broadcast begins; `name` says where to meet, empty where both have met."""
+
+    version: int
+    name: bytes = b""
+
+
 # --- replay buffer: leases ----------------------------------------------------------------------------------------
 
 
@@ -394,6 +409,8 @@ Wire = (
     | WeightsNone
     | WeightsFetch
     | WeightsBucket
+    | WeightsCall
+    | WeightsMeeting
     | LeaseRequest
     | LeaseReply
     | Heartbeat

@@ -48,13 +48,18 @@ class Keys(msgspec.Struct, frozen=True, kw_only=True):
         return f"Keys(public={self.public!r}, secret=...)"
 
 
+def host_of(endpoint: str) -> str:
+    """Host of an endpoint; of one that is a file, this machine's own."""
+    return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]") if "tcp://" in endpoint else "127.0.0.1"
+
+
 def check_endpoint(endpoint: str, keys: Keys | None) -> None:
     """Refuse an endpoint that would listen beyond loopback without encryption."""
     if endpoint.startswith(("ipc://", "inproc://")):
         return
     if not endpoint.startswith("tcp://"):
         raise ConfigError(f"endpoint {endpoint!r}: expected ipc:// or tcp://", kind="endpoint")
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    host = host_of(endpoint)
     if keys is None and host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(f"endpoint {endpoint!r} listens beyond loopback: it needs keys", kind="endpoint")
 

@@ -31,6 +31,7 @@ SPECS = [
 CHANNELS = {
     "shm": WeightSettings(channel="shm"),
     "zmq": WeightSettings(channel="zmq", delta=False, bucket_mib=1),
+    "nccl": WeightSettings(channel="nccl", bucket_mib=1, timeout_s=20),
     "zmq-delta": WeightSettings(channel="zmq", delta=True, full_every=4),
 }
 
@@ -196,8 +197,8 @@ async def test_a_delta_on_damaged_bytes_is_caught_and_then_all_bytes_are_sent(tm
         publisher.publish(version, tensors.items())
         await asyncio.to_thread(until, lambda v=version: publisher.status()["version"] == v)
         if version == 2:
-            assert adopter._staging is not None
-            adopter._staging.buffer[1000] ^= 1
+            assert adopter._receiver.segment is not None
+            adopter._receiver.segment.buffer[1000] ^= 1
         assert await adopter.poll()
         assert {n: raw(t) for n, t in tensors.items()} == {n: a.tolist() for n, a in holder.tensors.items()}
         sent.append(publisher.status()["sent_bytes"])
@@ -207,6 +208,20 @@ async def test_a_delta_on_damaged_bytes_is_caught_and_then_all_bytes_are_sent(tm
     assert sent[1] - sent[0] < 0.05 * whole
     assert whole < sent[2] - sent[1] < 1.05 * whole
     await adopter.close()
+    publisher.close()
+
+
+async def test_a_pair_that_is_lost_is_met_again(tmp_path):
+    settings = CHANNELS["nccl"]
+    publisher = WeightPublisher(settings, f"ipc://{tmp_path}/w", f"test-{tmp_path.name}")
+    async with adopting(publisher, settings) as (holder, adopter):
+        for version in range(4):
+            publisher.publish(version, model(version).items())
+            await asyncio.to_thread(publisher.wait_adopted, version, 10)
+            assert holder.tensors["head"].tolist() == raw(model(version)["head"])
+            if version == 1:
+                publisher._caster.close()
+        assert adopter.num_refetched == 1
     publisher.close()
 
 
