@@ -5,7 +5,9 @@ shared by S ranks of one thread each; the peak is of one rank. `hf_tok_s_4k`, `t
 `Trainer` and TRL's `SFTTrainer` on the same model and as many tokens, one process with as many threads as S = 2 has.
 `logprob_peak_mib_*`: the stage from hidden states to log-probs with a vocabulary of 8,192, in chunks of 1,024 tokens or
 (naive) all at once. `packing_used`: share of positions that hold tokens when the paper's batches are packed.
-`parity_max_rel_grad`: largest difference of a gradient from plain torch over the largest gradient. `mfu` needs a GPU.
+`parity_max_rel_grad`: largest difference of a gradient from plain torch over the largest gradient. `mfu`, on a GPU: the
+operations of a step on one document of 32k tokens over the GPU's peak, for a model of 1.3 billion parameters;
+`mfu_131k`: the same of 131k tokens.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.report import parser, report
 from learner.packing import attention_length_of, plan_bins, used_share
@@ -31,11 +35,16 @@ ZERO_STAGE = 2
 _TIMEOUT_S = 1800
 
 
-def run(module: str, *arguments: object, threads: int = 1) -> str:
+GPU_LENGTHS = [32_768, 131_072]
+GPU_SHAPE = {"hidden": 2048, "layers": 36, "heads": 16, "kv_heads": 4, "max_context": max(GPU_LENGTHS)}
+_ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(module: str, *arguments: object, threads: int = 1, environment: Mapping[str, str] = _ON_CPU) -> str:
     """Last line that `python -m module arguments` prints. Raises `CalledProcessError`."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)} | environment,
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_S,
@@ -68,6 +77,15 @@ def peer_figures(model: Path, steps: int) -> tuple[dict[str, float | None], dict
             figures[name] = None
             missing[name] = f"exit status {error.returncode}: {error.stderr.strip().splitlines()[-1][:200]}"
     return figures, missing
+
+
+def gpu_figures(folder: Path) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Utilisation of a GPU, and why it is missing."""
+    if not torch.cuda.is_available():
+        return {"mfu": None, "mfu_131k": None}, {"mfu": "needs a GPU", "mfu_131k": "needs a GPU"}
+    model = save_random_model(folder / "gpu-model", **GPU_SHAPE)
+    figures = json.loads(run("benchmarks.learner_mfu", model, *GPU_LENGTHS, threads=8, environment={}))
+    return figures | {"mfu": figures.get("mfu_32k"), "mfu_131k": figures.get("mfu_128k")}, {}
 
 
 def logprob_figures() -> dict[str, float | None]:
@@ -105,8 +123,9 @@ def main() -> None:
         model = save_random_model(folder / "model", layers=layers, max_context=2 * max(LENGTHS))
         figures: dict[str, float | None] = {**learner_figures(model, folder, steps)}
         peers, missing = peer_figures(model, steps + 1)
-    figures |= peers | logprob_figures() | {"packing_used": packing_used(), "mfu": None}
-    missing["mfu"] = "needs a GPU"
+        gpu, missing_on_gpu = gpu_figures(folder)
+    figures |= peers | logprob_figures() | {"packing_used": packing_used()} | gpu
+    missing |= missing_on_gpu
     report(
         "learner",
         figures,
