@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from cluster import preflight, run_files
 from cluster.cleanup import reap_dead_runs, remove_everything
@@ -20,7 +21,7 @@ from cluster.progress import open_progress
 from cluster.ray_metrics import RaySink
 from cluster.run_files import RunFiles
 from cluster.summary import print_summary, summarise
-from cluster.supervisor import Supervisor
+from cluster.supervisor import LearnerLost, Supervisor
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import TaskRef
@@ -45,11 +46,38 @@ class StopSignals:
         self.requested.set()
 
 
+class Ended(NamedTuple):
+    """How one life of a run ended."""
+
+    status: int  # the program's, if it was the last one
+    directory: Path
+    failure: LonghaulError | None = None
+
+
 async def run(settings: Settings) -> int:
-    """Check, run, clean up, report. Returns the exit status of the program."""
-    started = time.monotonic()
+    """Check, run, clean up, report. Returns the exit status of the program.
+
+    A run that loses a learner rank lives again, from its newest checkpoint, as long as every life leaves a newer one.
+    """
     stop = StopSignals()
     settings = with_evaluation_tasks(settings)
+    reached = _newest_step(settings.run_dir)
+    while True:
+        ended = await _live(settings, stop)
+        step = _newest_step(ended.directory)
+        if ended.failure is None:
+            return ended.status
+        print(f"launch.py: {ended.failure}", file=sys.stderr)
+        if not isinstance(ended.failure, LearnerLost) or step <= reached or stop.received:
+            print(f"Continue with --run-dir {ended.directory} --resume auto", file=sys.stderr)
+            return ended.status
+        print(f"launch.py: the run goes on from its checkpoint of step {step}", file=sys.stderr)
+        reached = step
+        settings = settings.model_copy(update={"run_dir": ended.directory, "resume": "auto"})
+
+
+async def _live(settings: Settings, stop: StopSignals) -> Ended:
+    started = time.monotonic()
     await reap_dead_runs(settings)
     files: RunFiles | None = None
     try:
@@ -65,7 +93,7 @@ async def run(settings: Settings) -> int:
             await remove_everything(settings, files)
 
 
-async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: StopSignals, started: float) -> int:
+async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: StopSignals, started: float) -> Ended:
     cluster = Cluster(settings, files)
     failure: LonghaulError | None = None
     steps: list[Values] = []
@@ -87,17 +115,14 @@ async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: 
             failure = error
         finally:
             await asyncio.to_thread(cluster.stop)
-    if failure is not None:
-        print(f"launch.py: {failure}\nContinue with --run-dir {files.directory} --resume auto", file=sys.stderr)
     figures = summarise(steps, system, time.monotonic() - started)
     (files.directory / "summary.json").write_text(json.dumps(figures, indent=2))
     print_summary(figures, files.directory, _newest_checkpoint(files.directory))
     model = settings.eval.model or settings.model.path
     if settings.phase == "eval" and write_evaluation(files.directory, tasks, model):
         print((files.directory / "evaluation.md").read_text())
-    if failure is not None:
-        return 1
-    return 128 + stop.received if stop.received else 0
+    status = 128 + stop.received if stop.received else 0
+    return Ended(1 if failure else status, files.directory, failure)
 
 
 @contextlib.contextmanager
@@ -116,4 +141,13 @@ def _open_sinks(files: RunFiles) -> Iterator[list[Sink]]:
 
 def _newest_checkpoint(run_dir: Path) -> Path | None:
     complete = [path.parent for path in run_dir.glob("checkpoints/step-*/checkpoint.json") if path.parent.suffix == ""]
-    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    return max(complete, key=_step_of, default=None)
+
+
+def _newest_step(run_dir: Path | None) -> int:
+    checkpoint = _newest_checkpoint(run_dir) if run_dir else None
+    return _step_of(checkpoint) if checkpoint else 0
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))

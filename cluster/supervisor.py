@@ -4,7 +4,7 @@
 
 A part that dies is named with its own error. Sandbox actors, generators and the replay buffer are started again (the
 buffer recovers from its journal, leases of a dead actor expire, a fresh generator adopts the current weights); a dead
-learner rank ends the run, which `--resume auto` continues from its last checkpoint.
+learner rank ends this life of the run; `session.py` begins the next one from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class PartFailed(LonghaulError):
     """A process of the run failed; the message holds its name, its own error and the end of its log."""
 
     boundary = "part"
+
+
+class LearnerLost(PartFailed):
+    """A learner rank died or hung; nothing is wrong with what it computed."""
 
 
 class Part:
@@ -362,11 +366,14 @@ class Supervisor:
     # --- errors ---------------------------------------------------------------------------------------------------
 
     def _failure(self, part: Part, error: BaseException) -> PartFailed:
+        from ray.exceptions import RayActorError
+
         log = self.cluster.files.logs / f"{part.name}.log"
         text = f"{part.name} failed: {error_line(error)}"
         if not isinstance(_cause(error), LonghaulError):  # not one that explains itself: show where it came from
             text += f"\n{error}\n--- end of {log}\n{processes.last_lines(log)}"
-        return PartFailed(text, kind=part.role)
+        lost = isinstance(error, RayActorError) or getattr(_cause(error), "kind", "") == "rank_lost"
+        return (LearnerLost if lost and part.role == "learner" else PartFailed)(text, kind=part.role)
 
     def _not_ready(self) -> str:
         waiting = [part.name for part in self.parts if part.ending is None]

@@ -1,5 +1,6 @@
 """The whole system, every part real: one small run from launch to checkpoint, one that is interrupted and wounded."""
 
+import contextlib
 import json
 import os
 import signal
@@ -198,6 +199,25 @@ def test_wounds_heal_and_sigterm_saves_a_checkpoint_and_leaves_nothing(tmp_path)
         last = int(launched.steps()[-1]["step"])
         assert (launched.run_dir / "checkpoints" / f"step-{last}" / "hf" / "model.safetensors").exists()
         print(f"stopped in {took_s:.1f} s")
+    finally:
+        launched.close()
+
+
+def test_a_run_that_loses_a_learner_rank_goes_on_from_its_checkpoint(tmp_path):
+    launched = Launched(tmp_path / "run", **{"--steps": 3, "--checkpoint.every": 1})
+    try:
+        launched.wait_until(lambda: (launched.run_dir / "checkpoints" / "step-1").exists())
+        launched.kill_process("ray::Learner")
+        launched.wait_until(lambda: "goes on from its checkpoint of step" in launched.text())
+        while launched.process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                launched.children()
+            time.sleep(0.2)
+        assert launched.process.wait(timeout=600) == 0, launched.text()
+        assert "is gone" in launched.text() or "died" in launched.text()
+        assert launched.steps()[-1]["step"] == 3
+        assert (launched.run_dir / "checkpoints" / "step-3" / "hf" / "model.safetensors").exists()
+        assert not launched.leftovers()
     finally:
         launched.close()
 
