@@ -1,6 +1,6 @@
 """Does it learn? Base -> RFT -> RL stage 1 -> RL stage 2 through the whole system, scored on tasks never seen.
 
-    python -m benchmarks.learning [--quick] [--seeds 3] [--check-seeds 1] [--folder DIR] [--plot FILE.png]
+    python -m benchmarks.learning [--quick] [--save] [--seeds 3] [--check-seeds 1] [--folder DIR] [--plot FILE.png]
 
 Every stage of configs/micro.toml is launched as a user would, then its model is scored by `--phase eval` on names never
 seen in training. Beside that, the first seeds run stage 1 again from the same model
@@ -36,6 +36,7 @@ _STAGES = ("rft", "rl1", "rl2")
 _DEADLINE_S = 2400
 _SHUFFLED_STEPS = 15
 _PUSHED_STEPS = 8
+_POINT_STEPS = 3
 _LABELS = {"base": "base", "rft": "RFT", "rl1": "RL 1", "rl2": "RL 2"}
 
 
@@ -47,6 +48,7 @@ class Run(Struct, frozen=True, kw_only=True):
     seconds: float
     episodes: float
     rewards: list[float]  # mean of every step's batch
+    curve: list[tuple[int, float]]  # step, % solved of the episodes that finished since the point before
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -68,7 +70,8 @@ class Checks(Struct, frozen=True, kw_only=True):
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, quick="one seed, two small steps a stage, no checks: about six minutes")
+    arguments.add_argument("--save", action="store_true", help="write benchmarks/results/learning.json")
     arguments.add_argument("--seeds", type=int, default=3, help="seeds of the whole recipe (%(default)s)")
     arguments.add_argument("--folder", type=Path, help="where runs are kept, to continue later (default: nowhere)")
     arguments.add_argument("--plot", metavar="FILE.png", help="draw the scores by stage")
@@ -78,17 +81,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="longhaul-bench-") as directory:
         folders = [(options.folder or Path(directory)) / f"seed-{seed}" for seed in range(num_seeds)]
         results = [_learn(folder, seed, options.quick) for seed, folder in enumerate(folders)]
-        checked = enumerate(zip(folders[: options.check_seeds], results, strict=False))
-        checks = [_check(folder, result, seed, options.quick) for seed, (folder, result) in checked]
+        num_checked = 0 if options.quick else options.check_seeds
+        checked = enumerate(zip(folders[:num_checked], results, strict=False))
+        checks = [_check(folder, result, seed) for seed, (folder, result) in checked]
         figures = _summarize(results) | _summarize_checks(results, checks)
     if options.plot:
         _plot(results, checks, options.plot)
     settings = {"seeds": num_seeds, "check_seeds": len(checks), "quick": options.quick, "config": "configs/micro.toml"}
-    report("learning", figures, settings, details=_details(results, checks), save=not options.quick)
+    report("learning", figures, settings, details=_details(results, checks), save=options.save)
 
 
 def _flags(seed: int, quick: bool) -> list[str]:
-    return [f"--seed={seed}", *(["--steps=2", "--num-actors=64"] if quick else [])]
+    return [f"--seed={seed}", *(["--steps=2", "--num-actors=64", "--replay.batch=16"] if quick else [])]
 
 
 def _learn(folder: Path, seed: int, quick: bool) -> Result:
@@ -103,19 +107,18 @@ def _learn(folder: Path, seed: int, quick: bool) -> Result:
     return Result(scores=scores, runs=runs)
 
 
-def _check(folder: Path, result: Result, seed: int, quick: bool) -> Checks:
+def _check(folder: Path, result: Result, seed: int) -> Checks:
     """Stage 1 of one seed again: synchronous, with shuffled rewards, and with pushed weights that stand still."""
-    start, flags = result.runs["rft"].model, _flags(seed, quick)
+    start, flags = result.runs["rft"].model, _flags(seed, quick=False)
     sync = _launch(folder / "sync_rl1", "rl1", start, [*flags, "--max-staleness=0"])
-    shorter = [] if quick else [f"--steps={_SHUFFLED_STEPS}"]
-    shuffle = "--learner.loss.shuffle-rewards=true"
-    shuffled = _launch(folder / "shuffled", "rl1", start, [*flags, shuffle, *shorter])
+    shuffle = ["--learner.loss.shuffle-rewards=true", f"--steps={_SHUFFLED_STEPS}"]
+    shuffled = _launch(folder / "shuffled", "rl1", start, [*flags, *shuffle])
     pushed = _run_pushed(folder / "pushed", result.runs["rl1"], flags)
     return Checks(
         sync=sync,
-        sync_score=_score(sync.model, folder / "eval-sync_rl1", quick),
+        sync_score=_score(sync.model, folder / "eval-sync_rl1", quick=False),
         shuffled=shuffled,
-        shuffled_score=_score(shuffled.model, folder / "eval-shuffled", quick),
+        shuffled_score=_score(shuffled.model, folder / "eval-shuffled", quick=False),
         pushed_score=Estimate(mean=fmean(pushed.rewards), se=_standard_error(pushed.rewards)),
         changed_by_lr_0=_num_changed(result.runs["rl1"].model, pushed.model),
     )
@@ -147,7 +150,21 @@ def _launch(run_dir: Path, stage: str, model: Path, flags: list[str]) -> Run:
         seconds=summary["seconds"],
         episodes=summary["episodes"],
         rewards=[record["reward_mean"] for record in records if record["kind"] == "step"],
+        curve=_curve([record for record in records if record["kind"] == "system"]),
     )
+
+
+def _curve(samples: list[dict[str, float]]) -> list[tuple[int, float]]:
+    """Pass rates of training episodes, from running totals; a point every `_POINT_STEPS`."""
+    curve: list[tuple[int, float]] = []
+    finished = solved = 0.0
+    for sample in samples:
+        now = sample.get("replay.finished.micro", 0.0)
+        if now > finished and sample["step"] >= _POINT_STEPS * (len(curve) + 1):
+            solved_now = now * sample["replay.pass_rate"]
+            curve.append((int(sample["step"]), 100 * (solved_now - solved) / (now - finished)))
+            finished, solved = now, solved_now
+    return curve
 
 
 def _score(model: Path, run_dir: Path, quick: bool) -> Estimate:
@@ -231,7 +248,7 @@ def _details(results: list[Result], checks: list[Checks]) -> dict[str, object]:
 
 
 def _plot(results: list[Result], checks: list[Checks], path: str) -> None:
-    """Pass@1 by stage, a line a seed; and the reward of every batch of stage 1."""
+    """Pass@1 by stage, and the pass rate of stage 1 while it trains; a colour a seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -246,12 +263,14 @@ def _plot(results: list[Result], checks: list[Checks], path: str) -> None:
             capsize=3,
             label=f"seed {seed}",
         )
-        right.plot(result.runs["rl1"].rewards, color=f"C{seed}", label=f"seed {seed}")
+        right.plot(*zip(*result.runs["rl1"].curve, strict=True), color=f"C{seed}")
     for seed, check in enumerate(checks):
-        right.plot(check.shuffled.rewards, color=f"C{seed}", linestyle=":")
+        right.plot(*zip(*check.shuffled.curve, strict=True), color=f"C{seed}", linestyle=":")
     left.set_xticks(range(len(_LABELS)), list(_LABELS.values()))
     left.set(ylabel="held-out pass@1, %", ylim=(0, 100))
-    right.set(xlabel="step of RL 1 (dotted: shuffled rewards)", ylabel="reward of the batch", ylim=(0, 1))
+    right.set(
+        xlabel="step of RL 1 (dotted: rewards shuffled)", ylabel="episodes solved while training, %", ylim=(0, 100)
+    )
     left.legend()
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
