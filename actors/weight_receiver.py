@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from protocol.broadcast import Pair
 
 _NO_VERSION = -1
+_VERSION_IS_GONE = "weights.version"
 
 
 class WeightReceiver:
@@ -99,8 +100,9 @@ class WeightReceiver:
     async def _ask(self, request: Message) -> Message:
         try:
             return await self._client.request(request, timeout_s=self._timeout_s)
-        except WireError as error:  # it has moved on to a newer version
-            raise WeightsError(str(error), kind="refused") from error
+        except WireError as error:
+            moved_on = error.kind == _VERSION_IS_GONE
+            raise WeightsError(str(error), kind="withdrawn" if moved_on else "refused") from error
 
     def _part(self) -> None:
         if self._pair is not None:

@@ -4,7 +4,7 @@
     each rank, in a thread write its part, force it to disk, give it its final name
     rank 0's thread        wait for every part, write the manifest, rename the directory, tell the replay buffer
 
-A rank that cannot write removes the unfinished directory, which is how the others learn of it.
+A rank that cannot write renames the unfinished directory away, which is how the others learn of it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from protocol.threads import give_way
 _log = logging.getLogger(__name__)
 _GATHER_BYTES = 256 << 20
 _LOOK_S = 0.05
+_GRACE_S = 5.0
 
 
 class CheckpointWriter:
@@ -54,7 +55,7 @@ class CheckpointWriter:
         self._mark = mark
         self._group = policy.group
         self._thread: threading.Thread | None = None
-        self._abandoned = threading.Event()
+        self._closing_at: float | None = None
         self.num_failed = 0
         self.blocked_s = 0.0  # of training, by the last save
         if self._group.rank == 0:
@@ -95,10 +96,10 @@ class CheckpointWriter:
         self._thread = None
 
     def close(self) -> None:
-        """Write what is in hand, and wait for no other rank any more."""
-        self._abandoned.set()
-        with contextlib.suppress(DeadlineError):
-            self.wait()
+        """End within seconds: what is in hand is written, and other ranks are waited for no longer than that."""
+        self._closing_at = time.monotonic()
+        if self._thread is not None:
+            self._thread.join(2 * _GRACE_S)
 
     def _begin(self, partial: Path) -> bool:
         """Whether rank 0 could make the directory; the same on all ranks."""
@@ -130,26 +131,28 @@ class CheckpointWriter:
     ) -> None:
         give_way()
         try:
+            inode = partial.stat().st_ino
             if exported:
                 _write_tensors(partial / "hf" / "model.safetensors", exported)
                 self._policy.config.save_pretrained(partial / "hf")
                 copy_tokenizer(self._source, partial / "hf")
             _write_tensors(partial / _state_file(self._group.rank), mine)
             if self._group.rank == 0:
-                self._await_parts(partial)
+                self._await_parts(partial, inode)
                 self._finish(partial, manifest)
-        except (OSError, LonghaulError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
+        except Exception as error:  # whatever it was: it ends this checkpoint, not the run
+            _remove(partial)
             self._note(partial, str(error))
 
-    def _await_parts(self, partial: Path) -> None:
-        """Waits for the other ranks' files: a rank that fails removes the directory, one that died has a deadline."""
-        deadline = time.monotonic() + self._timeout_s
+    def _await_parts(self, partial: Path, inode: int) -> None:
+        """Waits for the other ranks' files: who fails takes the directory away, for who died there is a deadline."""
+        started = time.monotonic()
         parts = [partial / _state_file(rank) for rank in range(self._group.world_size)]
         while missing := [part.name for part in parts if not part.exists()]:
-            if not partial.exists():
+            if not partial.exists() or partial.stat().st_ino != inode:
                 raise CheckpointError("another rank could not write its part", kind="write")
-            if self._abandoned.is_set() or time.monotonic() > deadline:
+            now, closing_at = time.monotonic(), self._closing_at
+            if now - started > self._timeout_s or (closing_at is not None and now - closing_at > _GRACE_S):
                 raise CheckpointError(f"{', '.join(missing)} did not come", kind="write")
             time.sleep(_LOOK_S)
 
@@ -157,16 +160,28 @@ class CheckpointWriter:
         sizes = {path.name: path.stat().st_size for path in sorted(partial.glob("state-*.safetensors"))}
         _write_json(partial / MANIFEST, manifest | {"state_files": sizes})
         final = partial.with_suffix("")
-        shutil.rmtree(final, ignore_errors=True)
+        _remove(final)
         partial.rename(final)
         sync_directory(final.parent)
-        _write_json(final / "replay.json", {"journal_offset": self._mark(manifest["version"], final)})
+        try:
+            _write_json(final / "replay.json", {"journal_offset": self._mark(manifest["version"], final)})
+        except LonghaulError as error:  # it keeps more of its journal than it needs to, until the next mark
+            _log.warning("the replay buffer was not told of %s: %s", final, error)
         for old in kept(self._run_dir)[: -self._keep]:
-            shutil.rmtree(old)
+            _remove(old)
 
     def _note(self, partial: Path, failure: str) -> None:
-        self.num_failed += 1
+        self.num_failed += self._group.rank == 0  # it hears of every failure
         _log.error("cannot write %s: %s; the run goes on without this checkpoint", partial, failure)
+
+
+def _remove(directory: Path) -> None:
+    """From one moment to the next: no half of it is ever taken for a checkpoint."""
+    away = directory.with_name(f"{directory.name}.away{PARTIAL}")
+    shutil.rmtree(away, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        directory.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
 
 
 def _state_file(rank: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -60,9 +61,7 @@ class RankGroup:
         self._set_environment(master_addr, master_port)
         timeout = timedelta(seconds=timeout_s)
         try:
-            store = dist.TCPStore(
-                master_addr, master_port, world_size, is_master=rank == 0, timeout=timedelta(seconds=start_timeout_s)
-            )
+            store = _store(master_addr, master_port, world_size, rank == 0, timedelta(seconds=start_timeout_s))
             self._beats = dist.TCPStore(master_addr, store.port, is_master=False, timeout=timedelta(seconds=5))
             dist.init_process_group(
                 "nccl" if self.device.type == "cuda" else "gloo",
@@ -72,7 +71,7 @@ class RankGroup:
                 timeout=timeout,
                 device_id=self.device if self.device.type == "cuda" else None,
             )
-        except (dist.DistStoreError, dist.DistNetworkError) as error:
+        except (dist.DistStoreError, dist.DistNetworkError, OSError) as error:
             raise DeadlineError(
                 f"rank {rank} waited {start_timeout_s:g} s at {master_addr}:{master_port} for all {world_size} learner "
                 f"ranks: {error}",
@@ -171,6 +170,12 @@ class RankGroup:
     def _read_beats(self) -> list[str]:
         keys = [f"beat/{r}" for r in range(self.world_size)]
         return [self._beats.get(key).decode() if self._beats.check([key]) else "" for key in keys]
+
+
+def _store(host: str, port: int, world_size: int, is_master: bool, timeout: timedelta) -> dist.TCPStore:
+    """Where the ranks meet. It listens on `host` alone; its own socket would on every interface."""
+    listening = socket.create_server((host, port)).detach() if is_master else None
+    return dist.TCPStore(host, port, world_size, is_master, timeout, master_listen_fd=listening)
 
 
 def _is_of_a_collective(error: Exception) -> bool:

@@ -99,7 +99,6 @@ class LearnerRank:
             start_timeout_s=settings.start_timeout_s,
             timeout_s=settings.learner.step_timeout_s,
         )
-        self._resources.callback(self._group.close)
         self._policy = Policy(settings, self._group)
         if resumed is not None:
             self.version = checkpoint.load(resumed, self._policy)
@@ -113,6 +112,7 @@ class LearnerRank:
         self._resources.callback(self._checkpoints.close)
         self._feed = BatchFeed(self._group, self._replay, self._stop, silence_s=settings.start_timeout_s)
         self._publish()
+        self._resources.callback(self._group.close)  # first of all, so that no rank waits for one that closes the rest
         return self.version
 
     def _connect(self) -> None:

@@ -16,6 +16,7 @@ from protocol.threads import give_way
 from protocol.weights import num_buckets
 
 _log = logging.getLogger(__name__)
+_LAST_MOMENT_S = 2.0
 
 
 class WeightCaster:
@@ -31,6 +32,7 @@ class WeightCaster:
         self._host = host
         self._timeout_s = timeout_s
         self._pairs: dict[str, Pair] = {}  # by generator, while nothing is being sent to it
+        self._sending: dict[str, threading.Thread] = {}  # the newest of each generator
         self._lock = threading.Lock()
         self.sent_bytes = 0
 
@@ -39,18 +41,17 @@ class WeightCaster:
 
         Raises `WeightsError` if it says that they have, and they have not.
         """
-        with self._lock:
-            pair = self._pairs.pop(call.generator, None)
+        meeting = None if call.has_met else await asyncio.to_thread(call_meeting, self._host)
+        pair = await asyncio.to_thread(self._take_pair, call.generator)
         if call.has_met and pair is None:
             raise WeightsError(f"{call.generator} has not met this publisher", kind="pair")
-        meeting = None
-        if not call.has_met:
-            if pair is not None:
-                pair.close()
-            pair, meeting = None, await asyncio.to_thread(call_meeting, self._host)
-        threading.Thread(
-            target=self._send, args=(call.generator, manifest, pair, meeting), name="weight broadcast", daemon=True
-        ).start()
+        if pair is not None and meeting is not None:
+            await asyncio.to_thread(pair.close)
+        thread = threading.Thread(
+            target=self._send, args=(call.generator, manifest, meeting or pair), name="weight broadcast", daemon=True
+        )
+        self._sending[call.generator] = thread
+        thread.start()
         return meeting.name if meeting else b""
 
     def close(self) -> None:
@@ -60,12 +61,18 @@ class WeightCaster:
         for pair in pairs:
             pair.close()
 
-    def _send(self, generator: str, manifest: Manifest, pair: Pair | None, meeting: Meeting | None) -> None:
+    def _take_pair(self, generator: str) -> Pair | None:
+        """The pair of a generator that has all that was sent to it; its sender may have a moment still to go."""
+        if (sending := self._sending.get(generator)) is not None:
+            sending.join(_LAST_MOMENT_S)
+        with self._lock:
+            return self._pairs.pop(generator, None)
+
+    def _send(self, generator: str, manifest: Manifest, to: Meeting | Pair) -> None:
         give_way()
+        pair = None
         try:
-            if pair is None:
-                assert meeting is not None
-                pair = meeting.meet(self._timeout_s)
+            pair = to.meet(self._timeout_s) if isinstance(to, Meeting) else to
             for bucket in range(num_buckets(manifest)):
                 data = self._buffers.view(manifest, bucket)
                 pair.send(data)
@@ -76,4 +83,8 @@ class WeightCaster:
                 pair.close()
             return
         with self._lock:
-            self._pairs[generator] = pair
+            is_newest = self._sending.get(generator) is threading.current_thread()
+            if is_newest:
+                self._pairs[generator] = pair
+        if not is_newest:
+            pair.close()

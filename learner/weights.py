@@ -76,6 +76,7 @@ class WeightPublisher:
         self._roster = Roster(expected_generators)
         self._on_adopted = on_adopted
         self._current: Manifest | None = None  # the newest complete one
+        self._previous: Manifest | None = None  # the one before, whose bytes a slow generator may still be taking
         self._coming: Manifest | None = None  # newer, not complete yet
         self._changed = threading.Condition()  # guards the roster and the manifests
         self._completion: Future[None] | None = None  # of the version published last
@@ -301,21 +302,24 @@ class WeightPublisher:
         if newly is not None and self._on_adopted is not None:
             self._on_adopted(newly)
 
-    async def _fetch(self, fetch: WeightsFetch) -> WeightsBucket:
+    def _manifest_of(self, version: int) -> Manifest:
+        """Of a version whose bytes are there. The buffers refuse one that is overwritten meanwhile."""
         with self._changed:
-            manifest = self._current
-        if manifest is None or manifest.version != fetch.version:
-            raise WeightsError(f"version {fetch.version} is not the current one any more", kind="version")
+            for manifest in (self._current, self._previous):
+                if manifest is not None and manifest.version == version:
+                    return manifest
+        raise WeightsError(f"version {version} is not there any more", kind="version")
+
+    async def _fetch(self, fetch: WeightsFetch) -> WeightsBucket:
+        manifest = self._manifest_of(fetch.version)
         reply = await asyncio.to_thread(self._buffers.bucket, manifest, fetch.bucket, fetch.base_version)
         self._sent_bytes += reply.data.nbytes
         return reply
 
     async def _cast(self, call: WeightsCall) -> WeightsMeeting:
-        with self._changed:
-            manifest = self._current
-        if manifest is None or manifest.version != call.version:
-            raise WeightsError(f"version {call.version} is not the current one any more", kind="version")
-        return WeightsMeeting(version=call.version, name=await self._caster.begin(call, manifest))
+        return WeightsMeeting(
+            version=call.version, name=await self._caster.begin(call, self._manifest_of(call.version))
+        )
 
     async def _complete(self, version: int, checksums: list[Future[str]]) -> None:
         """Publish the manifest of `version` once its last tensor is hashed."""
@@ -325,7 +329,7 @@ class WeightPublisher:
         self._hash_s = time.monotonic() - started
         manifest = self._manifest(version, entries)
         with self._changed:
-            self._current, self._coming = manifest, None
+            self._previous, self._current, self._coming = self._current, manifest, None
             self._roster.published(version, manifest.checksum)
             self._announced_at = time.monotonic()
             self._changed.notify_all()

@@ -6,11 +6,13 @@ tells it over a socket of the run; both then meet, and every `send` of one is a 
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -39,6 +41,7 @@ class Pair(Protocol):
         ...
 
 
+@runtime_checkable
 class Meeting(Protocol):
     """Where a receiver is awaited.
 
@@ -67,23 +70,27 @@ def attend(name: bytes, timeout_s: float) -> Pair:
         raise WeightsError(
             f"{name!r} names no meeting on CPUs: the publisher has a GPU, this process none", kind="pair"
         )
-    store = _store(host, int(port), timeout_s, is_sender=False)
-    return _GlooPair(store, RECEIVER, timeout_s)
+    return _GlooPair(_store(host, int(port), timeout_s), RECEIVER, timeout_s)
 
 
 class _GlooMeeting:
     def __init__(self, host: str) -> None:
-        self._store = _store(host, 0, 1.0, is_sender=True)
-        self.name = f"{host}:{self._store.port}".encode()
+        with socket.create_server((host, 0)) as listening:  # the store's own socket would take calls from everywhere
+            port = listening.getsockname()[1]
+            self._store = _store(host, port, 1.0, listening.detach())
+        self.name = f"{host}:{port}".encode()
 
     def meet(self, timeout_s: float) -> Pair:
         return _GlooPair(self._store, SENDER, timeout_s)
 
 
-def _store(host: str, port: int, timeout_s: float, *, is_sender: bool) -> Any:
+def _store(host: str, port: int, timeout_s: float, listening: int | None = None) -> Any:
+    """Of the sender, which listens, or of the receiver."""
+    is_sender, timeout = listening is not None, timedelta(seconds=timeout_s)
     try:
-        timeout = timedelta(seconds=timeout_s)
-        return dist.TCPStore(host, port, 2, is_sender, timeout, wait_for_workers=False)  # type: ignore[attr-defined]
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, 2, is_sender, timeout, wait_for_workers=False, master_listen_fd=listening
+        )
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         raise WeightsError(f"no meeting at {host}:{port}: {error}", kind="pair") from error
 
@@ -134,14 +141,22 @@ class _NcclPair:
         self._bucket = torch.empty(0, dtype=torch.uint8, device=self._device)
 
     def send(self, data: torch.Tensor) -> None:
-        with torch.cuda.stream(self._stream):
+        with self._at_work():
             self._room(len(data)).copy_(data)
             self._broadcast(len(data))
 
     def receive(self, target: torch.Tensor) -> None:
-        with torch.cuda.stream(self._stream):
+        with self._at_work():
             self._broadcast(len(target))
             target.copy_(self._bucket[: len(target)])
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        except RuntimeError as error:  # of NCCL, or of a device without room for the bucket
+            raise WeightsError(f"the pair broke: {error}", kind="pair") from error
 
     def close(self) -> None:
         self._communicator.destroy()

@@ -141,6 +141,31 @@ async def test_weights_that_are_already_there_are_not_sent_again(publisher, sett
         assert holder.labels == [0]
 
 
+@pytest.mark.parametrize("moved_on_to", [1, 2])
+async def test_a_generator_that_is_slower_than_the_learner_takes_what_is_there(settings, tmp_path, moved_on_to):
+    """While it looks at version 0 the learner publishes more; of two versions more, the second overwrites 0."""
+    settings = settings.model_copy(update={"timeout_s": 2})
+    publisher = WeightPublisher(settings, f"ipc://{tmp_path}/w", f"test-{tmp_path.name}")
+    looking, go = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryWeights):
+        async def layout(self):
+            looking.set()
+            await go.wait()
+            return await super().layout()
+
+    publisher.publish(0, model(0).items())
+    async with adopting(publisher, settings, holder=Slow(SPECS)) as (holder, _):
+        await looking.wait()
+        for version in range(1, moved_on_to + 1):
+            await asyncio.to_thread(publisher.publish, version, model(version).items())
+        go.set()
+        await asyncio.to_thread(publisher.wait_adopted, moved_on_to, 10)
+        assert holder.labels == [0, 1] if moved_on_to == 1 else holder.labels in ([2], [1, 2])
+        assert holder.tensors["norm"].tolist() == raw(model(moved_on_to)["norm"])
+    publisher.close()
+
+
 async def test_an_older_version_that_comes_late_is_ignored(publisher, settings):
     publisher.publish(5, model(5).items())
     async with adopting(publisher, settings) as (holder, adopter):
@@ -219,6 +244,7 @@ async def test_a_pair_that_is_lost_is_met_again(tmp_path):
             publisher.publish(version, model(version).items())
             await asyncio.to_thread(publisher.wait_adopted, version, 10)
             assert holder.tensors["head"].tolist() == raw(model(version)["head"])
+            await asyncio.to_thread(until, lambda: publisher._caster._pairs)
             if version == 1:
                 publisher._caster.close()
         assert adopter.num_refetched == 1
