@@ -16,6 +16,7 @@ from msgspec import Struct
 from actors.chat import ChatTokenizer
 from actors.commands import CUT, FormatError
 from actors.policy import Policy, Sampled
+from actors.prefix import Prefix
 from actors.scaffolds import Scaffold
 from actors.tokens import History
 from actors.tools import Outcome, Toolbox
@@ -94,7 +95,8 @@ class _Attempt:
         self.history = History(agent.tokenizer)
         self.steps: list[Step] = []
         self._agent, self._limits, self._sampling = agent, limits, sampling
-        self._episode_id, self._kv_version = episode_id, version  # KV that is reused is at least as new as that
+        self._episode_id = episode_id
+        self._prefix = Prefix(episode_id, version, agent.reuse_versions)
         self._toolbox = Toolbox(sandbox, agent.settings)
         self._deadline = time.monotonic() + limits.wall_time_s
         self._errors_in_a_row = 0
@@ -117,8 +119,8 @@ class _Attempt:
         self._agent.on_activity(self._episode_id, "generating")
         began = time.monotonic()
         sampled = await self._sample(max_tokens)
-        cached_version = self._kv_version if sampled.num_cached_tokens else None
-        self._renew_kv(sampled)
+        cached_version = self._prefix.version if sampled.num_cached_tokens else None
+        self._prefix.saw(sampled.versions)
         start, end = self.history.append_sampled(sampled)
         step = Step(
             start=start,
@@ -131,12 +133,6 @@ class _Attempt:
             self.steps.append(step)
             raise _Ended("context")
         return step, sampled.finish_reason
-
-    def _renew_kv(self, sampled: Sampled) -> None:
-        """Have the next turn's history computed again if what would be reused has grown too old."""
-        newest, most = int(max(sampled.versions, default=0)), self._agent.reuse_versions
-        if most is not None and newest - self._kv_version > most:
-            self._kv_version = newest
 
     async def _act(self, step: Step, finish_reason: FinishReason) -> str:
         """Run the turn's command; its observation. Records the turn."""
@@ -171,7 +167,7 @@ class _Attempt:
         agent, seed = self._agent, self._sampling.seed
         turn_seed = None if seed is None else seed + len(self.steps)  # else every turn would draw the same
         sampling = msgspec.structs.replace(self._sampling, max_tokens=max_tokens, seed=turn_seed)
-        stops, salt = agent.tokenizer.stop_token_ids, str(self._kv_version)
+        stops, salt = agent.tokenizer.stop_token_ids, self._prefix.salt
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()) as wall_time:
                 history, timeout_s = self.history.token_ids, agent.request_timeout_s

@@ -23,8 +23,8 @@ from learner.trainer import Trainer
 from protocol.config import Settings
 from tiny.trajectories import random_batch
 
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
-"""Dense bfloat16, from the vendor's data sheets, by a part of the device's name."""
+PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0, "A100": 312.0}
+"""Dense bfloat16, from the vendor's data sheets, by a part of the device's name, the first that fits."""
 _STEPS = 4  # the first of them warms up
 
 

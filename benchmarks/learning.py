@@ -16,6 +16,7 @@ What a folder already holds is not run again.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from msgspec import Struct
 from safetensors.numpy import load_file
 
 from benchmarks.report import parser, report
+from cluster.run_files import newest_step
 from cluster.scores import Estimate
 from cluster.stages import newest_model
 
@@ -44,7 +46,7 @@ class Run(Struct, frozen=True, kw_only=True):
     """What one launch left."""
 
     model: Path
-    steps: float
+    step: int  # that the model is of
     seconds: float
     episodes: float
     rewards: list[float]  # mean of every step's batch
@@ -128,7 +130,7 @@ def _run_pushed(run_dir: Path, trained: Run, flags: list[str]) -> Run:
     """Held-out tasks, all of them alike, by weights that came over the weight channel."""
     more = [
         f"--resume={trained.model.parent}",
-        f"--steps={trained.steps + _PUSHED_STEPS:.0f}",
+        f"--steps={trained.step + _PUSHED_STEPS}",
         "--learner.lr=0",
         "--tasks.split=heldout",
         "--tasks.count=128",
@@ -139,19 +141,26 @@ def _run_pushed(run_dir: Path, trained: Run, flags: list[str]) -> Run:
 
 
 def _launch(run_dir: Path, stage: str, model: Path, flags: list[str]) -> Run:
-    """One training run; raises SystemExit naming it when it fails."""
-    if not (run_dir / "summary.json").exists():
+    """One training run; raises SystemExit naming it when it fails. One that was interrupted is run anew."""
+    if not _is_whole(run_dir):
+        shutil.rmtree(run_dir, ignore_errors=True)
         _call([f"--config=configs/micro/{stage}.toml", f"--model.path={model}", *flags, f"--run-dir={run_dir}"])
     summary = json.loads((run_dir / "summary.json").read_text())
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return Run(
         model=newest_model(run_dir),
-        steps=summary["steps"],
+        step=newest_step(run_dir),
         seconds=summary["seconds"],
         episodes=summary["episodes"],
         rewards=[record["reward_mean"] for record in records if record["kind"] == "step"],
         curve=_curve([record for record in records if record["kind"] == "system"]),
     )
+
+
+def _is_whole(run_dir: Path) -> bool:
+    if not (run_dir / "summary.json").exists():
+        return False
+    return newest_step(run_dir) == json.loads((run_dir / "settings.json").read_text())["steps"]
 
 
 def _curve(samples: list[dict[str, float]]) -> list[tuple[int, float]]:

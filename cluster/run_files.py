@@ -71,6 +71,22 @@ def choose_directory(settings: Settings) -> Path:
     return directory
 
 
+def newest_checkpoint(directory: Path) -> Path | None:
+    """Of a run directory: the newest complete one."""
+    found = [p.parent for p in directory.glob("checkpoints/step-*/checkpoint.json") if p.parent.name[5:].isdigit()]
+    return max(found, key=_step_of, default=None)
+
+
+def newest_step(directory: Path) -> int:
+    """Step of the newest checkpoint, 0 if there is none."""
+    checkpoint = newest_checkpoint(directory)
+    return _step_of(checkpoint) if checkpoint else 0
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def claim(directory: Path) -> RunFiles:
     """Make the private directory of a run, marked with its owner (this process)."""
     private = Path(tempfile.gettempdir()) / f"{PREFIX}{secrets.token_hex(4)}"

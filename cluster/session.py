@@ -46,12 +46,14 @@ class StopSignals:
         self.requested.set()
 
 
-class Ended(NamedTuple):
-    """How one life of a run ended."""
+class Life(NamedTuple):
+    """One life of a run, as it ended."""
 
-    status: int  # the program's, if it was the last one
     directory: Path
-    failure: LonghaulError | None = None
+    steps: list[Values]  # what it trained
+    system: Values  # its last sample
+    tasks: list[TaskRef]
+    failure: LonghaulError | None
 
 
 async def run(settings: Settings) -> int:
@@ -59,25 +61,36 @@ async def run(settings: Settings) -> int:
 
     A run that loses a learner rank lives again, from its newest checkpoint, as long as every life leaves a newer one.
     """
+    started = time.monotonic()
     stop = StopSignals()
     settings = with_evaluation_tasks(settings)
-    reached = _newest_step(settings.run_dir)
+    reached = run_files.newest_step(settings.run_dir) if settings.run_dir else 0
+    lives: list[Life] = []
     while True:
-        ended = await _live(settings, stop)
-        step = _newest_step(ended.directory)
-        if ended.failure is None:
-            return ended.status
-        print(f"launch.py: {ended.failure}", file=sys.stderr)
-        if not isinstance(ended.failure, LearnerLost) or step <= reached or stop.received:
-            print(f"Continue with --run-dir {ended.directory} --resume auto", file=sys.stderr)
-            return ended.status
-        print(f"launch.py: the run goes on from its checkpoint of step {step}", file=sys.stderr)
+        try:
+            life = await _live(settings, stop)
+        except ConfigError as error:
+            if not lives:
+                exit_with(error)
+            life = lives[-1]._replace(steps=[], system={}, failure=error)
+        lives.append(life)
+        step = run_files.newest_step(life.directory)
+        if not isinstance(life.failure, LearnerLost) or step <= reached or stop.received:
+            break
+        print(
+            f"launch.py: {life.failure}\nlaunch.py: the run goes on from its checkpoint of step {step}", file=sys.stderr
+        )
         reached = step
-        settings = settings.model_copy(update={"run_dir": ended.directory, "resume": "auto"})
+        settings = settings.model_copy(update={"run_dir": life.directory, "resume": "auto"})
+    _report(settings, lives, time.monotonic() - started)
+    if life.failure is not None:
+        print(f"launch.py: {life.failure}\nContinue with --run-dir {life.directory} --resume auto", file=sys.stderr)
+        return 1
+    return 128 + stop.received if stop.received else 0
 
 
-async def _live(settings: Settings, stop: StopSignals) -> Ended:
-    started = time.monotonic()
+async def _live(settings: Settings, stop: StopSignals) -> Life:
+    """From the checks to nothing left. Raises `ConfigError` for what the user has to mend first."""
     await reap_dead_runs(settings)
     files: RunFiles | None = None
     try:
@@ -85,15 +98,13 @@ async def _live(settings: Settings, stop: StopSignals) -> Ended:
         tasks = [task.ref for task in await preflight.check(settings, files.name)]
         settings = settings.model_copy(update={"run_dir": files.directory})
         (files.directory / "settings.json").write_text(settings.model_dump_json(indent=2))
-        return await _run(settings, files, tasks, stop, started)
-    except ConfigError as error:
-        exit_with(error)
+        return await _run(settings, files, tasks, stop)
     finally:
         if files is not None:
             await remove_everything(settings, files)
 
 
-async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: StopSignals, started: float) -> Ended:
+async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: StopSignals) -> Life:
     cluster = Cluster(settings, files)
     failure: LonghaulError | None = None
     steps: list[Values] = []
@@ -115,14 +126,18 @@ async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: 
             failure = error
         finally:
             await asyncio.to_thread(cluster.stop)
-    figures = summarise(steps, system, time.monotonic() - started)
-    (files.directory / "summary.json").write_text(json.dumps(figures, indent=2))
-    print_summary(figures, files.directory, _newest_checkpoint(files.directory))
+    return Life(files.directory, steps, system, tasks, failure)
+
+
+def _report(settings: Settings, lives: list[Life], seconds: float) -> None:
+    """The summary of all lives; of an evaluation also its tables."""
+    directory = lives[-1].directory
+    figures = summarise([(life.steps, life.system) for life in lives], seconds)
+    (directory / "summary.json").write_text(json.dumps(figures, indent=2))
+    print_summary(figures, directory, run_files.newest_checkpoint(directory))
     model = settings.eval.model or settings.model.path
-    if settings.phase == "eval" and write_evaluation(files.directory, tasks, model):
-        print((files.directory / "evaluation.md").read_text())
-    status = 128 + stop.received if stop.received else 0
-    return Ended(1 if failure else status, files.directory, failure)
+    if settings.phase == "eval" and write_evaluation(directory, lives[-1].tasks, model):
+        print((directory / "evaluation.md").read_text())
 
 
 @contextlib.contextmanager
@@ -137,17 +152,3 @@ def _open_sinks(files: RunFiles) -> Iterator[list[Sink]]:
     finally:
         for sink in sinks:
             sink.close()
-
-
-def _newest_checkpoint(run_dir: Path) -> Path | None:
-    complete = [path.parent for path in run_dir.glob("checkpoints/step-*/checkpoint.json") if path.parent.suffix == ""]
-    return max(complete, key=_step_of, default=None)
-
-
-def _newest_step(run_dir: Path | None) -> int:
-    checkpoint = _newest_checkpoint(run_dir) if run_dir else None
-    return _step_of(checkpoint) if checkpoint else 0
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cli import CommandLine, exit_with, parse
+from cluster.run_files import newest_checkpoint
 from protocol.config import Settings
 from protocol.errors import ConfigError
 
@@ -58,9 +59,7 @@ def stage_settings(arguments: Sequence[str], command_line: CommandLine, root: Pa
 
 def newest_model(run_dir: Path) -> Path:
     """The Hugging Face directory in a run's newest checkpoint."""
-    from learner.checkpoint import latest
-
-    checkpoint = latest(run_dir)
+    checkpoint = newest_checkpoint(run_dir)
     if checkpoint is None:
         raise ConfigError(f"{run_dir} left no checkpoint for the next stage to start from", kind="stages")
     return checkpoint / "hf"

@@ -10,21 +10,28 @@ from rich.table import Table
 from protocol.metrics import Values
 
 
-def summarise(steps: Sequence[Values], system: Values, seconds: float) -> dict[str, float]:
+def summarise(lives: Sequence[tuple[Sequence[Values], Values]], seconds: float) -> dict[str, float]:
     """Figures of the whole run.
 
     Args:
-        steps: the record of every optimizer step of this run, in order.
-        system: the last sample of the system's metrics (totals since the start).
+        lives: of each, the record of every optimizer step (a later life may have trained a step again), and the last
+            sample of the system's metrics (totals since that life's start).
         seconds: wall time of the run.
     """
+    by_number = {record["step"]: record for records, _ in lives for record in records}
+    steps = [by_number[number] for number in sorted(by_number)]
+    systems = [system for _, system in lives]
+
+    def total(name: str) -> float:
+        return sum(system.get(name, 0.0) for system in systems)
+
     figures = {
         "steps": float(len(steps)),
         "seconds": seconds,
-        "episodes": system.get("actors.episodes_finished", 0.0),
-        "episodes_failed": system.get("actors.episodes_failed", 0.0),
-        "episodes_per_s": system.get("actors.episodes_finished", 0.0) / seconds,
-        "generated_tok_s": system.get("generator.generated_tokens", 0.0) / seconds,
+        "episodes": total("actors.episodes_finished"),
+        "episodes_failed": total("actors.episodes_failed"),
+        "episodes_per_s": total("actors.episodes_finished") / seconds,
+        "generated_tok_s": total("generator.generated_tokens") / seconds,
     }
     if steps:
         fifth = max(1, len(steps) // 5)
@@ -35,8 +42,8 @@ def summarise(steps: Sequence[Values], system: Values, seconds: float) -> dict[s
             "learner_tok_s": sum(r.get("tokens", 0.0) for r in steps) / (step_s or 1),
             "learner_wait_share": wait_s / (step_s + wait_s or 1),
         }
-    if "generator.wait_share" in system:
-        figures["generator_wait_share"] = system["generator.wait_share"]
+    if "generator.wait_share" in systems[-1]:
+        figures["generator_wait_share"] = systems[-1]["generator.wait_share"]
     return figures
 
 

@@ -30,6 +30,7 @@ _SAMPLE_S = 1.0
 _STATUS_TIMEOUT_S = 10.0
 _STALLED_AFTER_S = 60.0
 _MAX_RESTARTS = 5
+_LEARNER_LAST_WORDS_S = 5.0
 _LEARNER_STOP_S = 6.0
 _PART_STOP_S = 3.0
 
@@ -67,6 +68,11 @@ class Part:
     def run(self) -> None:
         """Let it work; `ending` finishes when it ends."""
         self.ending = asyncio.create_task(_wait(self.handle.run.remote()), name=self.name)
+
+    @property
+    def failed(self) -> bool:
+        """Whether its work ended with an error."""
+        return self.ending is not None and self.ending.done() and self.ending.exception() is not None
 
     def replace(self) -> None:
         """A fresh process in the place of one that died."""
@@ -249,9 +255,8 @@ class Supervisor:
             if problem := hopeless(self.system):
                 raise PartFailed(problem, kind="actors")
             await self._mend()
-        for part in self._learners:
-            if part.ending is not None and part.ending.done() and (error := part.ending.exception()):
-                raise self._failure(part, error)
+        if any(part.failed for part in self._learners):
+            raise await self._learner_failure()
 
     async def _mend(self) -> None:
         for part in self.parts:
@@ -260,9 +265,10 @@ class Supervisor:
             error = part.ending.exception()
             if error is None:
                 continue  # its work is over
-            failure = self._failure(part, error)
-            if part.role == "learner" or part.num_restarts >= _MAX_RESTARTS:
-                raise failure from error
+            if part.role == "learner":
+                raise await self._learner_failure() from error
+            if part.num_restarts >= _MAX_RESTARTS:
+                raise self._failure(part, error) from error
             self.progress.note(f"{part.name} failed and is started again: {error_line(error)}")
             part.replace()
             part.ending = None
@@ -270,6 +276,12 @@ class Supervisor:
         for restart in [task for task in self._restarting if task.done()]:
             self._restarting.remove(restart)
             restart.result()
+
+    async def _learner_failure(self) -> PartFailed:
+        """Why the learner ended: one rank's own error, if there is one, for the others only say that they lost it."""
+        await asyncio.wait([part.ending for part in self._learners if part.ending], timeout=_LEARNER_LAST_WORDS_S)
+        failures = [self._failure(part, part.ending.exception()) for part in self._learners if part.failed]
+        return min(failures, key=lambda failure: isinstance(failure, LearnerLost))
 
     async def _restart(self, part: Part) -> None:
         try:

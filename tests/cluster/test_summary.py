@@ -15,7 +15,7 @@ def records(num_steps):
 
 
 def test_the_summary_compares_the_first_fifth_with_the_last():
-    figures = summarise(records(10), {"actors.episodes_finished": 50.0, "generator.generated_tokens": 1000.0}, 20.0)
+    figures = summarise([(records(10), {"actors.episodes_finished": 50.0, "generator.generated_tokens": 1000.0})], 20.0)
     assert figures["reward_first"] == pytest.approx(0.05)
     assert figures["reward_last"] == pytest.approx(0.85)
     assert figures["episodes_per_s"] == 2.5
@@ -24,14 +24,23 @@ def test_the_summary_compares_the_first_fifth_with_the_last():
     assert figures["learner_wait_share"] == 0.75
 
 
+def test_a_run_of_two_lives_counts_a_step_once_and_every_episode():
+    first = records(6), {"actors.episodes_finished": 30.0}
+    second = records(9)[4:], {"actors.episodes_finished": 20.0}
+    figures = summarise([first, second], 10.0)
+    assert figures["steps"] == 9
+    assert figures["episodes"] == 50
+    assert figures["reward_last"] == pytest.approx(8 / 9)
+
+
 def test_a_run_without_steps_has_a_summary():
-    figures = summarise([], {}, 3.0)
+    figures = summarise([([], {})], 3.0)
     assert figures["steps"] == 0
     assert "reward_first" not in figures
 
 
 def test_the_summary_shows_where_the_results_lie(capsys):
-    print_summary(summarise(records(3), {}, 5.0), "runs/x", "runs/x/checkpoints/step-3")
+    print_summary(summarise([(records(3), {})], 5.0), "runs/x", "runs/x/checkpoints/step-3")
     shown = capsys.readouterr().out
     assert "optimizer steps" in shown
     assert "runs/x/checkpoints/step-3" in shown

@@ -42,26 +42,29 @@ class Launched:
             command(run_dir, **extra), cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT
         )
         self._seen = {}
-        self.private = None  # the run's private directory, named like everything that must vanish with it
+        self.private = set()  # the private directory of every life, named like everything that must vanish with it
 
     def children(self):
         """Every process that was ever seen below the launcher."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
             self._seen[child.pid] = child
         for owner in Path(tempfile.gettempdir()).glob("longhaul-*/owner"):
-            if owner.read_text().startswith(f"{self.process.pid} "):
-                self.private = owner.parent
+            with contextlib.suppress(FileNotFoundError):  # a life has just ended
+                if owner.read_text().startswith(f"{self.process.pid} "):
+                    self.private.add(owner.parent)
         return list(self._seen.values())
 
     def leftovers(self):
         """What is still there of the run: processes, private directory, shared memory, mounts, cgroups."""
-        assert self.private is not None
-        name = self.private.name
-        _, alive = psutil.wait_procs(list(self._seen.values()), timeout=0)
-        mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if name in line]
-        segments = list(run_files.SHARED_MEMORY.glob(f"{name}*"))
-        cgroups = list(Path("/sys/fs/cgroup").rglob(f"*{name.removeprefix('longhaul-')}*"))
-        return [*alive, *mounts, *segments, *cgroups, *([self.private] if self.private.exists() else [])]
+        assert self.private
+        _, left = psutil.wait_procs(list(self._seen.values()), timeout=0)
+        for private in self.private:
+            name = private.name
+            left += [line for line in Path("/proc/mounts").read_text().splitlines() if name in line]
+            left += run_files.SHARED_MEMORY.glob(f"{name}*")
+            left += Path("/sys/fs/cgroup").rglob(f"*{name.removeprefix('longhaul-')}*")
+            left += [private] if private.exists() else []
+        return left
 
     def wait_until(self, condition, timeout_s=400):
         deadline = time.monotonic() + timeout_s
