@@ -13,6 +13,7 @@ from msgspec import Struct
 from actors.agent import Agent, Episode, Limits, Step
 from actors.board import Board, State
 from actors.chat import ChatTokenizer
+from actors.judgements import Judgements
 from actors.policy import Policy
 from actors.scaffolds import make_scaffold
 from protocol.config import Settings
@@ -45,6 +46,9 @@ class EpisodeRunner:
 
     Args:
         run: name of the run, which labels its sandboxes.
+
+    Attributes:
+        judgements: what was judged already.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class EpisodeRunner:
         )
         self._starts = asyncio.Semaphore(settings.sandbox.max_starts)
         self._gradings = asyncio.Semaphore(settings.sandbox.max_grading)
+        self.judgements = Judgements()
 
     async def run(self, lease: Lease) -> Attempt:
         """Run `lease` through. Raises a `LonghaulError` when the infrastructure, not the agent, failed."""
@@ -122,6 +127,12 @@ class EpisodeRunner:
     async def _judge(self, task: Task, lease: Lease, patch: Patch) -> Verdict:
         if not patch.changes and not patch.problem:
             return _NOTHING_CHANGED
+        if not self._settings.sandbox.share_verdicts or patch.problem:
+            return await self._grade(task, lease, patch)
+        self._board.enter(lease.episode_id, "queued")
+        return await self.judgements.of(task, patch, lambda: self._grade(task, lease, patch))
+
+    async def _grade(self, task: Task, lease: Lease, patch: Patch) -> Verdict:
         async with self._turn_for(lease, self._gradings, "grading"):
             return await grade(
                 self._backend,

@@ -96,7 +96,7 @@ class SandboxActor:
 
     def status(self) -> dict[str, float]:
         """Metrics by name."""
-        return self._board.metrics() | host_load()
+        return self._board.metrics() | host_load() | {"verdicts_shared": float(self._runner.judgements.num_shared)}
 
     async def stop(self) -> None:
         """End all episodes and `run`; leases that are open run out. Waits for sandboxes to be closed."""

@@ -105,6 +105,8 @@ class SandboxSettings(Section):
     """Gradings that may run at the same time in one sandbox actor."""
     grading_timeout_s: Seconds = 300
     """Deadline of one run of the hidden tests."""
+    share_verdicts: bool = True
+    """Judge equal changes to one task once per sandbox actor, unless its tests are known to flake."""
 
 
 class ActorSettings(Section):
