@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
+from actors import engine_process
 from actors.lifeline import guard_children
 from actors.stderr_tail import StderrTail
 from protocol.config import GeneratorSettings, Settings
@@ -62,13 +63,18 @@ def read_shape(model_dir: Path) -> ModelShape:
         raise ConfigError(f"{model_dir}/config.json is no model configuration: {error!r}", kind="model") from error
 
 
+def has_gpu() -> bool:
+    """Whether this machine has one; known without torch, whose environment is not made yet."""
+    return _GPUS.is_dir()
+
+
 def engine_environment(settings: GeneratorSettings) -> dict[str, str]:
     """Variables of a generator's process; they only work if they are set before torch is imported there."""
     on_cpu = {
         "TORCHDYNAMO_DISABLE": "1",  # inductor would spend the first batch compiling helpers
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other processes of the run need the cores, too
     }
-    return ({} if _GPUS.is_dir() else on_cpu) | {
+    return ({} if has_gpu() else on_cpu) | {
         "OMP_NUM_THREADS": str(settings.threads),
         "HF_HUB_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
@@ -174,6 +180,16 @@ async def start_engine(settings: Settings, model_dir: Path) -> tuple[AsyncLLM, M
     """
     os.environ.update(engine_environment(settings.generator))
     guard_children()
+    errors = StderrTail()  # the engine's process says there what went wrong; its exception only says that
+    try:
+        return await _start(settings, model_dir, errors)
+    finally:
+        errors.close()
+
+
+async def _start(settings: Settings, model_dir: Path, errors: StderrTail) -> tuple[AsyncLLM, ModelShape]:
+    if not has_gpu():
+        engine_process.begin_imports()
     import torch
     from vllm import ModelRegistry
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -183,14 +199,13 @@ async def start_engine(settings: Settings, model_dir: Path) -> tuple[AsyncLLM, M
     shape = check(settings, model_dir, on_gpu=on_gpu)
     if shape.architecture not in ModelRegistry.get_supported_archs():
         raise ConfigError(f"{model_dir}: vLLM does not know the architecture {shape.architecture}", kind="architecture")
-    errors = StderrTail()  # the engine's process says there what went wrong; its exception only says that
+    if not on_gpu:
+        engine_process.fork_engines()
     try:
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(settings, model_dir, on_gpu=on_gpu)))
     except Exception as error:  # vLLM raises whatever its parts raise
         said = errors.last_error() or str(error)
         raise GeneratorError(f"vLLM did not start with {model_dir}: {said}", kind="start") from error
-    finally:
-        errors.close()
     await _warm_up(engine, shape, settings.start_timeout_s)
     gc.collect()
     gc.freeze()  # else the first full collection stalls decoding for more than half a second
