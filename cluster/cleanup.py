@@ -12,12 +12,12 @@ from protocol.config import Settings
 from protocol.errors import LonghaulError
 from sandbox.backends import open_backend
 
-_KILL_WAIT_S = 2.0
+_KILL_WAIT_S = 5.0
 
 
 async def remove_everything(settings: Settings, files: RunFiles) -> None:
     """End what is left of this run after its orderly stop."""
-    kill_descendants()
+    kill(descendants())
     await _purge_sandboxes(settings, files.name)
     run_files.release(files)
 
@@ -29,13 +29,17 @@ async def reap_dead_runs(settings: Settings) -> None:
         run_files.reap(files)
 
 
-def kill_descendants() -> None:
-    """SIGKILL every process that this one started and that is still there."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
+def descendants() -> list[psutil.Process]:
+    """Every process that this one started, directly or not. One whose own parent has ended is no longer found."""
+    return psutil.Process().children(recursive=True)
+
+
+def kill(started: list[psutil.Process]) -> None:
+    """SIGKILL those that are still there, and wait until they are gone."""
+    for process in started:
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(children, timeout=_KILL_WAIT_S)
+            process.kill()
+    psutil.wait_procs(started, timeout=_KILL_WAIT_S)
 
 
 async def _purge_sandboxes(settings: Settings, run: str) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import tempfile
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cluster import processes
-from cluster.cleanup import kill_descendants
+from cluster.cleanup import descendants, kill
 from cluster.run_files import RunFiles
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
@@ -60,7 +64,7 @@ class Cluster:
             "log_to_driver": False,
             "logging_level": "error",
         }
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _temporary_files_in(self.files.temporary):
             warnings.simplefilter("ignore")
             context = self._join(common) if self.settings.ray_address else self._start_local(common)
         self.dashboard_url = f"http://{context.dashboard_url}" if context.dashboard_url else ""
@@ -92,8 +96,7 @@ class Cluster:
                     **common,
                 )
             except Exception as error:  # Ray raises the base class when its node is late
-                ray.shutdown()
-                kill_descendants()
+                self.stop()
                 if is_last:
                     raise PlacementError(f"Ray did not start: {error} (its logs: {self.files.logs}/ray)") from error
         raise AssertionError("the last attempt returns or raises")
@@ -108,6 +111,8 @@ class Cluster:
         import ray
 
         environment = _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        keeps = kind is processes.SandboxActor  # the next start looks for what a killed one has left
+        environment["TMPDIR"] = tempfile.gettempdir() if keeps else str(self.files.temporary)
         if num_gpus:
             for name_of_cpu_only in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
                 environment.pop(name_of_cpu_only)
@@ -129,10 +134,26 @@ class Cluster:
         return f"tcp://{processes.OWN_HOST}:*"
 
     def stop(self) -> None:
-        """Leave Ray; a local one ends with everything it runs."""
+        """Leave Ray; a local one ends with everything it runs, also what its processes started and left to end later."""
         import ray
 
+        started = descendants()
         ray.shutdown()
+        kill(started)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(directory: Path) -> Iterator[None]:
+    """For processes that are started meanwhile, and for theirs."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(directory)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def _free_port() -> int:

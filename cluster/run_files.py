@@ -44,6 +44,11 @@ class RunFiles(Struct, frozen=True):
     def ray(self) -> Path:
         return self.private / "ray"
 
+    @property
+    def temporary(self) -> Path:
+        """Where processes make temporary files; torch and vLLM leave some (sockets, caches of compiled code)."""
+        return self.private / "tmp"
+
     def socket(self, name: str) -> str:
         """ZMQ endpoint of a process on this host."""
         return f"ipc://{self.private}/{name}"
@@ -92,7 +97,9 @@ def claim(directory: Path) -> RunFiles:
     private = Path(tempfile.gettempdir()) / f"{PREFIX}{secrets.token_hex(4)}"
     private.mkdir(mode=0o700)
     (private / _OWNER_FILE).write_text(f"{os.getpid()} {psutil.Process().create_time()}")
-    return RunFiles(private.name.removeprefix(PREFIX), directory, private)
+    files = RunFiles(private.name.removeprefix(PREFIX), directory, private)
+    files.temporary.mkdir()
+    return files
 
 
 def release(files: RunFiles) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -20,30 +19,13 @@ from cluster.placement import Cluster
 from cluster.progress import open_progress
 from cluster.ray_metrics import RaySink
 from cluster.run_files import RunFiles
+from cluster.stop_signals import StopSignals
 from cluster.summary import print_summary, summarise
 from cluster.supervisor import LearnerLost, Supervisor
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import TaskRef
 from protocol.metrics import JsonlSink, Sink, TensorBoardSink, Values
-
-
-class StopSignals:
-    """SIGINT and SIGTERM ask the run to stop in order; they interrupt nothing."""
-
-    def __init__(self) -> None:
-        self.requested = asyncio.Event()
-        self.received: signal.Signals | None = None
-        self.install()
-
-    def install(self) -> None:
-        """Take the signals; again after Ray has started, which takes SIGTERM for itself."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._receive, number)
-
-    def _receive(self, number: signal.Signals) -> None:
-        self.received = number
-        self.requested.set()
 
 
 class Life(NamedTuple):
@@ -115,7 +97,7 @@ async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: 
             stop.install()
             progress.note(f"dashboard {cluster.dashboard_url}, run directory {files.directory}")
             with _open_sinks(files) as sinks:
-                supervisor = Supervisor(settings, cluster, tasks, progress, sinks, stop.requested)
+                supervisor = Supervisor(settings, cluster, tasks, progress, sinks, stop)
                 try:
                     await supervisor.run()
                 finally:

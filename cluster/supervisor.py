@@ -19,6 +19,7 @@ from cluster import processes
 from cluster.observer import Observer, hopeless
 from cluster.placement import Cluster
 from cluster.progress import Progress
+from cluster.stop_signals import StopSignals
 from learner import layout
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError
@@ -31,7 +32,6 @@ _STATUS_TIMEOUT_S = 10.0
 _STALLED_AFTER_S = 60.0
 _MAX_RESTARTS = 5
 _LEARNER_LAST_WORDS_S = 5.0
-_LEARNER_STOP_S = 6.0
 _PART_STOP_S = 3.0
 
 
@@ -101,10 +101,10 @@ class Supervisor:
         tasks: list[TaskRef],
         progress: Progress,
         sinks: list[Sink],
-        stop_requested: asyncio.Event,
+        stop: StopSignals,
     ) -> None:
         self.settings, self.cluster, self.tasks = settings, cluster, tasks
-        self.progress, self.sinks, self.stop_requested = progress, sinks, stop_requested
+        self.progress, self.sinks, self.stop = progress, sinks, stop
         self.steps: list[Values] = []
         self.system: dict[str, float] = {}
         self._started_at = time.monotonic()
@@ -124,7 +124,7 @@ class Supervisor:
         return [*replay, *self._learners, *self._generators, *self._actors]
 
     async def run(self) -> None:
-        """Start, watch until the run is over or `stop_requested`, stop.
+        """Start, watch until the run is over or to stop, stop.
 
         Raises:
             PartFailed: a process failed and may not be restarted.
@@ -141,7 +141,7 @@ class Supervisor:
     async def _start(self) -> None:
         async with _deadline(self.settings.start_timeout_s, lambda: self._not_ready()):
             starting = asyncio.create_task(self._start_parts())
-            stopped = asyncio.create_task(self.stop_requested.wait())
+            stopped = asyncio.create_task(self.stop.requested.wait())
             await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             if not starting.done():
@@ -242,15 +242,15 @@ class Supervisor:
 
     async def _watch(self) -> None:
         """Sample every part each second. Waits for the run's end: the learner (in an evaluation: the actors) is done,
-        a part failed for good, or `stop_requested`."""
-        while not self.stop_requested.is_set():
+        a part failed for good, or a stop is requested."""
+        while not self.stop.requested.is_set():
             deciding = self._learners or self._actors
             if all(part.ending is not None and part.ending.done() for part in deciding):
                 await self._sample()  # what was done since the last one counts in the summary
                 break
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SAMPLE_S):
-                    await self.stop_requested.wait()
+                    await self.stop.requested.wait()
             await self._sample()
             if problem := hopeless(self.system):
                 raise PartFailed(problem, kind="actors")
@@ -355,9 +355,8 @@ class Supervisor:
             restart.cancel()
         running = [part for part in self.parts if part.ending is not None and not part.ending.done()]
         self.progress.note("stopping")
-        learners = [part for part in running if part.role == "learner"]
         await asyncio.gather(
-            _within(_LEARNER_STOP_S, *(self._stop_part(part) for part in learners)),
+            self._stop_learners([part for part in running if part.role == "learner"]),
             _within(_PART_STOP_S, *(self._stop_part(part) for part in running if part.role == "actors")),
         )
         await self._collect_steps()
@@ -368,6 +367,26 @@ class Supervisor:
                 part.ending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await part.ending
+
+    async def _stop_learners(self, running: list[Part]) -> None:
+        """Until the step in hand is done and saved, `stop_timeout_s` at most. A second signal ends the wait, and so
+        does a lost rank: without it the others can save nothing."""
+        if not running:
+            return
+        lost = any(part.failed for part in self._learners)
+        stopping = asyncio.gather(*(self._stop_part(part) for part in running))
+        insisted = asyncio.create_task(self.stop.insisted.wait())
+        await asyncio.wait(
+            {stopping, insisted},
+            timeout=_PART_STOP_S if lost else self.settings.stop_timeout_s,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not stopping.done() and not lost:
+            self.progress.note("the learner did not end its step and save it in time: its last checkpoint stands")
+        for waiting in (stopping, insisted):
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
 
     async def _stop_part(self, part: Part) -> None:
         assert part.ending is not None

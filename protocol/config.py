@@ -325,6 +325,8 @@ class Settings(Section):
     """Fail the run when learner and generator log-probs differ by more than this, on average over a step's tokens."""
     start_timeout_s: Seconds = 300
     """Every process must report ready within this time."""
+    stop_timeout_s: Seconds = 60
+    """Longest wait, once the run is told to stop, for the step in hand and its checkpoint; a second signal ends it."""
     model: ModelSettings = ModelSettings()
     tasks: TaskSettings = TaskSettings()
     episode: EpisodeSettings = EpisodeSettings()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,8 +39,13 @@ class Launched:
     def __init__(self, run_dir, **extra):
         self.run_dir = run_dir
         self.output = (run_dir.parent / "output.txt").open("w+")
+        self.temporary = Path(tempfile.mkdtemp(prefix="e2e-"))  # a short path: sockets are in it
         self.process = subprocess.Popen(
-            command(run_dir, **extra), cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT
+            command(run_dir, **extra),
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(self.temporary)},
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
         )
         self._seen = {}
         self.private = set()  # the private directory of every life, named like everything that must vanish with it
@@ -48,14 +54,11 @@ class Launched:
         """Every process that was ever seen below the launcher."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
             self._seen[child.pid] = child
-        for owner in Path(tempfile.gettempdir()).glob("longhaul-*/owner"):
-            with contextlib.suppress(FileNotFoundError):  # a life has just ended
-                if owner.read_text().startswith(f"{self.process.pid} "):
-                    self.private.add(owner.parent)
+        self.private.update(owner.parent for owner in self.temporary.glob("longhaul-*/owner"))
         return list(self._seen.values())
 
     def leftovers(self):
-        """What is still there of the run: processes, private directory, shared memory, mounts, cgroups."""
+        """What is still there of the run: processes, temporary files, shared memory, mounts, cgroups."""
         assert self.private
         _, left = psutil.wait_procs(list(self._seen.values()), timeout=0)
         for private in self.private:
@@ -63,8 +66,7 @@ class Launched:
             left += [line for line in Path("/proc/mounts").read_text().splitlines() if name in line]
             left += run_files.SHARED_MEMORY.glob(f"{name}*")
             left += Path("/sys/fs/cgroup").rglob(f"*{name.removeprefix('longhaul-')}*")
-            left += [private] if private.exists() else []
-        return left
+        return left + list(self.temporary.iterdir())
 
     def wait_until(self, condition, timeout_s=400):
         deadline = time.monotonic() + timeout_s
@@ -96,6 +98,7 @@ class Launched:
             self.process.kill()
             self.process.wait()
         self.output.close()
+        shutil.rmtree(self.temporary)
 
 
 def _name(process):
@@ -175,7 +178,7 @@ def test_vllm_loads_the_checkpoint_and_an_evaluation_starts_no_learner(finished,
     flags = {"--phase": "eval", "--model.path": model, "--eval.runs": 1, "--tasks.count": 8}
     subprocess.run(command(tmp_path / "eval", **flags), cwd=ROOT, check=True, timeout=400)
     written = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
-    assert written["num_episodes"] == 8
+    assert (written["num_tasks"], written["num_runs"]) == (8, 1)
     assert not list((tmp_path / "eval" / "logs").glob("learner*"))
 
 
