@@ -134,7 +134,7 @@ class Cluster:
         return f"tcp://{processes.OWN_HOST}:*"
 
     def stop(self) -> None:
-        """Leave Ray; a local one ends with everything it runs, also what its processes started and left to end later."""
+        """Leave Ray; a local one ends with everything it runs, also with what its processes would leave behind."""
         import ray
 
         started = descendants()
