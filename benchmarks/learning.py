@@ -113,7 +113,7 @@ def _check(folder: Path, result: Result, seed: int) -> Checks:
     """Stage 1 of one seed again: synchronous, with shuffled rewards, and with pushed weights that stand still."""
     start, flags = result.runs["rft"].model, _flags(seed, quick=False)
     sync = _launch(folder / "sync_rl1", "rl1", start, [*flags, "--max-staleness=0"])
-    shuffle = ["--learner.loss.shuffle-rewards=true", f"--steps={_SHUFFLED_STEPS}"]
+    shuffle = ["--learner.loss.shuffle-rewards", f"--steps={_SHUFFLED_STEPS}"]
     shuffled = _launch(folder / "shuffled", "rl1", start, [*flags, *shuffle])
     pushed = _run_pushed(folder / "pushed", result.runs["rl1"], flags)
     return Checks(
@@ -134,8 +134,8 @@ def _run_pushed(run_dir: Path, trained: Run, flags: list[str]) -> Run:
         "--learner.lr=0",
         "--tasks.split=heldout",
         "--tasks.count=128",
-        "--replay.keep-no-signal=true",
-        "--replay.curriculum=false",
+        "--replay.keep-no-signal",
+        "--no-replay.curriculum",
     ]
     return _launch(run_dir, "rl1", BASE, [*flags, *more])
 
