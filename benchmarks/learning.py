@@ -36,8 +36,16 @@ ROOT = Path(__file__).parent.parent
 BASE = ROOT / "assets" / "tiny"
 _STAGES = ("rft", "rl1", "rl2")
 _DEADLINE_S = 2400
-_SHUFFLED_STEPS = 15
 _PUSHED_STEPS = 8
+SYNC = ["--max-staleness=0"]
+SHUFFLED = ["--learner.loss.shuffle-rewards", "--steps=15"]
+PUSHED = [  # held-out tasks, all of them alike
+    "--learner.lr=0",
+    "--tasks.split=heldout",
+    "--tasks.count=128",
+    "--replay.keep-no-signal",
+    "--no-replay.curriculum",
+]
 _POINT_STEPS = 3
 _LABELS = {"base": "base", "rft": "RFT", "rl1": "RL 1", "rl2": "RL 2"}
 
@@ -112,9 +120,8 @@ def _learn(folder: Path, seed: int, quick: bool) -> Result:
 def _check(folder: Path, result: Result, seed: int) -> Checks:
     """Stage 1 of one seed again: synchronous, with shuffled rewards, and with pushed weights that stand still."""
     start, flags = result.runs["rft"].model, _flags(seed, quick=False)
-    sync = _launch(folder / "sync_rl1", "rl1", start, [*flags, "--max-staleness=0"])
-    shuffle = ["--learner.loss.shuffle-rewards", f"--steps={_SHUFFLED_STEPS}"]
-    shuffled = _launch(folder / "shuffled", "rl1", start, [*flags, *shuffle])
+    sync = _launch(folder / "sync_rl1", "rl1", start, [*flags, *SYNC])
+    shuffled = _launch(folder / "shuffled", "rl1", start, [*flags, *SHUFFLED])
     pushed = _run_pushed(folder / "pushed", result.runs["rl1"], flags)
     return Checks(
         sync=sync,
@@ -127,17 +134,9 @@ def _check(folder: Path, result: Result, seed: int) -> Checks:
 
 
 def _run_pushed(run_dir: Path, trained: Run, flags: list[str]) -> Run:
-    """Held-out tasks, all of them alike, by weights that came over the weight channel."""
-    more = [
-        f"--resume={trained.model.parent}",
-        f"--steps={trained.step + _PUSHED_STEPS}",
-        "--learner.lr=0",
-        "--tasks.split=heldout",
-        "--tasks.count=128",
-        "--replay.keep-no-signal",
-        "--no-replay.curriculum",
-    ]
-    return _launch(run_dir, "rl1", BASE, [*flags, *more])
+    """Steps that change nothing: what is solved is the score of weights that came over the weight channel."""
+    more = [f"--resume={trained.model.parent}", f"--steps={trained.step + _PUSHED_STEPS}"]
+    return _launch(run_dir, "rl1", BASE, [*flags, *PUSHED, *more])
 
 
 def _launch(run_dir: Path, stage: str, model: Path, flags: list[str]) -> Run:

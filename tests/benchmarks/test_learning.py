@@ -1,0 +1,15 @@
+"""The checks of `benchmarks.learning` come last in an hour of runs: their flags are tried here."""
+
+import pytest
+
+from benchmarks import learning
+from cluster.cli import parse
+
+
+@pytest.mark.parametrize(
+    "flags", [learning.SYNC, learning.SHUFFLED, learning.PUSHED], ids=["sync", "shuffled", "pushed"]
+)
+def test_flags_are_understood(flags):
+    recipe, _ = parse(["--config=configs/micro/rl1.toml"])
+    settings, _ = parse(["--config=configs/micro/rl1.toml", *flags])
+    assert settings != recipe
