@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from protocol.errors import DeadlineError, LonghaulError
 from protocol.messages import Message, Refused
@@ -61,10 +59,6 @@ class ServerThread:
             raise DeadlineError(f"the {name} did not listen on {endpoint} in time", kind="start")
         if self.failure is not None:
             raise self.failure
-
-    def submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
-        """Run `work` on the loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def call_soon(self, action: Callable[[], None]) -> None:
         """Call `action` on the loop, unless it has ended."""

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from protocol.errors import WeightsError
 from protocol.messages import Manifest, TensorEntry, WeightsBucket
 from protocol.segments import PIECE_BYTES, Segment, segment_path
-from protocol.threads import give_way
-from protocol.weights import ITEM_BYTES, TensorSpec, bucket_range, encode_delta, place, tensor_checksum
+from protocol.weights import (
+    ITEM_BYTES,
+    TensorChecksum,
+    TensorSpec,
+    bucket_range,
+    encode_delta,
+    place,
+    tensor_checksum,
+)
 
 
 class WeightBuffers:
@@ -35,7 +42,6 @@ class WeightBuffers:
         self._full_every = full_every
         self._deltas: dict[tuple[int, int], np.ndarray | None] = {}  # by version and bucket
         self._delta_lock = threading.Lock()
-        self._hashing = ThreadPoolExecutor(1, "weight hashing", give_way)
         self.entries: list[TensorEntry] = []
         self.num_bytes = 0
         self.delta_share = 1.0
@@ -51,10 +57,9 @@ class WeightBuffers:
 
     def fill(
         self, version: int, tensors: Iterable[tuple[str, torch.Tensor]], on_begin: Callable[[], None]
-    ) -> list[Future[str]]:
-        """Copy one version into the segment that is free, over the oldest.
+    ) -> list[TensorEntry]:
+        """Copy one version into the segment that is free, over the oldest. Returns `entries` with its checksums.
 
-        Returns the checksums, in the order of `entries`: hashing runs behind the copying, in a thread of its own.
         `on_begin` is called when it is known where the version will lie, before its first byte is written; not for the
         first version, whose layout only its tensors tell.
         Raises `WeightsError` if names, order or shapes differ from those of the first version.
@@ -95,7 +100,6 @@ class WeightBuffers:
 
     def unlink(self) -> None:
         """Remove the files."""
-        self._hashing.shutdown()
         for path in self._paths:
             path.unlink(missing_ok=True)
 
@@ -108,19 +112,18 @@ class WeightBuffers:
         used = {s.path for s in self._segments.values()}
         return Segment.create(next(p for p in self._paths if p not in used), self.num_bytes)
 
-    def _write(self, segment: Segment, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[Future[str]]:
-        checksums: list[Future[str]] = []
+    def _write(self, segment: Segment, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[TensorEntry]:
+        written: list[TensorEntry] = []
         for name, tensor in tensors:
-            spec, count = self._spec(name, tensor), len(checksums)
+            spec, count = self._spec(name, tensor), len(written)
             expected = self.entries[count] if count < len(self.entries) else None
             if expected is None or spec != TensorSpec(expected.name, expected.dtype, tuple(expected.shape)):
                 raise WeightsError(f"version {version} brings {spec}, expected {expected}", kind="shape")
-            _copy(segment, expected, tensor)
-            checksums.append(self._hash(segment, expected))
-        if len(checksums) != len(self.entries):
-            raise WeightsError(f"version {version} ends before {self.entries[len(checksums)].name}", kind="name")
+            written.append(replace(expected, checksum=_copy(segment, expected, tensor)))
+        if len(written) != len(self.entries):
+            raise WeightsError(f"version {version} ends before {self.entries[len(written)].name}", kind="name")
         segment.advance(self.num_bytes)
-        return checksums
+        return written
 
     def _delta(self, version: int, bucket: int, old: np.ndarray, new: np.ndarray) -> np.ndarray | None:
         """Encoded once for all generators. (Should `old` be overwritten meanwhile, the checksums show it.)"""
@@ -135,7 +138,7 @@ class WeightBuffers:
         dtype = str(self._dtype or tensor.dtype).removeprefix("torch.")
         return TensorSpec(name, dtype, tuple(tensor.shape))
 
-    def _fill_first(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[Future[str]]:
+    def _fill_first(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[TensorEntry]:
         """The first version: where tensors lie is only known once all have passed, so they are written to a file."""
         path = self._paths[0]
         path.unlink(missing_ok=True)
@@ -155,11 +158,8 @@ class WeightBuffers:
         segment = self._segments[version] = Segment.open(path, self.num_bytes, writable=True)
         segment.begin(version)
         segment.advance(self.num_bytes)
-        return [self._hash(segment, entry) for entry in entries]
-
-    def _hash(self, segment: Segment, entry: TensorEntry) -> Future[str]:
-        memory = memoryview(segment.buffer)[entry.offset : entry.offset + entry.num_bytes]
-        return self._hashing.submit(tensor_checksum, memory)
+        memory = memoryview(segment.buffer)
+        return [replace(e, checksum=tensor_checksum(memory[e.offset : e.offset + e.num_bytes])) for e in entries]
 
 
 def _bytes_in(segment: Segment, wanted: slice) -> np.ndarray:
@@ -174,13 +174,20 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
 
 
-def _copy(segment: Segment, entry: TensorEntry, tensor: torch.Tensor) -> None:
-    """In pieces, so that whoever follows is never far behind, and finds what it copies in the cache."""
+def _copy(segment: Segment, entry: TensorEntry, tensor: torch.Tensor) -> str:
+    """In pieces, so that whoever follows is never far behind, and that he and the hash find them in the cache. The
+    tensor's checksum.
+    """
     source = tensor.detach().flatten()
     target = torch.frombuffer(
         segment.buffer, dtype=getattr(torch, entry.dtype), count=source.numel(), offset=entry.offset
     )
-    piece = PIECE_BYTES // target.element_size()
+    memory, checksum = memoryview(segment.buffer), TensorChecksum()
+    width = target.element_size()
+    piece = PIECE_BYTES // width
     for start in range(0, len(target), piece):
-        target[start : start + piece].copy_(source[start : start + piece])
-        segment.advance(entry.offset + min(start + piece, len(target)) * target.element_size())
+        end = min(start + piece, len(target))
+        target[start:end].copy_(source[start:end])
+        segment.advance(entry.offset + end * width)
+        checksum.update(memory[entry.offset + start * width : entry.offset + end * width])
+    return checksum.hexdigest()

@@ -1,6 +1,6 @@
 """The learner publishes weights; the generators come and get them.
 
-`publish` copies one version into one of two shared-memory segments and returns; hashing and everything that involves a
+`publish` copies and hashes one version into one of two shared-memory segments and returns; everything that involves a
 generator happens in the publisher's own thread. A segment is only overwritten once no generator can be reading it.
 A version is offered as soon as its first byte is to be written, so that generators on this machine read close behind;
 what they have read counts for nothing until the complete manifest, with the checksums, is published (`WeightsAwait`).
@@ -16,9 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 
-import msgspec
 import torch
 
 from learner.server_thread import ServerThread
@@ -79,14 +77,11 @@ class WeightPublisher:
         self._previous: Manifest | None = None  # the one before, whose bytes a slow generator may still be taking
         self._coming: Manifest | None = None  # newer, not complete yet
         self._changed = threading.Condition()  # guards the roster and the manifests
-        self._completion: Future[None] | None = None  # of the version published last
         self._announced = asyncio.Event()  # replaced whenever the manifests change
         self._announced_at = 0.0
         self._warned_of = -1
         self._blocked_s = 0.0
-        self._hash_s = 0.0
         self._sent_bytes = 0
-        self._failure: BaseException | None = None  # of the work behind `publish`
         self._server = ServerThread(
             endpoint,
             keys,
@@ -116,13 +111,12 @@ class WeightPublisher:
                 )
         self._wait_for_free_buffer()
         try:
-            checksums = self._buffers.fill(version, tensors, on_begin=lambda: self._offer_early(version))
+            entries = self._buffers.fill(version, tensors, on_begin=lambda: self._offer_early(version))
         except BaseException:
             self._set_coming(None)
             raise
+        self._offer(self._manifest(version, entries))
         self._blocked_s = time.monotonic() - started
-        self._completion = self._server.submit(self._complete(version, checksums))
-        self._completion.add_done_callback(self._note)
 
     def wait_adopted(self, version: int, timeout_s: float) -> None:
         """Return once every live generator serves `version` or a newer one, with the learner's checksum.
@@ -154,7 +148,6 @@ class WeightPublisher:
                 "num_lost": float(self._roster.num_lost),
                 "bytes": float(self._current.num_bytes if self._current else 0),
                 "learner_blocked_s": self._blocked_s,
-                "hash_s": self._hash_s,
                 "sent_bytes": float(self._sent_bytes + self._caster.sent_bytes),
                 "delta_share": self._buffers.delta_share,
             }
@@ -166,8 +159,7 @@ class WeightPublisher:
         self._buffers.unlink()
 
     def _raise_own_failure(self) -> None:
-        failure = self._failure or self._server.failure
-        if failure is not None:
+        if (failure := self._server.failure) is not None:
             raise WeightsError(f"the weight publisher failed: {failure!r}", kind="publisher") from failure
 
     def _raise_failure(self) -> None:
@@ -178,8 +170,6 @@ class WeightPublisher:
     def _wait_for_free_buffer(self) -> None:
         """Waits until no generator reads the older segment; its next poll or its silence unblocks it."""
         deadline = time.monotonic() + self._settings.timeout_s
-        if self._completion is not None:
-            self._completion.result(self._settings.timeout_s)  # done long ago, or the publisher is broken
         with self._changed:
             while readers := self._roster.readers_of(self._buffers.oldest_version):
                 self._roster.drop_silent(time.monotonic())
@@ -197,6 +187,15 @@ class WeightPublisher:
     def _set_coming(self, manifest: Manifest | None) -> None:
         with self._changed:
             self._coming = manifest
+        self._server.call_soon(self._wake)
+
+    def _offer(self, manifest: Manifest) -> None:
+        """Publish the complete manifest of the newest version."""
+        with self._changed:
+            self._previous, self._current, self._coming = self._current, manifest, None
+            self._roster.published(manifest.version, manifest.checksum)
+            self._announced_at = time.monotonic()
+            self._changed.notify_all()
         self._server.call_soon(self._wake)
 
     def _manifest(self, version: int, entries: list[TensorEntry]) -> Manifest:
@@ -320,25 +319,6 @@ class WeightPublisher:
         return WeightsMeeting(
             version=call.version, name=await self._caster.begin(call, self._manifest_of(call.version))
         )
-
-    async def _complete(self, version: int, checksums: list[Future[str]]) -> None:
-        """Publish the manifest of `version` once its last tensor is hashed."""
-        started = time.monotonic()
-        sums = await asyncio.gather(*map(asyncio.wrap_future, checksums))
-        entries = [msgspec.structs.replace(e, checksum=s) for e, s in zip(self._buffers.entries, sums, strict=True)]
-        self._hash_s = time.monotonic() - started
-        manifest = self._manifest(version, entries)
-        with self._changed:
-            self._previous, self._current, self._coming = self._current, manifest, None
-            self._roster.published(version, manifest.checksum)
-            self._announced_at = time.monotonic()
-            self._changed.notify_all()
-        self._wake()
-
-    def _note(self, completion: Future[None]) -> None:
-        if not completion.cancelled() and (error := completion.exception()) is not None:
-            self._failure = error
-            self._tell_waiters()
 
     def _tell_waiters(self) -> None:
         with self._changed:
