@@ -4,7 +4,7 @@
 
 The same episodes (each turn adds an observation of 32 tokens to the history and samples an answer) run through client,
 ZMQ and engine (`tok_s_N`, N at once), through `LLM.generate` on the bare engine (`bare_tok_s_N`) and through vLLM's
-OpenAI server over HTTP (`openai_tok_s_N`), one after the other, on one thread each. `tok_s_updates_share` is the speed
+OpenAI server over HTTP (`openai_tok_s_N`), one after the other, on one thread each; medians of three. `tok_s_updates_share` is the speed
 with new weights every second over that without; `start_s` and `first_token_s` begin with an empty process.
 """
 
@@ -41,6 +41,7 @@ from protocol.sockets import Client
 WIDTHS = (64, 256, 512)
 OBSERVATION = 32
 UPDATE_WIDTH = 256
+REPEATS = 3
 _START_TIMEOUT_S = 600
 
 Turn = Callable[[str, np.ndarray, int], Awaitable[np.ndarray]]

@@ -135,7 +135,7 @@ class GeneratorSettings(Section):
     """Requests queued past that before new ones are refused with a hint when to retry."""
     threads: Count = 1
     """CPU threads of one engine."""
-    stream_tokens: Count = 16
+    stream_tokens: Count = 64
     """Sampled tokens of one message: what a failover may have to sample again, against the cost of messages."""
     recompute_kv: bool = False
     """After a weight update, recompute the KV of running requests under the new weights (a fifth of the speed)."""
