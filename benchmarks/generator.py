@@ -4,8 +4,9 @@
 
 The same episodes (each turn adds an observation of 32 tokens to the history and samples an answer) run through client,
 ZMQ and engine (`tok_s_N`, N at once), through `LLM.generate` on the bare engine (`bare_tok_s_N`) and through vLLM's
-OpenAI server over HTTP (`openai_tok_s_N`), one after the other, on one thread each; medians of three. `tok_s_updates_share` is the speed
-with new weights every second over that without; `start_s` and `first_token_s` begin with an empty process.
+OpenAI server over HTTP (`openai_tok_s_N`), one after the other, on one thread each: medians of three runs (`--quick`:
+of one). `tok_s_updates_share` is the speed with new weights every second over that without; `start_s` and
+`first_token_s` begin with an empty process.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import aiohttp
 import numpy as np
@@ -41,8 +43,18 @@ from protocol.sockets import Client
 WIDTHS = (64, 256, 512)
 OBSERVATION = 32
 UPDATE_WIDTH = 256
-REPEATS = 3
 _START_TIMEOUT_S = 600
+
+
+class Load(NamedTuple):
+    """What every episode does, and how often all of it is measured."""
+
+    turns: int
+    tokens: int  # sampled in each turn
+    runs: int
+
+
+WARM = Load(turns=2, tokens=16, runs=1)
 
 Turn = Callable[[str, np.ndarray, int], Awaitable[np.ndarray]]
 """(episode, history, tokens to sample) -> sampled tokens."""
@@ -52,7 +64,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--save", action="store_true", help="write benchmarks/results/generator.json")
     options = arguments.parse_args()
-    turns, tokens = (3, 16) if options.quick else (4, 64)
+    load = Load(3, 16, 1) if options.quick else Load(4, 64, 3)
     figures: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         from tiny.model import save_random_model
@@ -63,10 +75,10 @@ def main() -> None:
             generator=GeneratorSettings(kv_cache_mib=768),
             start_timeout_s=_START_TIMEOUT_S,
         )
-        figures |= asyncio.run(whole_path(settings, Path(directory), turns, tokens))
-        figures |= bare_engine(settings, turns, tokens)
-        figures |= asyncio.run(openai_server(settings, turns, tokens))
-    report("generator", figures, {"turns": turns, "tokens_a_turn": tokens, "widths": WIDTHS}, save=options.save)
+        figures |= asyncio.run(whole_path(settings, Path(directory), load))
+        figures |= bare_engine(settings, load)
+        figures |= asyncio.run(openai_server(settings, load))
+    report("generator", figures, load._asdict() | {"widths": WIDTHS}, save=options.save)
 
 
 def observation(episode: int, turn: int) -> np.ndarray:
@@ -74,14 +86,19 @@ def observation(episode: int, turn: int) -> np.ndarray:
     return np.random.default_rng((episode, turn)).integers(3, 512, OBSERVATION).astype(np.int32)
 
 
-async def run_episodes(turn_of: Turn, width: int, turns: int, tokens: int) -> float:
-    """Sampled tokens a second of `width` episodes at once."""
+async def run_episodes(turn_of: Turn, width: int, load: Load) -> float:
+    """Sampled tokens a second of `width` episodes at once: the median of all runs."""
+    return median([await _run_once(turn_of, width, load, run) for run in range(load.runs)])
+
+
+async def _run_once(turn_of: Turn, width: int, load: Load, run: int) -> float:
+    turns, tokens = load.turns, load.tokens
 
     async def episode(number: int) -> None:
         history = np.zeros(0, np.int32)
         for turn in range(turns):
             history = np.concatenate([history, observation(number, turn)])
-            sampled = await turn_of(f"{width}-{number}", history, tokens)
+            sampled = await turn_of(f"{run}-{width}-{number}", history, tokens)
             assert len(sampled) == tokens, (len(sampled), tokens)
             history = np.concatenate([history, sampled])
 
@@ -90,7 +107,7 @@ async def run_episodes(turn_of: Turn, width: int, turns: int, tokens: int) -> fl
     return width * turns * tokens / (time.perf_counter() - started)
 
 
-async def whole_path(settings: Settings, directory: Path, turns: int, tokens: int) -> dict[str, float | None]:
+async def whole_path(settings: Settings, directory: Path, load: Load) -> dict[str, float | None]:
     """Through the client, ZMQ and a generator that adopts weights."""
     from learner.weights import WeightPublisher
     from tiny.model import build_model
@@ -112,16 +129,16 @@ async def whole_path(settings: Settings, directory: Path, turns: int, tokens: in
 
         await turn_of("first", observation(0, 0), 1)
         figures["first_token_s"] = time.perf_counter() - started
-        await run_episodes(turn_of, 64, 2, tokens)  # warm
+        await run_episodes(turn_of, 65, WARM)
         for width in WIDTHS:
-            figures[f"tok_s_{width}"] = await run_episodes(turn_of, width, turns, tokens)
+            figures[f"tok_s_{width}"] = await run_episodes(turn_of, width, load)
         async with Client(endpoint) as control:
             status = await control.request(GeneratorStatusRequest(), 10)
         assert isinstance(status, GeneratorStatus)
         figures["prefix_hit_share"] = status.prefix_hit_share
-        plain = await run_episodes(turn_of, UPDATE_WIDTH, turns, tokens)
+        plain = await run_episodes(turn_of, UPDATE_WIDTH + 1, load)  # other names: nothing of it is cached
         updating = asyncio.create_task(update_every_second(publisher, models))
-        updated = await run_episodes(turn_of, UPDATE_WIDTH, turns, tokens)
+        updated = await run_episodes(turn_of, UPDATE_WIDTH + 2, load)
         updating.cancel()
         figures["tok_s_updates_share"] = updated / plain
         await client.close()
@@ -140,11 +157,11 @@ async def update_every_second(publisher: Any, models: list[Any]) -> None:
         await asyncio.sleep(1)
 
 
-def bare_engine(settings: Settings, turns: int, tokens: int) -> dict[str, float | None]:
+def bare_engine(settings: Settings, load: Load) -> dict[str, float | None]:
     """`LLM.generate` in a process of its own, all episodes turn by turn."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_bare, args=(theirs, settings.model_dump_json(), turns, tokens))
+    process = context.Process(target=_bare, args=(theirs, settings.model_dump_json(), load))
     process.start()
     theirs.close()
     try:
@@ -158,7 +175,7 @@ def bare_engine(settings: Settings, turns: int, tokens: int) -> dict[str, float 
             process.kill()
 
 
-def _bare(to_parent: Connection, settings_json: str, turns: int, tokens: int) -> None:
+def _bare(to_parent: Connection, settings_json: str, load: Load) -> None:
     settings = Settings.model_validate_json(settings_json)
     os.environ.update(engine_environment(settings.generator))
     guard_children()
@@ -166,28 +183,32 @@ def _bare(to_parent: Connection, settings_json: str, turns: int, tokens: int) ->
     from vllm.inputs import TokensPrompt
 
     llm = LLM(**engine_arguments(settings, Path(settings.model.path), on_gpu=False))
-    parameters = SamplingParams(max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=0, flat_logprobs=True)
+    parameters = SamplingParams(
+        max_tokens=load.tokens, ignore_eos=True, detokenize=False, logprobs=0, flat_logprobs=True
+    )
 
-    def run(width: int) -> float:
+    def once(width: int, run: int) -> float:
         histories = [np.zeros(0, np.int32) for _ in range(width)]
         started = time.perf_counter()
-        for turn in range(turns):
+        for turn in range(load.turns):
             histories = [np.concatenate([h, observation(i, turn)]) for i, h in enumerate(histories)]
             prompts = [
-                TokensPrompt(prompt_token_ids=h.tolist(), cache_salt=f"{width}-{i}") for i, h in enumerate(histories)
+                TokensPrompt(prompt_token_ids=h.tolist(), cache_salt=f"{run}-{width}-{i}")
+                for i, h in enumerate(histories)
             ]
             outputs = llm.generate(prompts, parameters, use_tqdm=False)
             histories = [
                 np.concatenate([h, np.asarray(o.outputs[0].token_ids, np.int32)])
                 for h, o in zip(histories, outputs, strict=True)
             ]
-        return width * turns * tokens / (time.perf_counter() - started)
+        return width * load.turns * load.tokens / (time.perf_counter() - started)
 
-    run(65)  # warm
-    to_parent.send_bytes(json.dumps({f"bare_tok_s_{width}": run(width) for width in WIDTHS}).encode())
+    once(65, 0)  # warm
+    medians = {f"bare_tok_s_{w}": median([once(w, run) for run in range(load.runs)]) for w in WIDTHS}
+    to_parent.send_bytes(json.dumps(medians).encode())
 
 
-async def openai_server(settings: Settings, turns: int, tokens: int) -> dict[str, float | None]:
+async def openai_server(settings: Settings, load: Load) -> dict[str, float | None]:
     """vLLM's own HTTP server with the same engine settings, token ids in and out."""
     with _server(settings) as url:
         connector = aiohttp.TCPConnector(limit=0)
@@ -209,8 +230,8 @@ async def openai_server(settings: Settings, turns: int, tokens: int) -> dict[str
                     said = await reply.json()
                     return np.asarray(said["choices"][0]["token_ids"], np.int32)
 
-            await run_episodes(turn_of, 65, 2, tokens)  # warm
-            return {f"openai_tok_s_{w}": await run_episodes(turn_of, w, turns, tokens) for w in WIDTHS}
+            await run_episodes(turn_of, 65, WARM)
+            return {f"openai_tok_s_{w}": await run_episodes(turn_of, w, load) for w in WIDTHS}
 
 
 @contextmanager
