@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import multiprocessing
+import os
 import signal
+import tempfile
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -37,10 +39,11 @@ class GeneratorProcess:
         self._name = name
         self._settings = settings
         self._from_child, to_parent = context.Pipe(duplex=False)
+        self._temporary = tempfile.TemporaryDirectory(prefix="generator-", ignore_cleanup_errors=True)
         arguments = {"name": name, "model_dir": model_dir, "endpoint": endpoint, "weights_endpoint": weights_endpoint}
         self._process = context.Process(
             target=_main,
-            args=(to_parent, settings.model_dump_json(), arguments, msgspec.json.encode(keys)),
+            args=(to_parent, settings.model_dump_json(), arguments, msgspec.json.encode(keys), self._temporary.name),
             name=f"generator {name}",
         )
         self._process.start()
@@ -90,6 +93,7 @@ class GeneratorProcess:
         if self.wait(_STOP_TIMEOUT_S) is None:
             self.kill()
         self._from_child.close()
+        self._temporary.cleanup()
 
     def __enter__(self) -> GeneratorProcess:
         return self
@@ -98,8 +102,9 @@ class GeneratorProcess:
         self.close()
 
 
-def _main(to_parent: Connection, settings: str, arguments: dict[str, Any], keys: bytes) -> None:
+def _main(to_parent: Connection, settings: str, arguments: dict[str, Any], keys: bytes, temporary: str) -> None:
     die_with_parent()
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary  # vLLM leaves sockets there
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     decoded = msgspec.json.decode(keys, type=Keys | None)
     asyncio.run(_serve(to_parent, Generator(Settings.model_validate_json(settings), keys=decoded, **arguments)))
