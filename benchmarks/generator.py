@@ -86,25 +86,26 @@ def observation(episode: int, turn: int) -> np.ndarray:
     return np.random.default_rng((episode, turn)).integers(3, 512, OBSERVATION).astype(np.int32)
 
 
-async def run_episodes(turn_of: Turn, width: int, load: Load) -> float:
-    """Sampled tokens a second of `width` episodes at once: the median of all runs."""
-    return median([await _run_once(turn_of, width, load, run) for run in range(load.runs)])
+async def run_episodes(turn_of: Turn, width: int, load: Load, name: str = "") -> float:
+    """Sampled tokens a second of `width` episodes at once: the median of all runs.
+
+    Episodes of another width or `name` find nothing of these in the prefix cache.
+    """
+    return median([await _run_once(turn_of, width, load, f"{name}-{width}-{run}") for run in range(load.runs)])
 
 
-async def _run_once(turn_of: Turn, width: int, load: Load, run: int) -> float:
-    turns, tokens = load.turns, load.tokens
-
+async def _run_once(turn_of: Turn, width: int, load: Load, name: str) -> float:
     async def episode(number: int) -> None:
         history = np.zeros(0, np.int32)
-        for turn in range(turns):
+        for turn in range(load.turns):
             history = np.concatenate([history, observation(number, turn)])
-            sampled = await turn_of(f"{run}-{width}-{number}", history, tokens)
-            assert len(sampled) == tokens, (len(sampled), tokens)
+            sampled = await turn_of(f"{name}-{number}", history, load.tokens)
+            assert len(sampled) == load.tokens, (len(sampled), load.tokens)
             history = np.concatenate([history, sampled])
 
     started = time.perf_counter()
     await asyncio.gather(*(episode(i) for i in range(width)))
-    return width * turns * tokens / (time.perf_counter() - started)
+    return width * load.turns * load.tokens / (time.perf_counter() - started)
 
 
 async def whole_path(settings: Settings, directory: Path, load: Load) -> dict[str, float | None]:
@@ -129,16 +130,16 @@ async def whole_path(settings: Settings, directory: Path, load: Load) -> dict[st
 
         await turn_of("first", observation(0, 0), 1)
         figures["first_token_s"] = time.perf_counter() - started
-        await run_episodes(turn_of, 65, WARM)
+        await run_episodes(turn_of, 64, WARM, "warm")
         for width in WIDTHS:
             figures[f"tok_s_{width}"] = await run_episodes(turn_of, width, load)
         async with Client(endpoint) as control:
             status = await control.request(GeneratorStatusRequest(), 10)
         assert isinstance(status, GeneratorStatus)
         figures["prefix_hit_share"] = status.prefix_hit_share
-        plain = await run_episodes(turn_of, UPDATE_WIDTH + 1, load)  # other names: nothing of it is cached
+        plain = await run_episodes(turn_of, UPDATE_WIDTH, load, "plain")
         updating = asyncio.create_task(update_every_second(publisher, models))
-        updated = await run_episodes(turn_of, UPDATE_WIDTH + 2, load)
+        updated = await run_episodes(turn_of, UPDATE_WIDTH, load, "updated")
         updating.cancel()
         figures["tok_s_updates_share"] = updated / plain
         await client.close()
@@ -230,7 +231,7 @@ async def openai_server(settings: Settings, load: Load) -> dict[str, float | Non
                     said = await reply.json()
                     return np.asarray(said["choices"][0]["token_ids"], np.int32)
 
-            await run_episodes(turn_of, 65, WARM)
+            await run_episodes(turn_of, 64, WARM, "warm")
             return {f"openai_tok_s_{w}": await run_episodes(turn_of, w, load) for w in WIDTHS}
 
 

@@ -124,7 +124,7 @@ class Supervisor:
         return [*replay, *self._learners, *self._generators, *self._actors]
 
     async def run(self) -> None:
-        """Start, watch until the run is over or to stop, stop.
+        """Start, watch until the run is over or a stop is requested, stop.
 
         Raises:
             PartFailed: a process failed and may not be restarted.
@@ -382,7 +382,7 @@ class Supervisor:
             return_when=asyncio.FIRST_COMPLETED,
         )
         if not stopping.done() and not lost:
-            self.progress.note("the learner did not end its step and save it in time: its last checkpoint stands")
+            self.progress.note("the learner did not end its step and save it: its last checkpoint stands")
         for waiting in (stopping, insisted):
             waiting.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -58,7 +58,7 @@ class WeightBuffers:
     def fill(
         self, version: int, tensors: Iterable[tuple[str, torch.Tensor]], on_begin: Callable[[], None]
     ) -> list[TensorEntry]:
-        """Copy one version into the segment that is free, over the oldest. Returns `entries` with its checksums.
+        """Copy one version into the segment that is free, over the oldest. Returns `entries` with their checksums.
 
         `on_begin` is called when it is known where the version will lie, before its first byte is written; not for the
         first version, whose layout only its tensors tell.

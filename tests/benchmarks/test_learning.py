@@ -10,6 +10,7 @@ from cluster.cli import parse
     "flags", [learning.SYNC, learning.SHUFFLED, learning.PUSHED], ids=["sync", "shuffled", "pushed"]
 )
 def test_flags_are_understood(flags):
-    recipe, _ = parse(["--config=configs/micro/rl1.toml"])
-    settings, _ = parse(["--config=configs/micro/rl1.toml", *flags])
+    config = f"--config={learning.ROOT}/configs/micro/rl1.toml"
+    recipe, _ = parse([config])
+    settings, _ = parse([config, *flags])
     assert settings != recipe

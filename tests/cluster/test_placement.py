@@ -11,7 +11,6 @@ import psutil
 import pytest
 
 from cluster import processes, run_files
-from cluster.cleanup import descendants, kill
 from cluster.placement import Cluster
 from cluster.ray_metrics import RaySink
 from cluster.supervisor import error_line
@@ -29,7 +28,6 @@ def cluster(tmp_path_factory):
     cluster.start()
     yield cluster
     cluster.stop()
-    kill(descendants())
     run_files.release(files)
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
     assert not files.private.exists()

@@ -98,7 +98,7 @@ class Launched:
             self.process.kill()
             self.process.wait()
         self.output.close()
-        shutil.rmtree(self.temporary)
+        shutil.rmtree(self.temporary, ignore_errors=True)  # a launcher that had to be killed is still being cleaned up
 
 
 def _name(process):

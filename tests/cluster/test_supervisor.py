@@ -1,0 +1,82 @@
+"""How long a stop waits for the learner: for its checkpoint, but not against a second signal, nor past its deadline."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from cluster import supervisor
+from cluster.supervisor import Supervisor
+from protocol.config import Settings
+
+LONG_S = 60.0
+
+
+class Call:
+    def __init__(self, action):
+        self.action = action
+
+    async def remote(self):
+        return self.action()
+
+
+class Learner:
+    """A part whose work ends `saves_for_s` after it is told to stop."""
+
+    role = "learner"
+    failed = False
+
+    def __init__(self, saves_for_s):
+        self.saves_for_s = saves_for_s
+        self.ending = asyncio.get_running_loop().create_future()
+        self.handle = self
+        self.stop = Call(self._stop)
+
+    def _stop(self):
+        asyncio.get_running_loop().call_later(self.saves_for_s, self.ending.set_result, None)
+
+
+class Notes(list):
+    def note(self, text):
+        self.append(text)
+
+
+@pytest.fixture
+async def signals():
+    return SimpleNamespace(requested=asyncio.Event(), insisted=asyncio.Event())
+
+
+async def stop_learners(signals, learners, stop_timeout_s=LONG_S):
+    """Seconds that it took, and what was said."""
+    notes = Notes()
+    stopping = Supervisor(Settings(stop_timeout_s=stop_timeout_s), None, [], notes, [], signals)
+    stopping._learners = learners
+    started = time.monotonic()
+    await asyncio.wait_for(stopping._stop_learners(learners), LONG_S / 2)
+    return time.monotonic() - started, notes
+
+
+async def test_it_waits_until_every_rank_has_saved(signals):
+    took_s, notes = await stop_learners(signals, [Learner(0.0), Learner(0.3)])
+    assert took_s >= 0.3
+    assert not notes
+
+
+async def test_a_second_signal_ends_the_wait(signals):
+    signals.insisted.set()
+    _, notes = await stop_learners(signals, [Learner(LONG_S)])
+    assert "last checkpoint stands" in notes[0]
+
+
+async def test_the_deadline_ends_the_wait(signals):
+    _, notes = await stop_learners(signals, [Learner(LONG_S)], stop_timeout_s=0.1)
+    assert "last checkpoint stands" in notes[0]
+
+
+async def test_without_a_rank_there_is_nothing_to_wait_for(signals, monkeypatch):
+    monkeypatch.setattr(supervisor, "_PART_STOP_S", 0.1)
+    lost = Learner(0.0)
+    lost.failed = True
+    _, notes = await stop_learners(signals, [lost, Learner(LONG_S)])
+    assert not notes
