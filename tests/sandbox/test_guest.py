@@ -154,10 +154,21 @@ async def test_a_guest_without_its_owner_ends(guest: GuestProcess) -> None:
     await process.stop()
 
 
-async def test_the_watchdog_kills_what_takes_too_much_memory() -> None:
-    process = await GuestProcess.start([str(guest_binary()), "20", "0", "64"], "guest", 10, {"PATH": "/usr/bin:/bin"})
-    hog = "python3 -c 'import time; x = bytearray(b\"x\") * (200 << 20); time.sleep(30)'"
-    result = await process.client.exec(["sh", "-c", hog], 25, "/", None, 1000)
-    assert result.exit_code == -9 and not result.timed_out
-    assert (await process.client.exec(["echo", "fine"], 20, "/", None, 100)).text == "fine\n"
-    await process.stop()
+async def test_the_watchdog_kills_what_takes_too_much_memory_and_nothing_else() -> None:
+    alone = ["bwrap", "--dev-bind", "/", "/", "--unshare-pid", "--as-pid-1", "--proc", "/proc", "--die-with-parent"]
+    limited = [str(guest_binary()), "20", "0", "64"]
+    process = await GuestProcess.start([*alone, *limited], "guest", 10, {"PATH": "/usr/bin:/bin"})
+    try:
+        modest = await process.client.exec(["sleep", "1"], 20, "/", None, 100)
+        assert modest.exit_code == 0
+        hog = "python3 -c 'import time; x = bytearray(b\"x\") * (200 << 20); time.sleep(30)'"
+        result = await process.client.exec(["sh", "-c", hog], 25, "/", None, 1000)
+        assert result.exit_code == -9 and not result.timed_out
+        assert (await process.client.exec(["sh", "-c", "sleep 1; echo fine"], 20, "/", None, 100)).text == "fine\n"
+    finally:
+        await process.stop()
+
+
+async def test_no_guest_measures_the_memory_of_the_whole_host() -> None:
+    with pytest.raises(SandboxError, match="needs a pid namespace"):
+        await GuestProcess.start([str(guest_binary()), "20", "0", "64"], "guest", 10, {"PATH": "/usr/bin:/bin"})
