@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -218,21 +218,24 @@ class EngineWeights:
         return await self._job("adopt_stage", str(path), version, num_bytes, rows)
 
     async def swap(self, version: int) -> None:
-        """Pause, exchange, label, resume. Weights and label are two calls: the pause is what makes them one.
+        """Pause; exchange, label, resume. Weights and label are two calls: the pause is what makes them one.
 
-        The engine's own calls are used because `pause_generation` sleeps 20 ms more. If the exchange fails, the engine
-        stays paused: nobody could say what it would serve.
+        What follows the pause is sent at once, and handled in that order, because the engine stands still for as long
+        as this event loop takes to send it. If the exchange fails, its process ends (`GeneratorWorker.adopt_swap`), so
+        that the calls behind it find nobody. `pause_generation` would sleep 20 ms more.
         """
         core = self._engine.engine_core
         try:
             await core.pause_scheduler_async(mode="keep", clear_cache=False)
-            await self._engine.collective_rpc("adopt_swap")
+            calls: list[tuple[Any, ...]] = [("collective_rpc", "adopt_swap", None, (), None)]
             if self._recompute_kv or self._kv_is_nobodys:
-                await self._engine.reset_prefix_cache(reset_running_requests=True)
-            await self.label(version)
-            await core.resume_scheduler_async()
+                calls.append(("reset_prefix_cache", True, False))  # running requests, too
+            calls += [("set_weight_version", str(version)), ("resume_scheduler",)]
+            # begun in their order, and each sends before it first waits
+            await asyncio.gather(*(core.call_utility_async(*call) for call in calls))
         except Exception as error:  # vLLM passes on whatever the worker raised
             raise WeightsError(f"version {version} could not be put in force: {error}", kind="swap") from error
+        self._kv_is_nobodys = False
 
     async def label(self, version: int) -> None:
         await self._engine.update_weight_version(str(version))

@@ -7,6 +7,8 @@ packed copies that vLLM makes by default go stale, silently, when weights change
 
 from __future__ import annotations
 
+import os
+import traceback
 import warnings
 from typing import Any
 
@@ -53,8 +55,14 @@ class GeneratorWorker(PlatformWorker):
         return self._adopt().result()
 
     def adopt_swap(self) -> None:
-        """Put the staged weights in force. The engine is paused."""
-        self._adopt().swap()
+        """Put the staged weights in force. The engine is paused; the call that resumes it is on its way already, so if
+        this fails the process ends: nobody could say what it would serve.
+        """
+        try:
+            self._adopt().swap()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
 
     def _adopt(self) -> WeightStaging:
         if self._adopt_staging is None:

@@ -1,6 +1,8 @@
 """What is checked before seconds are spent on starting vLLM."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,18 @@ def test_a_directory_without_weights_is_refused(model_dir, tmp_path):
 
 def test_the_environment_names_the_threads():
     assert engine_environment(GeneratorSettings(threads=3))["OMP_NUM_THREADS"] == "3"
+
+
+def test_an_engine_whose_exchange_failed_decodes_nothing_more() -> None:
+    """The call that resumes it is on its way already: only its end keeps it from serving what nobody can name."""
+    failing = (
+        "from actors.vllm_worker import GeneratorWorker\n"
+        "worker = GeneratorWorker.__new__(GeneratorWorker)\n"
+        "worker._adopt_staging = None\n"  # of no model: the exchange cannot work
+        "worker.adopt_swap()\n"
+        "print('resumed')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "resumed" not in ended.stdout
+    assert "AttributeError" in ended.stderr

@@ -92,28 +92,41 @@ async def test_after_an_update_a_fresh_greedy_generation_is_that_of_the_new_weig
 
 async def test_outputs_change_exactly_at_the_stamped_token(served_model):
     """Each token's log-prob equals the stamped weights' given KV that older weights computed, and no other."""
-    first = served_model.publish_random(21)
+    seeds = {served_model.publish_random(21): 21}
     async with connected(served_model) as client:
-        running = asyncio.create_task(sample(client, max_tokens=600, temperature=1.0, salt="change"))
-        await asyncio.sleep(0.3)
-        second = await asyncio.to_thread(served_model.publish_random, 22)
-        sampled = await running
-    versions = sampled.versions.tolist()
-    assert sorted(set(versions)) == [first, second]
-    change = versions.index(second)
-    assert versions == [first] * change + [second] * (600 - change)
+        running = [
+            asyncio.create_task(sample(client, episode=f"c{i}", max_tokens=600, temperature=1.0, salt="change"))
+            for i in range(4)
+        ]
+        for seed in range(22, 26):
+            await asyncio.sleep(0.2)
+            seeds[await asyncio.to_thread(served_model.publish_random, seed)] = seed
+        generations = await asyncio.gather(*running)
+    for sampled in generations:
+        assert set(sampled.versions.tolist()) <= seeds.keys()
+        assert len(set(sampled.versions.tolist())) > 2
+        assert (np.diff(sampled.versions) >= 0).all()
+        reference = logprobs_under_changes(sampled, seeds)
+        assert np.abs(sampled.logprobs - reference).max() < 2e-5
+        newest = int(sampled.versions[-1])
+        only_new = logprobs_of(build_model(seed=seeds[newest]), PROMPT, sampled.token_ids)
+        assert np.abs(sampled.logprobs - only_new)[sampled.versions == newest].max() > 1e-3
 
-    old, new = build_model(seed=21), build_model(seed=22)
+
+def logprobs_under_changes(sampled, seeds: dict[int, int]) -> np.ndarray:
+    """Of every sampled token under the weights of its version, over the keys and values of those before."""
     ids = torch.from_numpy(np.concatenate([PROMPT, sampled.token_ids]).astype(np.int64))[None]
-    boundary = len(PROMPT) + change - 1  # the pass that sampled the first new token put this one through
+    # the pass that samples the first token of a version puts the token before it through
+    versions = sorted(set(sampled.versions.tolist()))
+    begins = [0] + [len(PROMPT) + sampled.versions.tolist().index(version) - 1 for version in versions[1:]]
+    logits, cache = [], None
     with torch.no_grad():
-        before = old(ids[:, :boundary], use_cache=True)
-        after = new(ids[:, boundary:-1], past_key_values=before.past_key_values)
-    logits = torch.cat([before.logits, after.logits], 1)[0, len(PROMPT) - 1 :].float()
-    reference = logits.log_softmax(-1).gather(1, ids[0, len(PROMPT) :, None])[:, 0].numpy()
-    assert np.abs(sampled.logprobs - reference).max() < 2e-5
-    only_new = logprobs_of(new, PROMPT, sampled.token_ids)
-    assert np.abs(sampled.logprobs[change:] - only_new[change:]).max() > 1e-3
+        for version, begin, end in zip(versions, begins, [*begins[1:], ids.shape[1] - 1], strict=True):
+            out = build_model(seed=seeds[version])(ids[:, begin:end], past_key_values=cache, use_cache=True)
+            logits.append(out.logits)
+            cache = out.past_key_values
+    sampled_logits = torch.cat(logits, 1)[0, len(PROMPT) - 1 :].float()
+    return sampled_logits.log_softmax(-1).gather(1, ids[0, len(PROMPT) :, None])[:, 0].numpy()
 
 
 @pytest.mark.slow
