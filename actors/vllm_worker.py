@@ -8,6 +8,7 @@ packed copies that vLLM makes by default go stale, silently, when weights change
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 import warnings
 from typing import Any
@@ -24,6 +25,9 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
 
+_SWITCH_S = 0.0005
+"""Decoding waits no longer for the thread that stages weights to let go of the interpreter; Python's own is 5 ms."""
+
 
 class GeneratorWorker(PlatformWorker):
     """vLLM's worker, plus weight adoption. Every `adopt_*` method is called through `collective_rpc`, between steps."""
@@ -32,6 +36,7 @@ class GeneratorWorker(PlatformWorker):
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # mapped segments are only read
         if current_platform.is_cpu():
             _keep_live_weights()
+        sys.setswitchinterval(_SWITCH_S)
         super().__init__(*args, **kwargs)
         self._adopt_staging: WeightStaging | None = None
 

@@ -31,10 +31,12 @@ class WeightStaging:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._parameters = unique_parameters(model)
-        self._staged: dict[str, torch.Tensor] = {}
+        self._on_cpu = all(p.device.type == "cpu" for p in self._parameters.values())
+        self._staged: dict[str, torch.Tensor] = {}  # by vLLM's names
+        self._staged_parts: dict[str, Part] = {}
         self._segments: dict[str, Segment] = {}
         self._job: _Job | None = None
-        self.in_force = self._parts({n: p.data for n, p in self._parameters.items()})
+        self.in_force = effective_weights(model, {n: p.data for n, p in self._parameters.items()})
 
     def hash_in_force(self, names: Sequence[str]) -> None:
         """Begin to hash weights in force; of a tensor split over devices there is none, and its checksum is empty.
@@ -61,21 +63,21 @@ class WeightStaging:
     def swap(self) -> None:
         """Exchange the staged weights with those in force."""
         assert self._staged and self.result() is not None, "staging comes first"
-        for name, parameter in self._parameters.items():
-            if parameter.device.type == "cpu":
+        if self._on_cpu:
+            for name, parameter in self._parameters.items():
                 parameter.data, self._staged[name] = self._staged[name], parameter.data
-            else:
-                parameter.data.copy_(self._staged[name], non_blocking=True)
-        if any(p.device.type != "cpu" for p in self._parameters.values()):
-            torch.accelerator.synchronize()  # the staged memory is written again as soon as this returns
-        self.in_force = self._parts({n: p.data for n, p in self._parameters.items()})
+            self.in_force, self._staged_parts = self._staged_parts, self.in_force
+            return
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(self._staged[name], non_blocking=True)
+        torch.accelerator.synchronize()  # the staged memory is written again as soon as this returns
 
     def _copy(self, path: str, version: int, num_bytes: int, entries: Sequence[TensorEntry]) -> list[str]:
         if not self._staged:  # padding and buffers start as copies of what the model has
             self._staged = {n: _host_copy(p.data) for n, p in self._parameters.items()}
-        parts = self._parts(self._staged)
+            self._staged_parts = effective_weights(self._model, self._staged)
         segment = self._segment(path, num_bytes)
-        return [_follow(segment, version, entry, parts[entry.name]) for entry in entries]
+        return [_follow(segment, version, entry, self._staged_parts[entry.name]) for entry in entries]
 
     def _segment(self, path: str, num_bytes: int) -> Segment:
         """Mapped once: a publisher uses the same two files again and again. A file made anew is mapped anew."""
@@ -84,9 +86,6 @@ class WeightStaging:
             self._segments = {p: s for p, s in self._segments.items() if s.is_current()}
             self._segments[path] = Segment.open(Path(path), num_bytes)
         return self._segments[path]
-
-    def _parts(self, tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
-        return effective_weights(self._model, tensors)
 
 
 class _Job(threading.Thread):
