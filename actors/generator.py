@@ -207,6 +207,7 @@ class EngineWeights:
     def __init__(self, engine: AsyncLLM, *, recompute_kv: bool) -> None:
         self._engine = engine
         self._recompute_kv = recompute_kv
+        self._pause: asyncio.Task[None] | None = None  # answered when the engine is next without work
         self._kv_is_nobodys = True  # computed under weights from disk, of no version that a salt could name
 
     async def layout(self) -> list[TensorSpec]:
@@ -218,20 +219,23 @@ class EngineWeights:
         return await self._job("adopt_stage", str(path), version, num_bytes, rows)
 
     async def swap(self, version: int) -> None:
-        """Pause; exchange, label, resume. Weights and label are two calls: the pause is what makes them one.
+        """Pause, exchange, label, resume. Weights and label are two calls: the pause is what makes them one.
 
-        What follows the pause is sent at once, and handled in that order, because the engine stands still for as long
-        as this event loop takes to send it. If the exchange fails, its process ends (`GeneratorWorker.adopt_swap`), so
-        that the calls behind it find nobody. `pause_generation` would sleep 20 ms more.
+        They are sent at once, and handled in their order, because the engine stands still for as long as this event
+        loop takes over them. Only where several batches may be on their way is the pause waited for: it is over when
+        they are. If the exchange fails, its process ends (`GeneratorWorker.adopt_swap`), so that the calls behind it
+        find nobody. (`pause_generation` would sleep 20 ms more.)
         """
         core = self._engine.engine_core
+        calls: list[tuple[Any, ...]] = [("collective_rpc", "adopt_swap", None, (), None)]
+        if self._recompute_kv or self._kv_is_nobodys:
+            calls.append(("reset_prefix_cache", True, False))  # running requests, too
+        calls += [("set_weight_version", str(version)), ("resume_scheduler",)]
         try:
-            await core.pause_scheduler_async(mode="keep", clear_cache=False)
-            calls: list[tuple[Any, ...]] = [("collective_rpc", "adopt_swap", None, (), None)]
-            if self._recompute_kv or self._kv_is_nobodys:
-                calls.append(("reset_prefix_cache", True, False))  # running requests, too
-            calls += [("set_weight_version", str(version)), ("resume_scheduler",)]
             # begun in their order, and each sends before it first waits
+            self._pause = asyncio.create_task(core.pause_scheduler_async(mode="keep", clear_cache=False))
+            if self._engine.vllm_config.max_concurrent_batches > 1:
+                await self._pause
             await asyncio.gather(*(core.call_utility_async(*call) for call in calls))
         except Exception as error:  # vLLM passes on whatever the worker raised
             raise WeightsError(f"version {version} could not be put in force: {error}", kind="swap") from error

@@ -4,9 +4,10 @@
 
 The same episodes (each turn adds an observation of 32 tokens to the history and samples an answer) run through client,
 ZMQ and engine (`tok_s_N`, N at once), through `LLM.generate` on the bare engine (`bare_tok_s_N`) and through vLLM's
-OpenAI server over HTTP (`openai_tok_s_N`), one after the other, on one thread each: medians of three runs (`--quick`:
-of one). `tok_s_updates_share` is the speed with new weights every second over that without; `start_s` and
-`first_token_s` begin with an empty process.
+OpenAI server over HTTP (`openai_tok_s_N`), on one thread each. All three are up; they are measured in turn, so that
+whatever else the machine does falls on all alike: medians of three rounds (`--quick`: of one). `tok_s_updates_share`
+is the speed with new weights every second over that without, in turn as well; `start_s` and `first_token_s` begin with
+an empty process on an idle machine.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
 import numpy as np
@@ -40,6 +42,9 @@ from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.messages import GeneratorStatus, GeneratorStatusRequest, Sampling
 from protocol.sockets import Client
 
+if TYPE_CHECKING:
+    from learner.weights import WeightPublisher
+
 WIDTHS = (64, 256, 512)
 OBSERVATION = 32
 UPDATE_WIDTH = 256
@@ -51,13 +56,14 @@ class Load(NamedTuple):
 
     turns: int
     tokens: int  # sampled in each turn
-    runs: int
+    rounds: int
 
-
-WARM = Load(turns=2, tokens=16, runs=1)
 
 Turn = Callable[[str, np.ndarray, int], Awaitable[np.ndarray]]
 """(episode, history, tokens to sample) -> sampled tokens."""
+
+Measure = Callable[[int, str], Awaitable[float]]
+"""(episodes at once, a name that finds nothing in any prefix cache) -> sampled tokens a second."""
 
 
 def main() -> None:
@@ -65,7 +71,6 @@ def main() -> None:
     arguments.add_argument("--save", action="store_true", help="write benchmarks/results/generator.json")
     options = arguments.parse_args()
     load = Load(3, 16, 1) if options.quick else Load(4, 64, 3)
-    figures: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         from tiny.model import save_random_model
 
@@ -75,10 +80,43 @@ def main() -> None:
             generator=GeneratorSettings(kv_cache_mib=768),
             start_timeout_s=_START_TIMEOUT_S,
         )
-        figures |= asyncio.run(whole_path(settings, Path(directory), load))
-        figures |= bare_engine(settings, load)
-        figures |= asyncio.run(openai_server(settings, load))
+        figures = asyncio.run(measure(settings, Path(directory), load))
     report("generator", figures, load._asdict() | {"widths": WIDTHS}, save=options.save)
+
+
+async def measure(settings: Settings, directory: Path, load: Load) -> dict[str, float | None]:
+    """All figures."""
+    figures: dict[str, float | None] = {}
+    async with AsyncExitStack() as stack:
+        path = await stack.enter_async_context(whole_path(settings, directory))
+        figures |= path.start_figures
+        ways = {
+            "tok_s": partial(run_episodes, path.turn_of, load),
+            "bare_tok_s": await stack.enter_async_context(bare_engine(settings, load)),
+            "openai_tok_s": partial(run_episodes, await stack.enter_async_context(openai_server(settings)), load),
+        }
+        await take_turns(ways, 64, 1, "warm")
+        for width in WIDTHS:
+            speeds = await take_turns(ways, width, load.rounds, "all")
+            figures |= {f"{name}_{width}": speed for name, speed in speeds.items()}
+        figures["prefix_hit_share"] = (await path.status()).prefix_hit_share
+
+        async def with_updates(width: int, name: str) -> float:
+            async with path.updated_every_second():
+                return await run_episodes(path.turn_of, load, width, name)
+
+        speeds = await take_turns({"plain": ways["tok_s"], "updated": with_updates}, UPDATE_WIDTH, load.rounds, "")
+        figures["tok_s_updates_share"] = speeds["updated"] / speeds["plain"]
+    return figures
+
+
+async def take_turns(ways: dict[str, Measure], width: int, rounds: int, name: str) -> dict[str, float]:
+    """Median speed of every way, measured one after the other in every round."""
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    for each in range(rounds):
+        for way, measured in ways.items():
+            speeds[way].append(await measured(width, f"{name}-{way}-{width}-{each}"))
+    return {way: median(of) for way, of in speeds.items()}
 
 
 def observation(episode: int, turn: int) -> np.ndarray:
@@ -86,15 +124,9 @@ def observation(episode: int, turn: int) -> np.ndarray:
     return np.random.default_rng((episode, turn)).integers(3, 512, OBSERVATION).astype(np.int32)
 
 
-async def run_episodes(turn_of: Turn, width: int, load: Load, name: str = "") -> float:
-    """Sampled tokens a second of `width` episodes at once: the median of all runs.
+async def run_episodes(turn_of: Turn, load: Load, width: int, name: str) -> float:
+    """Sampled tokens a second of `width` episodes at once."""
 
-    Episodes of another width or `name` find nothing of these in the prefix cache.
-    """
-    return median([await _run_once(turn_of, width, load, f"{name}-{width}-{run}") for run in range(load.runs)])
-
-
-async def _run_once(turn_of: Turn, width: int, load: Load, name: str) -> float:
     async def episode(number: int) -> None:
         history = np.zeros(0, np.int32)
         for turn in range(load.turns):
@@ -108,75 +140,98 @@ async def _run_once(turn_of: Turn, width: int, load: Load, name: str) -> float:
     return width * load.turns * load.tokens / (time.perf_counter() - started)
 
 
-async def whole_path(settings: Settings, directory: Path, load: Load) -> dict[str, float | None]:
-    """Through the client, ZMQ and a generator that adopts weights."""
+class WholePath:
+    """Client, ZMQ and a generator that adopts weights."""
+
+    def __init__(self, publisher: WeightPublisher, endpoint: str, client: GeneratorClient) -> None:
+        from tiny.model import build_model
+
+        self._publisher = publisher
+        self._endpoint = endpoint
+        self._client = client
+        self._version = 0
+        self._models = [list(build_model(seed=seed).named_parameters()) for seed in (0, 1)]
+        self.start_figures: dict[str, float | None] = {}
+
+    async def turn_of(self, episode: str, history: np.ndarray, num_tokens: int) -> np.ndarray:
+        """See `Turn`."""
+        sampling = Sampling(max_tokens=num_tokens)
+        return (await self._client.generate(episode, history, sampling, [], episode, 600)).token_ids
+
+    async def status(self) -> GeneratorStatus:
+        """What the generator says of itself."""
+        async with Client(self._endpoint) as control:
+            status = await control.request(GeneratorStatusRequest(), 10)
+        assert isinstance(status, GeneratorStatus)
+        return status
+
+    @asynccontextmanager
+    async def updated_every_second(self) -> AsyncIterator[None]:
+        """Inside this context other weights are published every second."""
+
+        async def update() -> None:
+            while True:
+                self._version += 1
+                await asyncio.to_thread(self._publisher.publish, self._version, self._models[self._version % 2])
+                await asyncio.sleep(1)
+
+        updating = asyncio.create_task(update())
+        try:
+            yield
+        finally:
+            updating.cancel()
+            await asyncio.gather(updating, return_exceptions=True)
+
+
+@asynccontextmanager
+async def whole_path(settings: Settings, directory: Path) -> AsyncIterator[WholePath]:
+    """It has sampled its first token."""
     from learner.weights import WeightPublisher
     from tiny.model import build_model
 
     publisher = WeightPublisher(settings.weights, f"ipc://{directory}/w", directory.name)
-    models = [list(build_model(seed=seed).named_parameters()) for seed in (0, 1)]
-    publisher.publish(0, models[0])
-    figures: dict[str, float | None] = {}
+    publisher.publish(0, build_model(seed=0).named_parameters())
     started = time.perf_counter()
     process = GeneratorProcess(settings, "g0", settings.model.path, f"ipc://{directory}/g", publisher.endpoint)
     try:
         endpoint = await asyncio.to_thread(lambda: process.endpoint)
-        figures["start_s"] = time.perf_counter() - started
+        start_s = time.perf_counter() - started
         client = GeneratorClient([endpoint], settings.generator)
-
-        async def turn_of(episode: str, history: np.ndarray, num_tokens: int) -> np.ndarray:
-            sampling = Sampling(max_tokens=num_tokens)
-            return (await client.generate(episode, history, sampling, [], episode, 600)).token_ids
-
-        await turn_of("first", observation(0, 0), 1)
-        figures["first_token_s"] = time.perf_counter() - started
-        await run_episodes(turn_of, 64, WARM, "warm")
-        for width in WIDTHS:
-            figures[f"tok_s_{width}"] = await run_episodes(turn_of, width, load)
-        async with Client(endpoint) as control:
-            status = await control.request(GeneratorStatusRequest(), 10)
-        assert isinstance(status, GeneratorStatus)
-        figures["prefix_hit_share"] = status.prefix_hit_share
-        plain = await run_episodes(turn_of, UPDATE_WIDTH, load, "plain")
-        updating = asyncio.create_task(update_every_second(publisher, models))
-        updated = await run_episodes(turn_of, UPDATE_WIDTH, load, "updated")
-        updating.cancel()
-        figures["tok_s_updates_share"] = updated / plain
+        path = WholePath(publisher, endpoint, client)
+        await path.turn_of("first", observation(0, 0), 1)
+        path.start_figures = {"start_s": start_s, "first_token_s": time.perf_counter() - started}
+        yield path
         await client.close()
     finally:
         process.close()
         publisher.close()
-    return figures
 
 
-async def update_every_second(publisher: Any, models: list[Any]) -> None:
-    """Publish other weights every second until cancelled."""
-    version = 0
-    while True:
-        version += 1
-        await asyncio.to_thread(publisher.publish, version, models[version % 2])
-        await asyncio.sleep(1)
-
-
-def bare_engine(settings: Settings, load: Load) -> dict[str, float | None]:
+@asynccontextmanager
+async def bare_engine(settings: Settings, load: Load) -> AsyncIterator[Measure]:
     """`LLM.generate` in a process of its own, all episodes turn by turn."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
+    ours, theirs = context.Pipe()
     process = context.Process(target=_bare, args=(theirs, settings.model_dump_json(), load))
     process.start()
     theirs.close()
+
+    async def measured(width: int, name: str) -> float:
+        ours.send_bytes(json.dumps([width, name]).encode())
+        if not await asyncio.to_thread(ours.poll, _START_TIMEOUT_S):
+            raise TimeoutError(f"the bare engine gave no figure within {_START_TIMEOUT_S} s")
+        return float(ours.recv_bytes())
+
     try:
-        if not ours.poll(_START_TIMEOUT_S):
-            raise TimeoutError(f"the bare engine gave no figures within {_START_TIMEOUT_S} s")
-        figures: dict[str, float | None] = json.loads(ours.recv_bytes())
-        return figures
+        yield measured
     finally:
-        process.join(30)
+        ours.close()  # it ends
+        await asyncio.to_thread(process.join, 30)
         if process.is_alive():
             process.kill()
 
 
-def _bare(to_parent: Connection, settings_json: str, load: Load) -> None:
+def _bare(parent: Connection, settings_json: str, load: Load) -> None:
     settings = Settings.model_validate_json(settings_json)
     os.environ.update(engine_environment(settings.generator))
     guard_children()
@@ -188,14 +243,13 @@ def _bare(to_parent: Connection, settings_json: str, load: Load) -> None:
         max_tokens=load.tokens, ignore_eos=True, detokenize=False, logprobs=0, flat_logprobs=True
     )
 
-    def once(width: int, run: int) -> float:
+    def once(width: int, name: str) -> float:
         histories = [np.zeros(0, np.int32) for _ in range(width)]
         started = time.perf_counter()
         for turn in range(load.turns):
             histories = [np.concatenate([h, observation(i, turn)]) for i, h in enumerate(histories)]
             prompts = [
-                TokensPrompt(prompt_token_ids=h.tolist(), cache_salt=f"{run}-{width}-{i}")
-                for i, h in enumerate(histories)
+                TokensPrompt(prompt_token_ids=h.tolist(), cache_salt=f"{name}-{i}") for i, h in enumerate(histories)
             ]
             outputs = llm.generate(prompts, parameters, use_tqdm=False)
             histories = [
@@ -204,12 +258,14 @@ def _bare(to_parent: Connection, settings_json: str, load: Load) -> None:
             ]
         return width * load.turns * load.tokens / (time.perf_counter() - started)
 
-    once(65, 0)  # warm
-    medians = {f"bare_tok_s_{w}": median([once(w, run) for run in range(load.runs)]) for w in WIDTHS}
-    to_parent.send_bytes(json.dumps(medians).encode())
+    with contextlib.suppress(EOFError):
+        while True:
+            width, name = json.loads(parent.recv_bytes())
+            parent.send_bytes(repr(once(width, name)).encode())
 
 
-async def openai_server(settings: Settings, load: Load) -> dict[str, float | None]:
+@asynccontextmanager
+async def openai_server(settings: Settings) -> AsyncIterator[Turn]:
     """vLLM's own HTTP server with the same engine settings, token ids in and out."""
     with _server(settings) as url:
         connector = aiohttp.TCPConnector(limit=0)
@@ -231,8 +287,7 @@ async def openai_server(settings: Settings, load: Load) -> dict[str, float | Non
                     said = await reply.json()
                     return np.asarray(said["choices"][0]["token_ids"], np.int32)
 
-            await run_episodes(turn_of, 64, WARM, "warm")
-            return {f"openai_tok_s_{w}": await run_episodes(turn_of, w, load) for w in WIDTHS}
+            yield turn_of
 
 
 @contextmanager
