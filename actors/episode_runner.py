@@ -10,9 +10,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from actors.agent import Agent, Episode, Limits, Step
+from actors.agent.chat import ChatTokenizer
+from actors.agent.loop import Agent, Episode, Limits, Step
 from actors.board import Board, State
-from actors.chat import ChatTokenizer
 from actors.judgements import Judgements
 from actors.policy import Policy
 from actors.scaffolds import make_scaffold

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from actors.generator_client import GeneratorClient
 from actors.openai_policy import OpenAIPolicy, transcript_tokenizer
 from protocol.config import Settings

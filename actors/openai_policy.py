@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from actors.chat import Chat, ChatTokenizer
+from actors.agent.chat import Chat, ChatTokenizer
 from actors.policy import Sampled
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling

@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from actors.agent.chat import ChatTokenizer
 from actors.board import Board
-from actors.chat import ChatTokenizer
 from actors.episode_runner import Attempt, EpisodeRunner
 from actors.host_load import host_load
 from actors.policy import Policy

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from actors.policy import Sampled
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling

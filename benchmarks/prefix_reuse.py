@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from actors.generator_client import GeneratorClient
 from actors.generator_process import GeneratorProcess
 from benchmarks.generator import update_every_second

@@ -15,7 +15,7 @@ import torch
 from msgspec import Struct
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from protocol.config import EpisodeSettings
 from sandbox.micro import level_of, make_repository
 from sandbox.micro_names import Split

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from actors.scripted import ScriptedPolicy, replay_each
 from protocol.config import EpisodeSettings
 from sandbox.micro import Level, level_of, make_repository

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec import Struct
 
-from actors.agent import Agent, Episode, Limits
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
+from actors.agent.loop import Agent, Episode, Limits
 from actors.policy import Policy, Sampled
 from actors.scaffolds import make_scaffold
 from protocol.config import EpisodeSettings

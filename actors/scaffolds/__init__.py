@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from actors.scaffolds.base import Scaffold
 from actors.scaffolds.json_calls import JsonCalls
 from actors.scaffolds.react import React

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from actors.chat import Chat
-from actors.commands import Command
+from actors.agent.chat import Chat
+from actors.agent.commands import Command
 
 
 class Scaffold(Protocol):

@@ -6,9 +6,9 @@ import json
 import re
 from typing import Any
 
-from actors.chat import Chat, ChatTokenizer
-from actors.commands import Command, FormatError
-from actors.prompts import PromptStyle, shell_chat
+from actors.agent.chat import Chat, ChatTokenizer
+from actors.agent.commands import Command, FormatError
+from actors.agent.prompts import PromptStyle, shell_chat
 from protocol.errors import ConfigError
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.chat import Chat
-from actors.commands import Command, extract_block, parse_command
-from actors.prompts import PromptStyle, react_chat
-from actors.tools import TOOLS
+from actors.agent.chat import Chat
+from actors.agent.commands import Command, extract_block, parse_command
+from actors.agent.prompts import PromptStyle, react_chat
+from actors.agent.tools import TOOLS
 
 
 class React:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from sandbox.base import Backend, Sandbox, SandboxSpec
 from sandbox.fake import FakeBackend
 from tiny.model import build_tokenizer

@@ -12,8 +12,8 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.agent import Agent, Limits
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
+from actors.agent.loop import Agent, Limits
 from actors.openai_policy import OpenAIPolicy, read_transcript, transcript_tokenizer
 from actors.scaffolds import make_scaffold
 from protocol.config import EpisodeSettings

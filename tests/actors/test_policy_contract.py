@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from actors.generator_client import GeneratorClient
 from actors.openai_policy import OpenAIPolicy, transcript_tokenizer
 from actors.policy import Policy, Sampled

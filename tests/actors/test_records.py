@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.agent import Step
+from actors.agent.loop import Step
 from actors.episode_runner import Attempt
 from actors.records import Records, prediction, readable
 from actors.show import main

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from actors.policy import Policy
 from actors.sandbox_actor import SandboxActor
 from actors.scripted import Script, ScriptedPolicy

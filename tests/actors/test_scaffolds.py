@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.agent import Agent, Limits
-from actors.chat import ChatTokenizer
-from actors.commands import Command, FormatError
+from actors.agent.chat import ChatTokenizer
+from actors.agent.commands import Command, FormatError
+from actors.agent.loop import Agent, Limits
 from actors.scaffolds import make_scaffold
 from actors.scaffolds.json_calls import SCHEMAS, JsonCalls
 from actors.scripted import ScriptedPolicy, replay

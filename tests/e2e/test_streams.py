@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from actors.sandbox_actor import SandboxActor
 from actors.scripted import Script, ScriptedPolicy
 from learner.server import ReplayServer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from tiny.evaluate import evaluate, summarize
 
 ASSETS = Path(__file__).parents[2] / "assets" / "tiny"

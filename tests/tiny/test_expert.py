@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from actors.scripted import ScriptedPolicy, replay_each
 from protocol.config import EpisodeSettings
 from sandbox.micro import level_of, make_repository

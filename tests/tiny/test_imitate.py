@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from tiny.evaluate import evaluate, summarize
 from tiny.imitate import LOSSES_FILE, Lesson, Recipe, episodes, make_tokenizer, train
 from tiny.model import save_random_model

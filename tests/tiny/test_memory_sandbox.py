@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 
-from actors.commands import Command
+from actors.agent.commands import Command
+from actors.agent.tools import Toolbox
 from actors.scaffolds.react import React
-from actors.tools import Toolbox
 from protocol.config import EpisodeSettings
 from sandbox.base import SandboxSpec
 from sandbox.fake import FakeBackend

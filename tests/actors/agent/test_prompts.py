@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from actors.commands import extract_block, parse_command
-from actors.prompts import react_chat, shell_chat, tool_list
-from actors.tools import TOOLS, shorten_middle
+from actors.agent.commands import extract_block, parse_command
+from actors.agent.prompts import react_chat, shell_chat, tool_list
+from actors.agent.tools import TOOLS, shorten_middle
 
 
 def test_brief_is_the_issue_alone() -> None:

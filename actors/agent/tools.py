@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
-from actors.commands import Command
-from actors.files import FileTools, ToolError, split_replacement
-from actors.find import FindTools
+from actors.agent.commands import Command
+from actors.agent.files import FileTools, ToolError, split_replacement
+from actors.agent.find import FindTools
 from protocol.config import EpisodeSettings
 from sandbox.base import ExecResult, Sandbox
 

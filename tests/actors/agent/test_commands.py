@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.commands import Command, FormatError, extract_block, parse_command
-from actors.tools import TOOLS
+from actors.agent.commands import Command, FormatError, extract_block, parse_command
+from actors.agent.tools import TOOLS
 
 NAMES = frozenset(TOOLS)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
 from protocol.errors import ConfigError
 from tiny.model import CHAT_TEMPLATE, build_tokenizer
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from actors.commands import Command, parse_command
-from actors.tools import TOOLS, Toolbox
+from actors.agent.commands import Command, parse_command
+from actors.agent.tools import TOOLS, Toolbox
 from protocol.config import EpisodeSettings
 from protocol.errors import SandboxError
 from sandbox.base import Sandbox

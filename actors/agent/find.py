@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from actors.files import FileTools, ToolError
-from actors.window import shorten
+from actors.agent.files import FileTools, ToolError
+from actors.agent.window import shorten
 from sandbox.base import Sandbox
 
 MAX_MATCHES = 50

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.chat import Chat, ChatTokenizer
+from actors.agent.chat import Chat, ChatTokenizer
 from actors.policy import Sampled
 from protocol.errors import GeneratorError
 from protocol.messages import NOT_SAMPLED

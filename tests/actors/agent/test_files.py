@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.files import TextFile, ToolError, split_replacement
-from actors.find import _FIND_FILE, _SEARCH_DIR
+from actors.agent.files import TextFile, ToolError, split_replacement
+from actors.agent.find import _FIND_FILE, _SEARCH_DIR
 
 LINE = st.text(alphabet=st.characters(exclude_characters="\r\n", codec="utf-8"), max_size=12)
 

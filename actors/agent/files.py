@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from actors.window import Window, count_lines
+from actors.agent.window import Window, count_lines
 from protocol.errors import SandboxError
 from sandbox.base import Sandbox
 

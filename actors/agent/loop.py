@@ -13,13 +13,13 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from actors.chat import ChatTokenizer
-from actors.commands import CUT, FormatError
+from actors.agent.chat import ChatTokenizer
+from actors.agent.commands import CUT, FormatError
+from actors.agent.prefix import Prefix
+from actors.agent.tokens import History
+from actors.agent.tools import Outcome, Toolbox
 from actors.policy import Policy, Sampled
-from actors.prefix import Prefix
 from actors.scaffolds import Scaffold
-from actors.tokens import History
-from actors.tools import Outcome, Toolbox
 from protocol.config import EpisodeSettings
 from protocol.errors import GeneratorError
 from protocol.messages import EndReason, FinishReason, Sampling

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.chat import ChatTokenizer
+from actors.agent.chat import ChatTokenizer
+from actors.agent.tokens import History
 from actors.policy import Sampled
-from actors.tokens import History
 from protocol.errors import GeneratorError
 from protocol.messages import NOT_SAMPLED
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from actors.chat import Chat
-from actors.tools import TOOLS
+from actors.agent.chat import Chat
+from actors.agent.tools import TOOLS
 
 PromptStyle = Literal["brief", "full"]
 

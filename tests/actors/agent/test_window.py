@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.window import Window, shorten
+from actors.agent.window import Window, shorten
 
 LINES = st.lists(st.text(alphabet="ab", max_size=60), min_size=1, max_size=60)
 NUM_LINES, MAX_CHARS = st.integers(4, 20), st.integers(300, 800)

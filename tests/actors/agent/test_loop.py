@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors import agent as agent_module
-from actors.agent import Agent, Episode, Limits
-from actors.chat import ChatTokenizer
+from actors.agent import loop as agent_module
+from actors.agent.chat import ChatTokenizer
+from actors.agent.loop import Agent, Episode, Limits
 from actors.policy import Sampled
 from actors.scaffolds import make_scaffold
 from actors.scripted import Script, ScriptedPolicy, replay

@@ -1,0 +1,1 @@
+"""One episode's reasoning: history, actions, tools. Open `loop.py` first."""
