@@ -12,10 +12,10 @@ from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
 from actors.agent.loop import Agent, Episode, Limits, Step
+from actors.agent.scaffolds import make_scaffold
 from actors.board import Board, State
 from actors.judgements import Judgements
 from actors.policy import Policy
-from actors.scaffolds import make_scaffold
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError, TaskError
 from protocol.messages import Lease, Trajectory, Turn

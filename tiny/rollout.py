@@ -10,8 +10,8 @@ from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
 from actors.agent.loop import Agent, Episode, Limits
+from actors.agent.scaffolds import make_scaffold
 from actors.policy import Policy, Sampled
-from actors.scaffolds import make_scaffold
 from protocol.config import EpisodeSettings
 from protocol.messages import Sampling
 from sandbox.base import SandboxSpec

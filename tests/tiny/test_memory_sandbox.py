@@ -6,8 +6,8 @@ from random import Random
 import pytest
 
 from actors.agent.commands import Command
+from actors.agent.scaffolds.react import React
 from actors.agent.tools import Toolbox
-from actors.scaffolds.react import React
 from protocol.config import EpisodeSettings
 from sandbox.base import SandboxSpec
 from sandbox.fake import FakeBackend

@@ -11,8 +11,8 @@ import pytest
 from actors.agent import loop as agent_module
 from actors.agent.chat import ChatTokenizer
 from actors.agent.loop import Agent, Episode, Limits
+from actors.agent.scaffolds import make_scaffold
 from actors.policy import Sampled
-from actors.scaffolds import make_scaffold
 from actors.scripted import Script, ScriptedPolicy, replay
 from protocol.config import EpisodeSettings
 from protocol.errors import DeadlineError, GeneratorError, SandboxError

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from actors.agent.chat import ChatTokenizer
 from actors.agent.commands import Command, FormatError
 from actors.agent.loop import Agent, Limits
-from actors.scaffolds import make_scaffold
-from actors.scaffolds.json_calls import SCHEMAS, JsonCalls
+from actors.agent.scaffolds import make_scaffold
+from actors.agent.scaffolds.json_calls import SCHEMAS, JsonCalls
 from actors.scripted import ScriptedPolicy, replay
 from protocol.config import EpisodeSettings
 from protocol.errors import ConfigError

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from actors.agent.chat import ChatTokenizer
-from actors.scaffolds.base import Scaffold
-from actors.scaffolds.json_calls import JsonCalls
-from actors.scaffolds.react import React
+from actors.agent.scaffolds.base import Scaffold
+from actors.agent.scaffolds.json_calls import JsonCalls
+from actors.agent.scaffolds.react import React
 from protocol.config import EpisodeSettings
 
 __all__ = ["Scaffold", "make_scaffold"]
