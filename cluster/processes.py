@@ -92,8 +92,8 @@ class SandboxActor(_Process):
     """Many episodes as asyncio tasks."""
 
     async def start(self, num_episodes: int, replay_endpoint: str, generator_endpoints: list[str]) -> None:
+        from actors.episodes.sandbox_actor import SandboxActor as Host
         from actors.open_policy import open_policy
-        from actors.sandbox_actor import SandboxActor as Host
         from sandbox.backends import open_backend
         from sandbox.tasks import load_tasks
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from actors.agent.chat import ChatTokenizer
-from actors.sandbox_actor import SandboxActor
+from actors.episodes.sandbox_actor import SandboxActor
 from actors.scripted import Script, ScriptedPolicy
 from learner.server import ReplayServer
 from protocol.config import Settings

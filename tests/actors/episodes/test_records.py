@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from actors.agent.loop import Step
-from actors.episode_runner import Attempt
-from actors.records import Records, prediction, readable
-from actors.show import main
+from actors.episodes.episode_runner import Attempt
+from actors.episodes.records import Records, prediction, readable
+from actors.episodes.show import main
 from protocol.messages import Trajectory, Turn
 from sandbox.grading import Verdict
 from sandbox.patches import Patch
 
-DOCUMENT = Path(__file__).parents[2] / "docs/trajectories.md"
+DOCUMENT = Path(__file__).parents[3] / "docs/trajectories.md"
 
 
 def attempt(episode_id: str = "g/0", *, resolved: bool = True, text: str = "I look.") -> Attempt:

@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any, TextIO
 
-from actors.episode_runner import Attempt
+from actors.episodes.episode_runner import Attempt
 from protocol.messages import Trajectory
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.board import Board
+from actors.episodes.board import Board
 from protocol.errors import SandboxError
 
 

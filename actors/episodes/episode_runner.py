@@ -13,8 +13,8 @@ from msgspec import Struct
 from actors.agent.chat import ChatTokenizer
 from actors.agent.loop import Agent, Episode, Limits, Step
 from actors.agent.scaffolds import make_scaffold
-from actors.board import Board, State
-from actors.judgements import Judgements
+from actors.episodes.board import Board, State
+from actors.episodes.judgements import Judgements
 from actors.policy import Policy
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError, TaskError

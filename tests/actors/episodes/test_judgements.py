@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from actors.judgements import Judgements
+from actors.episodes.judgements import Judgements
 from protocol.errors import SandboxError
 from sandbox.grading import Verdict
 from sandbox.patches import Change, Patch

@@ -1,4 +1,4 @@
-"""`python -m actors.show RUN_DIRECTORY [EPISODE]`: recorded episodes for the eye, in a line each or one whole."""
+"""`python -m actors.episodes.show RUN_DIRECTORY [EPISODE]`: recorded episodes for the eye, in a line each or one whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 def main(arguments: list[str], out: TextIO) -> int:
     """Print what was asked for; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m actors.show", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m actors.episodes.show", description=__doc__)
     parser.add_argument("run", type=Path, help="run directory, or one JSONL file of trajectories")
     parser.add_argument("episode", nargs="?", help="episode id to print whole")
     chosen = parser.parse_args(arguments)

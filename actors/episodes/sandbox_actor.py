@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actors.agent.chat import ChatTokenizer
-from actors.board import Board
-from actors.episode_runner import Attempt, EpisodeRunner
-from actors.host_load import host_load
+from actors.episodes.board import Board
+from actors.episodes.episode_runner import Attempt, EpisodeRunner
+from actors.episodes.host_load import host_load
+from actors.episodes.records import Records
+from actors.episodes.replay_client import Backoff, ReplayClient, jittered
 from actors.policy import Policy
-from actors.records import Records
-from actors.replay_client import Backoff, ReplayClient, jittered
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError, WireError
 from protocol.messages import Lease

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from actors.agent.chat import ChatTokenizer
+from actors.episodes.sandbox_actor import SandboxActor
 from actors.policy import Policy
-from actors.sandbox_actor import SandboxActor
 from actors.scripted import Script, ScriptedPolicy
 from protocol.config import Settings
 from protocol.errors import SandboxError
@@ -24,7 +24,7 @@ from sandbox.fake import FakeBackend
 from sandbox.micro import make_tasks
 from sandbox.namespace import NamespaceBackend
 from sandbox.tasks import Task
-from tests.actors.scripted_replay import ScriptedReplay, make_lease
+from tests.actors.episodes.scripted_replay import ScriptedReplay, make_lease
 
 TASKS = {task.task_id: task for task in make_tasks(4, seed=1, difficulty=0, split="train")}
 FIRST = next(iter(TASKS))
