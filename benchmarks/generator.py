@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import aiohttp
 import numpy as np
 
-from actors.engine import engine_arguments, engine_environment
+from actors.generator.engine import engine_arguments, engine_environment
+from actors.generator.lifeline import guard_children
+from actors.generator.own_process import GeneratorProcess
 from actors.generator_client import GeneratorClient
-from actors.generator_process import GeneratorProcess
-from actors.lifeline import guard_children
 from benchmarks.report import parser, report
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.messages import GeneratorStatus, GeneratorStatusRequest, Sampling

@@ -71,7 +71,7 @@ class Generator(_Process):
     """A vLLM engine."""
 
     async def start(self, endpoint: str, weights_endpoint: str | None) -> str:
-        from actors.generator import Generator as Engine
+        from actors.generator.generator import Generator as Engine
 
         self._engine = Engine(
             self.settings, self.name, self.settings.model.path, self.bind_address(endpoint), weights_endpoint, self.keys

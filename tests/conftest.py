@@ -25,7 +25,7 @@ class ServedModel:
     """A tiny tied float32 model behind a generator, and the publisher that its weights come from."""
 
     def __init__(self, directory: Path) -> None:
-        from actors.generator_process import GeneratorProcess
+        from actors.generator.own_process import GeneratorProcess
         from learner.weights import WeightPublisher
         from tiny.model import build_model, save_random_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SLEEPER = f"{sys.executable} -S -c 'import time; time.sleep(60)'"
 OWNER = f"""
 import subprocess, sys, time

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from actors.generator import Generator
-from actors.lifeline import die_with_parent
+from actors.generator.generator import Generator
+from actors.generator.lifeline import die_with_parent
 from protocol.config import Settings
 from protocol.errors import DeadlineError, GeneratorError, LonghaulError
 from protocol.sockets import Keys

@@ -13,7 +13,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
-_NEEDED = ["vllm.v1.engine.core", "actors.vllm_worker"]
+_NEEDED = ["vllm.v1.engine.core", "actors.generator.vllm_worker"]
 
 
 def begin_imports() -> None:

@@ -1,4 +1,4 @@
-"""Kills what a process left behind: `python -I -S lifeguard.py PID MARK`, started by `actors/lifeline.py`.
+"""Kills what a process left behind: `python -I -S lifeguard.py PID MARK`, started by `actors/generator/lifeline.py`.
 
 Waits for the end of process PID, however it ends; then every process whose environment held MARK when it was started is
 killed. It imports nothing but the standard library, because it has to be there before its charge starts anything.

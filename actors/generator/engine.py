@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
-from actors import engine_process
-from actors.lifeline import guard_children
-from actors.stderr_tail import StderrTail
+from actors.generator import engine_process
+from actors.generator.lifeline import guard_children
+from actors.generator.stderr_tail import StderrTail
 from protocol.config import GeneratorSettings, Settings
 from protocol.errors import ConfigError, DeadlineError, GeneratorError
 
@@ -153,7 +153,7 @@ def engine_arguments(settings: Settings, model_dir: Path, *, on_gpu: bool) -> di
         "stream_interval": settings.generator.stream_tokens,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
-        "worker_cls": "actors.vllm_worker.GeneratorWorker",
+        "worker_cls": "actors.generator.vllm_worker.GeneratorWorker",
     }
     if not on_gpu:
         arguments |= {

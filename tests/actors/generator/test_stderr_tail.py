@@ -23,7 +23,7 @@ print(tail.last_error())
 
 
 def test_what_children_say_is_kept_and_passed_on():
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, cwd=root)
     assert ran.stdout.strip() == "RuntimeError: the last one"
     for line in ("before", "ValueError: the child says so", "and nothing more", "after"):

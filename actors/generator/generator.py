@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from actors.engine import start_engine
-from actors.requests import RequestRunner, RequestStats
+from actors.generator.engine import start_engine
+from actors.generator.requests import RequestRunner, RequestStats
 from actors.weights import NO_VERSION, WeightAdopter
 from protocol.config import Settings
 from protocol.errors import DeadlineError, GeneratorError, WeightsError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from actors.engine import ModelShape
+from actors.generator.engine import ModelShape
 from protocol.config import Settings
 from protocol.errors import GeneratorError
 from protocol.messages import Cancel, FinishReason, Generate, Refused, Sampling, Tokens

@@ -257,7 +257,7 @@ async def test_a_deadline_and_a_cancel_free_the_engine(served_model):
 
 @pytest.mark.slow
 async def test_a_generator_killed_under_load_and_update_loses_and_repeats_nothing(served_model, tmp_path):
-    from actors.generator_process import GeneratorProcess
+    from actors.generator.own_process import GeneratorProcess
 
     doomed = GeneratorProcess(
         served_model.settings,

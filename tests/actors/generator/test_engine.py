@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.engine import check, engine_environment, kv_bytes_per_token, read_shape
+from actors.generator.engine import check, engine_environment, kv_bytes_per_token, read_shape
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.errors import ConfigError
 from tiny.model import save_random_model

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from actors.requests import FilterWarnings
+from actors.generator.requests import FilterWarnings
 from protocol.messages import Sampling
 
 
