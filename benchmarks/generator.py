@@ -36,7 +36,7 @@ import numpy as np
 from actors.generator.engine import engine_arguments, engine_environment
 from actors.generator.lifeline import guard_children
 from actors.generator.own_process import GeneratorProcess
-from actors.generator_client import GeneratorClient
+from actors.policies.generator_client import GeneratorClient
 from benchmarks.report import parser, report
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.messages import GeneratorStatus, GeneratorStatusRequest, Sampling

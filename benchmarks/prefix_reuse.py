@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.agent.chat import ChatTokenizer
 from actors.generator.own_process import GeneratorProcess
-from actors.generator_client import GeneratorClient
+from actors.policies.generator_client import GeneratorClient
 from benchmarks.generator import update_every_second
 from benchmarks.report import parser, report
 from protocol.config import GeneratorSettings, ModelSettings, Settings

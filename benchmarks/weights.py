@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from actors.generator.own_process import GeneratorProcess
-from actors.generator_client import GeneratorClient
+from actors.policies.generator_client import GeneratorClient
 from benchmarks.report import parser, report
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.messages import Cancel, Generate, Sampling, Tokens

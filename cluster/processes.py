@@ -93,7 +93,7 @@ class SandboxActor(_Process):
 
     async def start(self, num_episodes: int, replay_endpoint: str, generator_endpoints: list[str]) -> None:
         from actors.episodes.sandbox_actor import SandboxActor as Host
-        from actors.open_policy import open_policy
+        from actors.policies.open_policy import open_policy
         from sandbox.backends import open_backend
         from sandbox.tasks import load_tasks
 

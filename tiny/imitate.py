@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from actors.agent.chat import ChatTokenizer
-from actors.scripted import ScriptedPolicy, replay_each
+from actors.policies.scripted import ScriptedPolicy, replay_each
 from protocol.config import EpisodeSettings
 from sandbox.micro import Level, level_of, make_repository
 from tiny.expert import NO_NOISE, Noise, script

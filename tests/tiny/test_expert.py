@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from actors.agent.chat import ChatTokenizer
-from actors.scripted import ScriptedPolicy, replay_each
+from actors.policies.scripted import ScriptedPolicy, replay_each
 from protocol.config import EpisodeSettings
 from sandbox.micro import level_of, make_repository
 from tiny.expert import NO_NOISE, Noise, corrupt, script

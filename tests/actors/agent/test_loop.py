@@ -12,8 +12,8 @@ from actors.agent import loop as agent_module
 from actors.agent.chat import ChatTokenizer
 from actors.agent.loop import Agent, Episode, Limits
 from actors.agent.scaffolds import make_scaffold
+from actors.policies.scripted import Script, ScriptedPolicy, replay
 from actors.policy import Sampled
-from actors.scripted import Script, ScriptedPolicy, replay
 from protocol.config import EpisodeSettings
 from protocol.errors import DeadlineError, GeneratorError, SandboxError
 from protocol.messages import Sampling

@@ -14,8 +14,8 @@ import pytest
 
 from actors.agent.chat import ChatTokenizer
 from actors.episodes.sandbox_actor import SandboxActor
+from actors.policies.scripted import Script, ScriptedPolicy
 from actors.policy import Policy
-from actors.scripted import Script, ScriptedPolicy
 from protocol.config import Settings
 from protocol.errors import SandboxError
 from protocol.messages import NOT_SAMPLED, Lease

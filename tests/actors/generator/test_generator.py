@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from actors.generator_client import GeneratorClient
+from actors.policies.generator_client import GeneratorClient
 from protocol.errors import DeadlineError, GeneratorError, WireError
 from protocol.messages import (
     Generate,

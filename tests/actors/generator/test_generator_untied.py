@@ -14,7 +14,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from actors.generator.own_process import GeneratorProcess
-from actors.generator_client import GeneratorClient
+from actors.policies.generator_client import GeneratorClient
 from learner.weights import WeightPublisher
 from protocol.config import GeneratorSettings, ModelSettings, Settings, WeightSettings
 from protocol.errors import GeneratorError

@@ -14,7 +14,7 @@ from actors.agent.commands import Command, FormatError
 from actors.agent.loop import Agent, Limits
 from actors.agent.scaffolds import make_scaffold
 from actors.agent.scaffolds.json_calls import SCHEMAS, JsonCalls
-from actors.scripted import ScriptedPolicy, replay
+from actors.policies.scripted import ScriptedPolicy, replay
 from protocol.config import EpisodeSettings
 from protocol.errors import ConfigError
 from protocol.messages import Sampling

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.generator_client import GeneratorClient
-from actors.open_policy import open_policy
-from actors.openai_policy import OpenAIPolicy
+from actors.policies.generator_client import GeneratorClient
+from actors.policies.open_policy import open_policy
+from actors.policies.openai_policy import OpenAIPolicy
 from protocol.config import Settings
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.generator_client import GeneratorClient
+from actors.policies.generator_client import GeneratorClient
 from protocol.config import GeneratorSettings
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Cancel, Generate, GeneratorStatus, GeneratorStatusRequest, Refused, Sampling, Tokens

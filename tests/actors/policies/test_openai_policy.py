@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from actors.agent.chat import ChatTokenizer
 from actors.agent.loop import Agent, Limits
 from actors.agent.scaffolds import make_scaffold
-from actors.openai_policy import OpenAIPolicy, read_transcript, transcript_tokenizer
+from actors.policies.openai_policy import OpenAIPolicy, read_transcript, transcript_tokenizer
 from protocol.config import EpisodeSettings
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling

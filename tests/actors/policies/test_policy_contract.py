@@ -13,14 +13,14 @@ import pytest
 from aiohttp import web
 
 from actors.agent.chat import ChatTokenizer
-from actors.generator_client import GeneratorClient
-from actors.openai_policy import OpenAIPolicy, transcript_tokenizer
+from actors.policies.generator_client import GeneratorClient
+from actors.policies.openai_policy import OpenAIPolicy, transcript_tokenizer
+from actors.policies.scripted import ScriptedPolicy
 from actors.policy import Policy, Sampled
-from actors.scripted import ScriptedPolicy
 from protocol.config import GeneratorSettings
 from protocol.errors import DeadlineError
 from protocol.messages import Sampling
-from tests.actors.test_generator_client import ScriptedEngine
+from tests.actors.policies.test_generator_client import ScriptedEngine
 
 TEXT = "```command\nls\n```"
 Opener = Callable[[float], AbstractAsyncContextManager[Policy]]

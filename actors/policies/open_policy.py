@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from actors.agent.chat import ChatTokenizer
-from actors.generator_client import GeneratorClient
-from actors.openai_policy import OpenAIPolicy, transcript_tokenizer
+from actors.policies.generator_client import GeneratorClient
+from actors.policies.openai_policy import OpenAIPolicy, transcript_tokenizer
 from protocol.config import Settings
 from protocol.sockets import Keys
 
