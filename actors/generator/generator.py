@@ -1,7 +1,7 @@
 """A vLLM engine behind a ZMQ endpoint: token ids in; token ids, log-probs and policy versions out.
 
 vLLM's `AsyncLLM` lives in this process and its engine core in a child that dies with it. Weights change under running
-generations (`actors/weights.py`); the version of every token is read from vLLM's own record of what sampled it.
+generations (`actors/weights/adopter.py`); the version of every token is read from vLLM's own record of what sampled it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 
 from actors.generator.engine import start_engine
 from actors.generator.requests import RequestRunner, RequestStats
-from actors.weights import NO_VERSION, WeightAdopter
+from actors.weights.adopter import NO_VERSION, WeightAdopter
 from protocol.config import Settings
 from protocol.errors import DeadlineError, GeneratorError, WeightsError
 from protocol.messages import (

@@ -2,7 +2,7 @@
 
 vLLM is told its name (`worker_cls`). Beyond vLLM's own worker it keeps CPU layers on their live torch weights (the
 packed copies that vLLM makes by default go stale, silently, when weights change) and answers the `adopt_*` calls of
-`actors/weights.py`.
+`actors/weights/adopter.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 import torch
 from vllm.platforms import current_platform
 
-from actors.weight_staging import WeightStaging
+from actors.weights.staging import WeightStaging
 from protocol.messages import TensorEntry
 
 if current_platform.is_cpu():

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.memory_weights import MemoryWeights
-from actors.weights import WeightAdopter
+from actors.weights.adopter import WeightAdopter
+from actors.weights.memory import MemoryWeights
 from learner.weights import WeightPublisher
 from protocol.config import WeightSettings
 from protocol.errors import DeadlineError, WeightsError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from actors.effective_weights import Part, effective_weights, unique_parameters
+from actors.weights.effective import Part, effective_weights, unique_parameters
 from protocol.errors import WeightsError
 from protocol.messages import TensorEntry
 from protocol.segments import PIECE_BYTES, Segment

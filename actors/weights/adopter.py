@@ -21,7 +21,7 @@ from typing import Protocol
 
 import msgspec
 
-from actors.weight_receiver import WeightReceiver
+from actors.weights.receiver import WeightReceiver
 from protocol.config import WeightSettings
 from protocol.errors import DeadlineError, LonghaulError, WeightsError, WireError
 from protocol.messages import (

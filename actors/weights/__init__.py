@@ -1,0 +1,1 @@
+"""New weights into a running engine, in two phases. Open `adopter.py` first."""
