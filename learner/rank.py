@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from learner import checkpoint
 from learner.announcer import VersionAnnouncer
-from learner.checkpoint_writer import CheckpointWriter
+from learner.checkpoints import checkpoint
+from learner.checkpoints.writer import CheckpointWriter
 from learner.feed import BatchFeed
 from learner.group import RankGroup
 from learner.layout import sequence_parallel

@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from learner.checkpoint import FORMAT, MANIFEST, PARTIAL, directory, fingerprint, kept
+from learner.checkpoints.checkpoint import FORMAT, MANIFEST, PARTIAL, directory, fingerprint, kept
+from learner.checkpoints.state import full_state
 from learner.model import Policy, copy_tokenizer
-from learner.state import full_state
 from protocol.config import Settings
 from protocol.errors import CheckpointError, DeadlineError, LonghaulError
 from protocol.threads import give_way

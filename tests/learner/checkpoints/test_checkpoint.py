@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner import checkpoint
-from learner.checkpoint import directory
+from learner.checkpoints import checkpoint
+from learner.checkpoints.checkpoint import directory
 from protocol.config import Settings
 from protocol.errors import CheckpointError
 from tiny.model import save_random_model
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = 4
 
 

@@ -6,7 +6,7 @@
         hf/                  the policy as a Hugging Face directory, with its tokenizer
         replay.json          journal position that belongs to it
 
-Everything is written into `step-12.partial`, forced to disk and renamed (learner/checkpoint_writer.py): a directory
+Everything is written into `step-12.partial`, forced to disk and renamed (learner/checkpoints/writer.py): a directory
 without the suffix is complete.
 The rest of the run's state (groups in flight, leases, task cursor, curriculum) is the replay buffer's journal; it keeps
 every event since the oldest kept checkpoint, and replays them up to the version that is resumed.
@@ -24,8 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from learner.checkpoints.state import PARTS, set_full_state
 from learner.model import Policy
-from learner.state import PARTS, set_full_state
 from protocol.config import Settings
 from protocol.errors import CheckpointError
 

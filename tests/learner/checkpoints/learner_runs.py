@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
-from learner import checkpoint, checkpoint_writer
+from learner.checkpoints import checkpoint
+from learner.checkpoints import writer as checkpoint_writer
 from learner.model import import_deepspeed
 from learner.rank import LearnerRank
 from protocol.config import Settings
