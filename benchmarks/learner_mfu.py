@@ -17,8 +17,8 @@ import torch
 
 from learner.group import RankGroup
 from learner.model import Policy, import_deepspeed
+from learner.objectives.samples import make_samples
 from learner.plan import Shape, step_flops
-from learner.samples import make_samples
 from learner.trainer import Trainer
 from protocol.config import Settings
 from tiny.trajectories import random_batch

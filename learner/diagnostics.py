@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learner.loss import TokenTensors, kl_k3, ratio_of
+from learner.objectives.loss import TokenTensors, kl_k3, ratio_of
 from protocol.config import LossSettings
 
 _SUMS = (

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learner.samples import Sample
+from learner.objectives.samples import Sample
 
 _ATTENTION_WEIGHT = 0.2
 _MAX_EXCHANGES = 1000

@@ -23,7 +23,7 @@ from learner.feed import BatchFeed
 from learner.group import RankGroup
 from learner.layout import sequence_parallel
 from learner.model import Policy
-from learner.samples import has_signal, make_samples
+from learner.objectives.samples import has_signal, make_samples
 from learner.trainer import Trainer
 from learner.weights import WeightPublisher
 from protocol.config import Settings

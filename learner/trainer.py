@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from learner.diagnostics import Diagnostics
-from learner.loss import TokenTensors, token_losses
 from learner.model import Policy
+from learner.objectives.loss import TokenTensors, token_losses
+from learner.objectives.samples import Sample
 from learner.packing import MicroBatch, collate, plan_bins, row_length, used_share
-from learner.samples import Sample
 from learner.schedule import learning_rate
 from protocol.config import LossSettings, Settings
 from protocol.errors import LearnerError

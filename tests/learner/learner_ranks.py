@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from learner.checkpoints.state import full_state
 from learner.group import RankGroup
 from learner.model import Policy, import_deepspeed
-from learner.samples import make_samples
+from learner.objectives.samples import make_samples
 from learner.trainer import Trainer
 from protocol.config import Settings
 from tiny.trajectories import random_batch

@@ -14,8 +14,8 @@ from learner.attention import document_attention, document_starts
 from learner.diagnostics import Diagnostics
 from learner.layout import Heads, num_ranks, sequence_parallel
 from learner.logprobs import TokenLogprobs
-from learner.loss import TokenTensors, token_losses
 from learner.model import checked_config, vocabulary_of
+from learner.objectives.loss import TokenTensors, token_losses
 from learner.schedule import learning_rate
 from protocol.config import LearnerSettings, LossSettings, Settings
 from protocol.errors import ConfigError

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learner.objectives.samples import make_samples
 from learner.packing import attention_length_of, collate, plan_bins, row_length, used_share
-from learner.samples import make_samples
 from protocol.config import Settings
 from tiny.trajectories import paper_lengths, random_batch
 

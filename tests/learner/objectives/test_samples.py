@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.samples import has_signal, make_samples
+from learner.objectives.samples import has_signal, make_samples
 from protocol.config import Settings
 from protocol.messages import Trajectory, Turn
 from tiny.trajectories import random_batch, random_trajectory

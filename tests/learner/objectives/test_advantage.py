@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.advantage import format_error_reward, group_advantages, length_penalty, token_advantages
+from learner.objectives.advantage import format_error_reward, group_advantages, length_penalty, token_advantages
 from protocol.config import Settings
 from tiny.trajectories import random_batch, random_trajectory
 

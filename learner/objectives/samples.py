@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learner.advantage import step_rewards_of, token_advantages
+from learner.objectives.advantage import step_rewards_of, token_advantages
 from protocol.config import Settings
 from protocol.messages import Trajectory
 

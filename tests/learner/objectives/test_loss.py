@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.loss import TokenTensors, kl_k3, token_losses
+from learner.objectives.loss import TokenTensors, kl_k3, token_losses
 from protocol.config import LossSettings
 
 OBJECTIVES = ["dapo", "decoupled", "gspo", "icepop", "rft"]
