@@ -43,7 +43,7 @@ from protocol.messages import GeneratorStatus, GeneratorStatusRequest, Sampling
 from protocol.sockets import Client
 
 if TYPE_CHECKING:
-    from learner.weights import WeightPublisher
+    from learner.publishing.publisher import WeightPublisher
 
 WIDTHS = (64, 256, 512)
 OBSERVATION = 32
@@ -186,7 +186,7 @@ class WholePath:
 @asynccontextmanager
 async def whole_path(settings: Settings, directory: Path) -> AsyncIterator[WholePath]:
     """It has sampled its first token."""
-    from learner.weights import WeightPublisher
+    from learner.publishing.publisher import WeightPublisher
     from tiny.model import build_model
 
     publisher = WeightPublisher(settings.weights, f"ipc://{directory}/w", directory.name)

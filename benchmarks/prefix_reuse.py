@@ -53,7 +53,7 @@ def main() -> None:
 
 async def speeds(directory: Path, width: int, turns: int) -> dict[str, float | None]:
     """Sampled tokens a second, both ways, on one generator."""
-    from learner.weights import WeightPublisher
+    from learner.publishing.publisher import WeightPublisher
     from tiny.model import build_model, save_random_model
 
     settings = Settings(

@@ -33,7 +33,7 @@ from protocol.weights import encode_delta
 if TYPE_CHECKING:
     from transformers import Qwen2ForCausalLM
 
-    from learner.weights import WeightPublisher
+    from learner.publishing.publisher import WeightPublisher
 
 LARGE = {"vocab_size": 32000, "hidden": 768, "layers": 14, "heads": 12, "kv_heads": 4}
 TINY = {"vocab_size": 512, "hidden": 128, "layers": 2, "heads": 4, "kv_heads": 2}
@@ -75,7 +75,7 @@ def serving(shape: dict[str, int]) -> Iterator[Served]:
     """A running generator of a random model with the weights of version 0."""
     import torch
 
-    from learner.weights import WeightPublisher
+    from learner.publishing.publisher import WeightPublisher
     from tiny.model import build_model
 
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:

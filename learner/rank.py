@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from learner.announcer import VersionAnnouncer
 from learner.checkpoints import checkpoint
 from learner.checkpoints.writer import CheckpointWriter
 from learner.feed import BatchFeed
@@ -24,8 +23,9 @@ from learner.group import RankGroup
 from learner.layout import sequence_parallel
 from learner.model import Policy
 from learner.objectives.samples import has_signal, make_samples
+from learner.publishing.announcer import VersionAnnouncer
+from learner.publishing.publisher import WeightPublisher
 from learner.trainer import Trainer
-from learner.weights import WeightPublisher
 from protocol.config import Settings
 from protocol.errors import LearnerError
 from protocol.messages import Batch, BatchDone, CheckpointMark, CheckpointMarkReply, Trajectory

@@ -26,7 +26,7 @@ class ServedModel:
 
     def __init__(self, directory: Path) -> None:
         from actors.generator.own_process import GeneratorProcess
-        from learner.weights import WeightPublisher
+        from learner.publishing.publisher import WeightPublisher
         from tiny.model import build_model, save_random_model
 
         self.model_dir = save_random_model(directory / "model")

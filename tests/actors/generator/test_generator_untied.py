@@ -15,7 +15,7 @@ from transformers import Qwen2ForCausalLM
 
 from actors.generator.own_process import GeneratorProcess
 from actors.policies.generator_client import GeneratorClient
-from learner.weights import WeightPublisher
+from learner.publishing.publisher import WeightPublisher
 from protocol.config import GeneratorSettings, ModelSettings, Settings, WeightSettings
 from protocol.errors import GeneratorError
 from protocol.messages import Sampling

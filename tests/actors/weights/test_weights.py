@@ -15,7 +15,7 @@ import torch
 
 from actors.weights.adopter import WeightAdopter
 from actors.weights.memory import MemoryWeights
-from learner.weights import WeightPublisher
+from learner.publishing.publisher import WeightPublisher
 from protocol.config import WeightSettings
 from protocol.errors import DeadlineError, WeightsError
 from protocol.messages import WeightsPoll

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 
-from learner.weight_buffers import WeightBuffers
+from learner.publishing.buffers import WeightBuffers
 from protocol.broadcast import Meeting, Pair, call_meeting
 from protocol.errors import WeightsError
 from protocol.messages import Manifest, WeightsCall

@@ -2,7 +2,7 @@ import asyncio
 import threading
 import time
 
-from learner.announcer import VersionAnnouncer
+from learner.publishing.announcer import VersionAnnouncer
 from protocol.messages import VersionReady, VersionReadyReply
 from protocol.sockets import Server
 

@@ -1,4 +1,4 @@
-from learner.weight_roster import SILENT_AFTER_S, Roster
+from learner.publishing.roster import SILENT_AFTER_S, Roster
 from protocol.messages import WeightsPoll
 
 

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from learner.publishing.buffers import WeightBuffers
+from learner.publishing.caster import WeightCaster
+from learner.publishing.roster import Roster
 from learner.server_thread import ServerThread
-from learner.weight_buffers import WeightBuffers
-from learner.weight_caster import WeightCaster
-from learner.weight_roster import Roster
 from protocol.config import WeightSettings
 from protocol.errors import DeadlineError, WeightsError
 from protocol.messages import (

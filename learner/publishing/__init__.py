@@ -1,0 +1,1 @@
+"""New weights out to the generators, after every step. Open `publisher.py` first."""
