@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 
 from benchmarks.report import parser, report
-from learner.simulator import Outcome, Simulation, World, heavy_tailed, light
+from learner.replay.simulator import Outcome, Simulation, World, heavy_tailed, light
 from protocol.config import Settings
 from protocol.messages import TaskRef
 

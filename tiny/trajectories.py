@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from learner.replay_events import Finished
+from learner.replay.events import Finished
 from protocol.messages import NOT_SAMPLED, Trajectory, Turn
 
 

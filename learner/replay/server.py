@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from learner import pass_rates
-from learner import replay_events as events
-from learner.filters import mask_format_errors
-from learner.journal import EVENTS, SNAPSHOT, Journal
-from learner.replay import Replay
-from learner.replay_speed import Speed
-from learner.replay_state import FormedBatch, State
-from learner.replay_status import measure
+from learner.replay import events, pass_rates
+from learner.replay.filters import mask_format_errors
+from learner.replay.journal import EVENTS, SNAPSHOT, Journal
+from learner.replay.machine import Replay
+from learner.replay.speed import Speed
+from learner.replay.state import FormedBatch, State
+from learner.replay.status import measure
 from protocol.config import Settings
 from protocol.errors import JournalError, ReplayError
 from protocol.messages import (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.curriculum import FLOOR_SHARE, Curriculum, PassRate, WeightTree, signal, tasks_to_drop
+from learner.replay.curriculum import FLOOR_SHARE, Curriculum, PassRate, WeightTree, signal, tasks_to_drop
 
 TASKS = [f"t{i}" for i in range(20)]
 

@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from learner import replay_events as events
-from learner.replay import Replay
-from learner.replay_state import FormedBatch, State
+from learner.replay import events
+from learner.replay.machine import Replay
+from learner.replay.state import FormedBatch, State
 from protocol.config import Settings
 from protocol.messages import (
     BatchDone,

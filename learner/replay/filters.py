@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from learner.replay_events import Finished
+from learner.replay.events import Finished
 from protocol.config import Settings
 from protocol.messages import Trajectory
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from learner.batch_choice import choose
-from learner.ledger import Ledger
-from learner.replay_events import BatchFormed, Checkpointed, Event, Stale, Started, Trained, VersionServed
-from learner.replay_state import FormedBatch
+from learner.replay.batch_choice import choose
+from learner.replay.events import BatchFormed, Checkpointed, Event, Stale, Started, Trained, VersionServed
+from learner.replay.ledger import Ledger
+from learner.replay.state import FormedBatch
 from protocol.config import Settings
 from protocol.errors import ReplayError
 from protocol.messages import (

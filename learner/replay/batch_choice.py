@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from learner.packing import plan_bins
-from learner.replay_state import Item
+from learner.replay.state import Item
 
 _MOST_TRIED = 8
 """Exchanges whose micro-batches are really planned."""

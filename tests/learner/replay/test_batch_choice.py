@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.batch_choice import choose, used_share
-from learner.replay_state import Item
+from learner.replay.batch_choice import choose, used_share
+from learner.replay.state import Item
 from tiny.trajectories import finished_member
 
 BUDGET = 1000

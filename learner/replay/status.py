@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.replay import Replay
+from learner.replay.machine import Replay
 
 
 def measure(replay: Replay) -> dict[str, float]:

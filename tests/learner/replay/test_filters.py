@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from learner.filters import chain_of, mask_format_errors, run_chain
+from learner.replay.filters import chain_of, mask_format_errors, run_chain
 from protocol.config import Settings
 from protocol.messages import Trajectory, Turn
 from tiny.trajectories import finished_member

@@ -6,7 +6,7 @@ from functools import cache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.admission import Concurrency, Places
+from learner.replay.admission import Concurrency, Places
 
 
 def can_all_be_trained(due_dates, step):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
-from learner.replay_events import Finished
+from learner.replay.events import Finished
 from protocol.messages import TaskRef
 
 Counts = dict[str, int]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from learner.replay_speed import Speed
+from learner.replay.speed import Speed
 
 
 def test_old_answers_are_forgotten():

@@ -11,13 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from learner.admission import Concurrency
-from learner.batching import Batching
-from learner.curriculum import tasks_to_drop
-from learner.filters import chain_of, run_chain
-from learner.leases import Attempt, Deadlines, parse_lease_id
-from learner.ledger import EXPIRED, Ledger
-from learner.replay_events import (
+from learner.replay.admission import Concurrency
+from learner.replay.batching import Batching
+from learner.replay.curriculum import tasks_to_drop
+from learner.replay.events import (
     Accepted,
     Ended,
     Event,
@@ -28,8 +25,11 @@ from learner.replay_events import (
     RatesKnown,
     digest,
 )
-from learner.replay_state import FormedBatch, State
-from learner.submission import check_identity, check_trajectory
+from learner.replay.filters import chain_of, run_chain
+from learner.replay.leases import Attempt, Deadlines, parse_lease_id
+from learner.replay.ledger import EXPIRED, Ledger
+from learner.replay.state import FormedBatch, State
+from learner.replay.submission import check_identity, check_trajectory
 from protocol.config import Settings
 from protocol.errors import ConfigError, ReplayError
 from protocol.messages import (

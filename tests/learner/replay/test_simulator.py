@@ -2,7 +2,7 @@
 
 import pytest
 
-from learner.simulator import Simulation, World, heavy_tailed
+from learner.replay.simulator import Simulation, World, heavy_tailed
 from protocol.config import Settings
 from protocol.messages import TaskRef
 

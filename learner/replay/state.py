@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
-from learner.curriculum import PassRate
-from learner.replay_events import Finished
-from learner.survivorship import Survivorship
+from learner.replay.curriculum import PassRate
+from learner.replay.events import Finished
+from learner.replay.survivorship import Survivorship
 
 
 class Member(Struct, kw_only=True, array_like=True, gc=False):

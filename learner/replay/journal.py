@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from learner.journal_format import (
+from learner.replay.journal_format import (
     HEADER_BYTES,
     MAGIC,
     SALT_BYTES,

@@ -15,10 +15,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from learner import replay_events as events
-from learner.ledger import EXPIRED
-from learner.replay import Replay
-from learner.replay_state import FormedBatch, State
+from learner.replay import events
+from learner.replay.ledger import EXPIRED
+from learner.replay.machine import Replay
+from learner.replay.state import FormedBatch, State
 from protocol.config import Settings
 from protocol.messages import (
     BatchDone,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from learner.curriculum import PassRate
+from learner.replay.curriculum import PassRate
 from protocol.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.survivorship import Survivorship, quantile_shares, size_class, total_variation
+from learner.replay.survivorship import Survivorship, quantile_shares, size_class, total_variation
 from protocol.messages import TaskRef
 from tiny.trajectories import finished_member
 

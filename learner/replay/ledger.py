@@ -9,11 +9,9 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 
-from learner.admission import Places, shift
-from learner.curriculum import Curriculum, PassRate
-from learner.filters import STALE
-from learner.leases import Attempt
-from learner.replay_events import (
+from learner.replay.admission import Places, shift
+from learner.replay.curriculum import Curriculum, PassRate
+from learner.replay.events import (
     Accepted,
     BatchFormed,
     Checkpointed,
@@ -29,7 +27,9 @@ from learner.replay_events import (
     Trained,
     VersionServed,
 )
-from learner.replay_state import FormedBatch, Group, Item, Member, State
+from learner.replay.filters import STALE
+from learner.replay.leases import Attempt
+from learner.replay.state import FormedBatch, Group, Item, Member, State
 from protocol.config import Settings
 from protocol.messages import TaskRef
 

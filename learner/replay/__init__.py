@@ -1,0 +1,1 @@
+"""The replay buffer: a pure state machine, its journal and its server. Open `machine.py` first."""
