@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import parser, report
-from learner.packing import attention_length_of, plan_bins, used_share
+from learner.training.packing import attention_length_of, plan_bins, used_share
 from tiny.model import save_random_model
 from tiny.trajectories import paper_lengths
 

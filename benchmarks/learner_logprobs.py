@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peak_memory import peak_bytes, reset_peak
-from learner.logprobs import TokenLogprobs
+from learner.training.logprobs import TokenLogprobs
 
 _HIDDEN = 64
 

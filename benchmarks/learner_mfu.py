@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from learner.group import RankGroup
-from learner.model import Policy, import_deepspeed
 from learner.objectives.samples import make_samples
-from learner.plan import Shape, step_flops
-from learner.trainer import Trainer
+from learner.training.group import RankGroup
+from learner.training.model import Policy, import_deepspeed
+from learner.training.plan import Shape, step_flops
+from learner.training.trainer import Trainer
 from protocol.config import Settings
 from tiny.trajectories import random_batch
 

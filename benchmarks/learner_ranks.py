@@ -19,10 +19,10 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from benchmarks.peak_memory import peak_bytes, reset_peak
-from learner.group import RankGroup
-from learner.model import Policy
 from learner.objectives.samples import make_samples
-from learner.trainer import Trainer
+from learner.training.group import RankGroup
+from learner.training.model import Policy
+from learner.training.trainer import Trainer
 from protocol.config import Settings
 from tiny.trajectories import random_batch
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from learner import layout
+from learner.training import layout
 from protocol.config import Settings
 from protocol.errors import ConfigError
 from sandbox.backends import open_backend

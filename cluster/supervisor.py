@@ -20,7 +20,7 @@ from cluster.observer import Observer, hopeless
 from cluster.placement import Cluster
 from cluster.progress import Progress
 from cluster.stop_signals import StopSignals
-from learner import layout
+from learner.training import layout
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError
 from protocol.messages import TaskRef

@@ -18,14 +18,14 @@ import torch
 
 from learner.checkpoints import checkpoint
 from learner.checkpoints.writer import CheckpointWriter
-from learner.feed import BatchFeed
-from learner.group import RankGroup
-from learner.layout import sequence_parallel
-from learner.model import Policy
 from learner.objectives.samples import has_signal, make_samples
 from learner.publishing.announcer import VersionAnnouncer
 from learner.publishing.publisher import WeightPublisher
-from learner.trainer import Trainer
+from learner.training.feed import BatchFeed
+from learner.training.group import RankGroup
+from learner.training.layout import sequence_parallel
+from learner.training.model import Policy
+from learner.training.trainer import Trainer
 from protocol.config import Settings
 from protocol.errors import LearnerError
 from protocol.messages import Batch, BatchDone, CheckpointMark, CheckpointMarkReply, Trajectory

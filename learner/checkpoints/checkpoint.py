@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from learner.checkpoints.state import PARTS, set_full_state
-from learner.model import Policy
+from learner.training.model import Policy
 from protocol.config import Settings
 from protocol.errors import CheckpointError
 

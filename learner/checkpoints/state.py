@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from learner.model import Policy
+from learner.training.model import Policy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PARTS = ("master", *MOMENTS)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from learner.checkpoints.checkpoint import FORMAT, MANIFEST, PARTIAL, directory, fingerprint, kept
 from learner.checkpoints.state import full_state
-from learner.model import Policy, copy_tokenizer
+from learner.training.model import Policy, copy_tokenizer
 from protocol.config import Settings
 from protocol.errors import CheckpointError, DeadlineError, LonghaulError
 from protocol.threads import give_way

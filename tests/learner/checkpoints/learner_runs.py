@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 
 from learner.checkpoints import checkpoint
 from learner.checkpoints import writer as checkpoint_writer
-from learner.model import import_deepspeed
 from learner.rank import LearnerRank
+from learner.training.model import import_deepspeed
 from protocol.config import Settings
 from protocol.messages import (
     Batch,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.objectives.samples import make_samples
-from learner.packing import attention_length_of, collate, plan_bins, row_length, used_share
+from learner.training.packing import attention_length_of, collate, plan_bins, row_length, used_share
 from protocol.config import Settings
 from tiny.trajectories import paper_lengths, random_batch
 

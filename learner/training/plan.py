@@ -1,4 +1,4 @@
-"""Memory and time of a learner before there is one: `python -m learner.plan --config configs/paper-stage2.toml`.
+"""Memory and time of a learner before there is one: `python -m learner.training.plan --config configs/paper-stage2.toml`.
 
 Bytes are per GPU with a full micro-batch; every line of the estimate is a formula below, and tests hold the formulas
 against tensors counted in real engines. Throughput is arithmetic from an assumed utilisation, and says so.
@@ -13,7 +13,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.layout import Heads
+from learner.training.layout import Heads
 from protocol.config import Settings
 from protocol.errors import ConfigError
 
@@ -209,7 +209,9 @@ def report(
 
 def main(arguments: list[str]) -> int:
     """Print the plan of a configuration file."""
-    parser = argparse.ArgumentParser(prog="python -m learner.plan", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m learner.training.plan", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--config", type=Path, required=True, help="settings file (TOML)")
     parser.add_argument("--model", type=Path, help="directory with a config.json (default: model.path of the settings)")
     parser.add_argument("--tokens", type=int, help="tokens of a micro-batch (default: learner.pack_tokens)")

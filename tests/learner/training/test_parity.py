@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner import plan
+from learner.training import plan
 from protocol.config import Settings
 from tiny.model import save_random_model
 from tiny.trajectories import random_batch
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LEARNING_RATE = 1e-3
 CLIP = 0.02  # low enough that the norm is clipped
 BATCHES = [[50, 81, 120, 33, 90, 64], [70, 61]]

@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import save_file
 
 from learner.checkpoints.state import full_state
-from learner.group import RankGroup
-from learner.model import Policy, import_deepspeed
 from learner.objectives.samples import make_samples
-from learner.trainer import Trainer
+from learner.training.group import RankGroup
+from learner.training.model import Policy, import_deepspeed
+from learner.training.trainer import Trainer
 from protocol.config import Settings
 from tiny.trajectories import random_batch
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner import plan
-from learner.attention import register_document_attention
-from learner.logprobs import TokenLogprobs
-from learner.mlp import tile_mlps
+from learner.training import plan
+from learner.training.attention import register_document_attention
+from learner.training.logprobs import TokenLogprobs
+from learner.training.mlp import tile_mlps
 from protocol.config import Settings
 from tiny.model import build_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODEL_72B = ROOT / "configs" / "models" / "qwen2.5-72b"
 
 

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.attention import document_attention, document_starts
-from learner.diagnostics import Diagnostics
-from learner.layout import Heads, num_ranks, sequence_parallel
-from learner.logprobs import TokenLogprobs
-from learner.model import checked_config, vocabulary_of
 from learner.objectives.loss import TokenTensors, token_losses
-from learner.schedule import learning_rate
+from learner.training.attention import document_attention, document_starts
+from learner.training.diagnostics import Diagnostics
+from learner.training.layout import Heads, num_ranks, sequence_parallel
+from learner.training.logprobs import TokenLogprobs
+from learner.training.model import checked_config, vocabulary_of
+from learner.training.schedule import learning_rate
 from protocol.config import LearnerSettings, LossSettings, Settings
 from protocol.errors import ConfigError
 from tiny.model import build_model, build_tokenizer

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.diagnostics import Diagnostics
-from learner.model import Policy
 from learner.objectives.loss import TokenTensors, token_losses
 from learner.objectives.samples import Sample
-from learner.packing import MicroBatch, collate, plan_bins, row_length, used_share
-from learner.schedule import learning_rate
+from learner.training.diagnostics import Diagnostics
+from learner.training.model import Policy
+from learner.training.packing import MicroBatch, collate, plan_bins, row_length, used_share
+from learner.training.schedule import learning_rate
 from protocol.config import LossSettings, Settings
 from protocol.errors import LearnerError
 

@@ -1,0 +1,1 @@
+"""How a step is taken: model, packing, ranks. Open `trainer.py` first."""
