@@ -22,7 +22,6 @@ import torch
 from learner.publishing.buffers import WeightBuffers
 from learner.publishing.caster import WeightCaster
 from learner.publishing.roster import Roster
-from learner.server_thread import ServerThread
 from protocol.config import WeightSettings
 from protocol.errors import DeadlineError, WeightsError
 from protocol.messages import (
@@ -39,6 +38,7 @@ from protocol.messages import (
     WeightsPoll,
 )
 from protocol.segments import host_identity
+from protocol.server_thread import ServerThread
 from protocol.sockets import Keys, host_of
 from protocol.weights import weights_checksum
 
