@@ -26,14 +26,14 @@ from benchmarks.resume import Progress, Results, digest_of, side_by_side
 from protocol.config import SandboxSettings, TaskSettings
 from protocol.errors import LonghaulError
 from sandbox.backends import open_backend
-from sandbox.commands import DEFAULT_CACHE, build_recipe
-from sandbox.gold import gold_patch
+from sandbox.curation.commands import DEFAULT_CACHE, build_recipe
+from sandbox.curation.gold import gold_patch
+from sandbox.curation.recipes import PYTEST, Recipe, read_recipes
+from sandbox.curation.survey import LIMITS, Workshop
+from sandbox.curation.validate import Check, Rules, validate
 from sandbox.grading import grade
 from sandbox.patches import Patch
-from sandbox.recipes import PYTEST, Recipe, read_recipes
-from sandbox.survey import LIMITS, Workshop
 from sandbox.tasks import Task, load_tasks, save_tasks
-from sandbox.validate import Check, Rules, validate
 from sandbox.verdicts import Verdict
 
 ROOT = Path(__file__).parents[1]

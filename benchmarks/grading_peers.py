@@ -7,11 +7,11 @@ import tempfile
 from msgspec import Struct
 
 from sandbox.checkout import put_changes
+from sandbox.curation.survey import LIMITS, Workshop
 from sandbox.packages import PYTHON
 from sandbox.parsers import END_MARKER, START_MARKER, parse_log
 from sandbox.patches import Change, Patch
 from sandbox.sources import ENVIRONMENT_INSIDE, sandbox_spec
-from sandbox.survey import LIMITS, Workshop
 from sandbox.tasks import Task
 from sandbox.verdicts import split_outcomes
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from sandbox.validate import whole_lines
+from sandbox.curation.validate import whole_lines
 
 T = TypeVar("T")
 

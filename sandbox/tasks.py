@@ -228,6 +228,6 @@ def save_tasks(tasks: Iterable[Task], path: Path) -> None:
 if __name__ == "__main__":
     import sys
 
-    from sandbox.commands import main
+    from sandbox.curation.commands import main
 
     sys.exit(main())

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from sandbox.base import Backend
+from sandbox.curation.recipes import PYTEST
 from sandbox.docker import DockerBackend
 from sandbox.fake import FakeBackend
 from sandbox.namespace import NamespaceBackend
 from sandbox.packages import environment_path
-from sandbox.recipes import PYTEST
 
 REAL = [pytest.param("namespace"), pytest.param("docker", marks=pytest.mark.docker)]
 

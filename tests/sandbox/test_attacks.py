@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks.attacks import ATTACKS, Attack, attack_patch, patched_pytest
 from sandbox.base import Backend, Limits
-from sandbox.gold import gold_patch
+from sandbox.curation.gold import gold_patch
+from sandbox.curation.recipes import PYTEST
 from sandbox.grading import Verdict, grade
 from sandbox.patches import Patch
-from sandbox.recipes import PYTEST
 from sandbox.tasks import RunnerKind, Task, TestSpec, check_task
 
 HIDDEN = """

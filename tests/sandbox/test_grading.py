@@ -14,8 +14,8 @@ from protocol.errors import GradingError, SandboxError, TaskError
 from sandbox.base import Backend, Limits, SandboxSpec
 from sandbox.canaries import Canaries, disturbed, plant
 from sandbox.checkout import _parse_listing, is_inside
+from sandbox.curation.gold import gold_patch
 from sandbox.fake import FakeBackend
-from sandbox.gold import gold_patch
 from sandbox.grading import Patch, Verdict, grade, judge, take_patch
 from sandbox.micro import make_tasks
 from sandbox.patches import Change

@@ -12,12 +12,12 @@ from msgspec.structs import replace
 from protocol.errors import GradingError, SandboxError, TaskError
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.checkout import prepare, take_patch
-from sandbox.gold import gold_patch
+from sandbox.curation.gold import gold_patch
+from sandbox.curation.recipes import PYTEST
 from sandbox.grading import Patch, Verdict, grade
 from sandbox.log_canaries import with_module
 from sandbox.parsers import between_markers, parse_log, parse_r2e
 from sandbox.patches import Change, git_diff
-from sandbox.recipes import PYTEST
 from sandbox.tasks import Task, TestSpec
 
 GOLD = "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1,2 +1,2 @@\n def f():\n-    return 1\n+    return 2\n"

@@ -14,11 +14,11 @@ import msgspec
 from msgspec import Struct
 
 from protocol.errors import LonghaulError
-from sandbox.gold import gold_patch
+from sandbox.curation.gold import gold_patch
+from sandbox.curation.survey import LIMITS, Workshop
 from sandbox.grading import Verdict, grade
 from sandbox.patches import Patch
 from sandbox.protection import paths_of_diff
-from sandbox.survey import LIMITS, Workshop
 from sandbox.tasks import Task
 
 FAILURE_KINDS = ("AttributeError", "ImportError", "ModuleNotFoundError")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sandbox
-from sandbox.faults import find_faults, inject
+from sandbox.curation.faults import find_faults, inject
 
 SOURCE = '''
 """Module."""

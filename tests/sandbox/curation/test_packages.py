@@ -12,18 +12,18 @@ from msgspec.structs import replace
 from protocol.config import TaskSettings
 from protocol.errors import ConfigError, SandboxError, TaskError
 from sandbox.base import Backend, SandboxSpec
-from sandbox.commands import main, make_parser, rules_of
+from sandbox.curation.commands import main, make_parser, rules_of
+from sandbox.curation.injected import inject_faults
+from sandbox.curation.layout import layout_of
+from sandbox.curation.recipes import PYTEST, Recipe, check_recipe, read_recipes
+from sandbox.curation.releases import release_pair
+from sandbox.curation.survey import Workshop, open_package
+from sandbox.curation.validate import PAPER, Check, Rules, reasons_by_looks, validate, validate_task
 from sandbox.fake import FakeBackend
-from sandbox.injected import inject_faults
-from sandbox.layout import layout_of
 from sandbox.packages import fetch_sdist
 from sandbox.patches import Patch
-from sandbox.recipes import PYTEST, Recipe, check_recipe, read_recipes
-from sandbox.releases import release_pair
 from sandbox.sources import materialise
-from sandbox.survey import Workshop, open_package
 from sandbox.tasks import Task, load_tasks, save_tasks
-from sandbox.validate import PAPER, Check, Rules, reasons_by_looks, validate, validate_task
 
 OLD = {
     "counts/__init__.py": '"""Counts."""\n\nfrom counts.core import clip, total\n',
@@ -282,7 +282,7 @@ def test_every_filter_is_an_option(flags: list[str], rules: Rules) -> None:
 
 
 def test_recipes(tmp_path: Path) -> None:
-    recipes = read_recipes(Path(__file__).parents[2] / "configs" / "packages.toml")
+    recipes = read_recipes(Path(__file__).parents[3] / "configs" / "packages.toml")
     assert len(recipes) >= 10
     assert len({recipe.requirement for recipe in recipes}) == len(recipes)
     with pytest.raises(ConfigError, match="pinned"):

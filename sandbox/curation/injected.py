@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator
 from msgspec.structs import replace
 
 from protocol.errors import LonghaulError, TaskError
-from sandbox.faults import Fault, find_faults, inject
+from sandbox.curation.faults import Fault, find_faults, inject
+from sandbox.curation.survey import Package, Seen, Workshop, look
 from sandbox.patches import Change, git_diff
-from sandbox.survey import Package, Seen, Workshop, look
 from sandbox.tasks import Task, TestSpec, check_task
 
 log = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from protocol.config import SandboxSettings, TaskSettings
 from protocol.errors import ConfigError, LonghaulError
 from sandbox.backends import open_backend
-from sandbox.injected import inject_faults
-from sandbox.recipes import PYTEST, Recipe, check_recipe, read_recipes
-from sandbox.releases import release_pair
-from sandbox.survey import Workshop, open_package
+from sandbox.curation.injected import inject_faults
+from sandbox.curation.recipes import PYTEST, Recipe, check_recipe, read_recipes
+from sandbox.curation.releases import release_pair
+from sandbox.curation.survey import Workshop, open_package
+from sandbox.curation.validate import PAPER, Rules, validate
 from sandbox.tasks import Task, load_tasks, save_tasks
-from sandbox.validate import PAPER, Rules, validate
 
 DEFAULT_CACHE = TaskSettings().cache_dir
 """The cache of runs, so that what a build fetched is there for them."""

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from protocol.errors import TaskError
 from sandbox.base import Backend, Limits
-from sandbox.layout import Layout, layout_of
+from sandbox.curation.layout import Layout, layout_of
 from sandbox.packages import fetch_sdist, file_sha256
 from sandbox.patches import Change
 from sandbox.reports import run_hidden_tests

@@ -9,8 +9,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from protocol.errors import TaskError
+from sandbox.curation.survey import Package, Workshop, look, read_texts
 from sandbox.patches import Change, git_diff, state_of
-from sandbox.survey import Package, Workshop, look, read_texts
 from sandbox.tasks import Task, TestSpec, check_task
 
 _CHANGELOG = re.compile(r"(change|history|news|release|version)[^/]*\.(md|rst|txt)", re.IGNORECASE)
