@@ -26,8 +26,8 @@ from benchmarks import sandbox_peers as peers
 from benchmarks.report import parser, report
 from benchmarks.sandbox_plot import plot
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
-from sandbox.docker import DockerBackend
-from sandbox.docker_container import DockerSandbox
+from sandbox.docker.backend import DockerBackend
+from sandbox.docker.container import DockerSandbox
 from sandbox.images import host_image
 from sandbox.namespace import NamespaceBackend, NamespaceSandbox
 from sandbox.pool import Pool

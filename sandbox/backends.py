@@ -131,7 +131,7 @@ def _namespace(settings: SandboxSettings, run: str) -> Backend:
 
 
 def _docker(settings: SandboxSettings, run: str) -> Backend:
-    from sandbox.docker import DockerBackend
+    from sandbox.docker.backend import DockerBackend
 
     backend = DockerBackend(run, settings.docker_hosts, settings.docker_tls_dir, settings.max_starts)
     return Pool(backend, settings.warm)

@@ -12,7 +12,7 @@ import pytest
 
 from sandbox.base import Backend
 from sandbox.curation.recipes import PYTEST
-from sandbox.docker import DockerBackend
+from sandbox.docker.backend import DockerBackend
 from sandbox.fake import FakeBackend
 from sandbox.namespace import NamespaceBackend
 from sandbox.packages import environment_path

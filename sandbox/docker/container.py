@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from protocol.errors import SandboxError
 from sandbox.base import ExecResult, SandboxSpec, Snapshot
-from sandbox.docker_host import DockerHost, Failures
+from sandbox.docker.daemon import DockerHost, Failures
 from sandbox.guest.client import GuestClient
 from sandbox.guest.sandbox import GuestSandbox
 

@@ -19,11 +19,11 @@ from aiodocker import DockerError
 
 from protocol.errors import ConfigError, SandboxError
 from sandbox.base import Capabilities, Sandbox, SandboxSpec, Snapshot
-from sandbox.docker_config import container_archive, container_configuration
-from sandbox.docker_container import START_DEADLINE_S, DockerSandbox, remove_container
-from sandbox.docker_disk import DiskWatch
-from sandbox.docker_exec import PlainDockerSandbox
-from sandbox.docker_host import DockerHost, Failures, default_url
+from sandbox.docker.config import container_archive, container_configuration
+from sandbox.docker.container import START_DEADLINE_S, DockerSandbox, remove_container
+from sandbox.docker.daemon import DockerHost, Failures, default_url
+from sandbox.docker.disk import DiskWatch
+from sandbox.docker.plain_exec import PlainDockerSandbox
 from sandbox.guest.build import guest_binary
 from sandbox.guest.pinger import Pinger
 from sandbox.guest.sandbox import sandbox_of

@@ -20,8 +20,8 @@ from aiodocker.stream import Stream
 
 from protocol.errors import SandboxError
 from sandbox.base import ExecResult
-from sandbox.docker_container import START_DEADLINE_S, DockerSandbox
-from sandbox.docker_host import Failures
+from sandbox.docker.container import START_DEADLINE_S, DockerSandbox
+from sandbox.docker.daemon import Failures
 
 MARK = "LONGHAUL_COMMAND"
 POLL_S = 0.1  # of whether a command has ended: what it left in the background may hold its output open

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from protocol.errors import SandboxError
 from sandbox.base import SandboxSpec
-from sandbox.docker_host import DockerHost, Failures
+from sandbox.docker.daemon import DockerHost, Failures
 
 PERIOD_S = 2.0
 SHARE = 0.1  # of the time, at most, that daemons spend on adding up sizes

@@ -16,8 +16,8 @@ from aiohttp import web
 
 from protocol.errors import ConfigError, SandboxError
 from sandbox.base import Backend, SandboxSpec
-from sandbox.docker import DockerBackend
-from sandbox.docker_host import DockerHost, Failures
+from sandbox.docker.backend import DockerBackend
+from sandbox.docker.daemon import DockerHost, Failures
 
 
 @pytest.mark.docker
