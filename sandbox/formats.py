@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from protocol.errors import TaskError
+from sandbox.judgement.protection import is_test_module, paths_of_diff
 from sandbox.patches import reverse_diff
-from sandbox.protection import is_test_module, paths_of_diff
 from sandbox.repositories import SWE_BENCH, test_command
 from sandbox.tasks import Task, TestSpec
 

@@ -21,8 +21,8 @@ from protocol.errors import DeadlineError, LonghaulError, TaskError
 from protocol.messages import Lease, Trajectory, Turn
 from sandbox.backends import make_limits
 from sandbox.base import Backend, Sandbox
-from sandbox.checkout import prepare
-from sandbox.grading import Verdict, grade, take_patch
+from sandbox.judgement.checkout import prepare
+from sandbox.judgement.grading import Verdict, grade, take_patch
 from sandbox.patches import Patch
 from sandbox.sources import sandbox_spec
 from sandbox.tasks import Task

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from sandbox.grading import Verdict
+from sandbox.judgement.grading import Verdict
 from sandbox.patches import Patch
 from sandbox.tasks import Task
 

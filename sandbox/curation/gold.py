@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from sandbox.base import Backend, Limits
-from sandbox.checkout import git_apply, prepare, take_patch
+from sandbox.judgement.checkout import git_apply, prepare, take_patch
 from sandbox.patches import Patch, patch_between
 from sandbox.sources import apply_diff, materialise, sandbox_spec
 from sandbox.tasks import Task

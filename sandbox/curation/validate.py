@@ -16,9 +16,9 @@ from msgspec import Struct
 from protocol.errors import LonghaulError
 from sandbox.curation.gold import gold_patch
 from sandbox.curation.survey import LIMITS, Workshop
-from sandbox.grading import Verdict, grade
+from sandbox.judgement.grading import Verdict, grade
+from sandbox.judgement.protection import paths_of_diff
 from sandbox.patches import Patch
-from sandbox.protection import paths_of_diff
 from sandbox.tasks import Task
 
 FAILURE_KINDS = ("AttributeError", "ImportError", "ModuleNotFoundError")

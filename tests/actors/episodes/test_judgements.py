@@ -9,7 +9,7 @@ import pytest
 
 from actors.episodes.judgements import Judgements
 from protocol.errors import SandboxError
-from sandbox.grading import Verdict
+from sandbox.judgement.grading import Verdict
 from sandbox.patches import Change, Patch
 from sandbox.tasks import Task
 

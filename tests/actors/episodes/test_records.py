@@ -16,7 +16,7 @@ from actors.episodes.episode_runner import Attempt
 from actors.episodes.records import Records, prediction, readable
 from actors.episodes.show import main
 from protocol.messages import Trajectory, Turn
-from sandbox.grading import Verdict
+from sandbox.judgement.grading import Verdict
 from sandbox.patches import Patch
 
 DOCUMENT = Path(__file__).parents[3] / "docs/trajectories.md"

@@ -6,12 +6,12 @@ from msgspec.structs import replace
 
 from protocol.errors import GradingError
 from sandbox.base import Sandbox
-from sandbox.checkout import git_apply, put_changes
-from sandbox.log_canaries import Planted, plant_for_log
-from sandbox.parsers import between_markers, parse_log, parse_r2e
+from sandbox.judgement.checkout import git_apply, put_changes
+from sandbox.judgement.log_canaries import Planted, plant_for_log
+from sandbox.judgement.parsers import between_markers, parse_log, parse_r2e
+from sandbox.judgement.verdicts import Verdict, split_outcomes
 from sandbox.patches import Change
 from sandbox.tasks import Task
-from sandbox.verdicts import Verdict, split_outcomes
 
 MAX_LOG_BYTES = 16 << 20
 """Of a longer log the head and the tail are read; pytest's summary is at the end."""

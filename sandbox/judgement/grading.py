@@ -9,14 +9,14 @@ from pathlib import Path
 import msgspec
 
 from sandbox.base import Backend, Limits, Sandbox
-from sandbox.checkout import prepare, take_patch
-from sandbox.logs import grade_by_log
+from sandbox.judgement.checkout import prepare, take_patch
+from sandbox.judgement.logs import grade_by_log
+from sandbox.judgement.protection import allowed_changes
+from sandbox.judgement.reports import run_hidden_tests
+from sandbox.judgement.verdicts import Report, Verdict, judge
 from sandbox.patches import Patch
-from sandbox.protection import allowed_changes
-from sandbox.reports import run_hidden_tests
 from sandbox.sources import sandbox_spec
 from sandbox.tasks import Task
-from sandbox.verdicts import Report, Verdict, judge
 
 __all__ = ["Patch", "Report", "Verdict", "grade", "judge", "take_patch"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from sandbox.canaries import Canaries, disturbed
+from sandbox.judgement.canaries import Canaries, disturbed
 from sandbox.tasks import Task
 
 PASSING = frozenset({"passed", "xfailed", "xpassed"})

@@ -12,13 +12,13 @@ from msgspec import Struct
 
 from protocol.errors import GradingError, SandboxError
 from sandbox.base import ExecResult, Sandbox
-from sandbox.canaries import Canaries, plant
-from sandbox.checkout import put_changes, run_checked
+from sandbox.judgement.canaries import Canaries, plant
+from sandbox.judgement.checkout import put_changes, run_checked
+from sandbox.judgement.verdicts import Report
 from sandbox.packages import PYTHON
 from sandbox.patches import Change
 from sandbox.sources import ENVIRONMENT_INSIDE
 from sandbox.tasks import Task
-from sandbox.verdicts import Report
 
 _RUNNER_SOURCE = Path(__file__).with_name("runner") / "run_tests.py"
 _GRACE_S = 10.0

@@ -10,7 +10,7 @@ from benchmarks.attacks import ATTACKS, Attack, attack_patch, patched_pytest
 from sandbox.base import Backend, Limits
 from sandbox.curation.gold import gold_patch
 from sandbox.curation.recipes import PYTEST
-from sandbox.grading import Verdict, grade
+from sandbox.judgement.grading import Verdict, grade
 from sandbox.patches import Patch
 from sandbox.tasks import RunnerKind, Task, TestSpec, check_task
 

@@ -12,17 +12,17 @@ from msgspec.structs import replace
 
 from protocol.errors import GradingError, SandboxError, TaskError
 from sandbox.base import Backend, Limits, SandboxSpec
-from sandbox.canaries import Canaries, disturbed, plant
-from sandbox.checkout import _parse_listing, is_inside
 from sandbox.curation.gold import gold_patch
 from sandbox.fake import FakeBackend
-from sandbox.grading import Patch, Verdict, grade, judge, take_patch
+from sandbox.judgement.canaries import Canaries, disturbed, plant
+from sandbox.judgement.checkout import _parse_listing, is_inside
+from sandbox.judgement.grading import Patch, Verdict, grade, judge, take_patch
+from sandbox.judgement.protection import allowed_changes
+from sandbox.judgement.verdicts import Report, split_outcomes
 from sandbox.micro import make_tasks
 from sandbox.patches import Change
-from sandbox.protection import allowed_changes
 from sandbox.sources import sandbox_spec
 from sandbox.tasks import Task, TestSpec
-from sandbox.verdicts import Report, split_outcomes
 
 TASK = Task(
     task_id="t/1",

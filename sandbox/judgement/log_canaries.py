@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from sandbox.base import Sandbox
-from sandbox.canaries import Canaries, Style, plant
-from sandbox.checkout import run_checked
-from sandbox.parsers import END_MARKER, START_MARKER
-from sandbox.protection import is_test_module, paths_of_diff
+from sandbox.judgement.canaries import Canaries, Style, plant
+from sandbox.judgement.checkout import run_checked
+from sandbox.judgement.parsers import END_MARKER, START_MARKER
+from sandbox.judgement.protection import is_test_module, paths_of_diff
 from sandbox.repositories import django_label
 from sandbox.tasks import Task
 

@@ -11,12 +11,12 @@ from msgspec.structs import replace
 
 from protocol.errors import GradingError, SandboxError, TaskError
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
-from sandbox.checkout import prepare, take_patch
 from sandbox.curation.gold import gold_patch
 from sandbox.curation.recipes import PYTEST
-from sandbox.grading import Patch, Verdict, grade
-from sandbox.log_canaries import with_module
-from sandbox.parsers import between_markers, parse_log, parse_r2e
+from sandbox.judgement.checkout import prepare, take_patch
+from sandbox.judgement.grading import Patch, Verdict, grade
+from sandbox.judgement.log_canaries import with_module
+from sandbox.judgement.parsers import between_markers, parse_log, parse_r2e
 from sandbox.patches import Change, git_diff
 from sandbox.tasks import Task, TestSpec
 

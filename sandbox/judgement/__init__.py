@@ -1,0 +1,1 @@
+"""From a changed tree to a verdict. Open `grading.py` first."""
