@@ -29,7 +29,7 @@ from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.docker.backend import DockerBackend
 from sandbox.docker.container import DockerSandbox
 from sandbox.images import host_image
-from sandbox.namespace import NamespaceBackend, NamespaceSandbox
+from sandbox.namespace.backend import NamespaceBackend, NamespaceSandbox
 from sandbox.pool import Pool
 
 COMMANDS, WRITES = 60, 10  # of one episode

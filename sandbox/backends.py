@@ -9,7 +9,7 @@ from protocol.config import SandboxSettings
 from protocol.errors import ConfigError, SandboxError
 from sandbox.base import Backend, Capabilities, Limits, Sandbox, SandboxSpec, Snapshot
 from sandbox.fake import FakeBackend
-from sandbox.namespace import NamespaceBackend
+from sandbox.namespace.backend import NamespaceBackend
 from sandbox.pool import Pool
 
 

@@ -14,7 +14,7 @@ from sandbox.base import Backend
 from sandbox.curation.recipes import PYTEST
 from sandbox.docker.backend import DockerBackend
 from sandbox.fake import FakeBackend
-from sandbox.namespace import NamespaceBackend
+from sandbox.namespace.backend import NamespaceBackend
 from sandbox.packages import environment_path
 
 REAL = [pytest.param("namespace"), pytest.param("docker", marks=pytest.mark.docker)]

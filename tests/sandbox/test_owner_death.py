@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from sandbox.base import Backend, SandboxSpec
-from sandbox.namespace import NamespaceBackend
+from sandbox.namespace.backend import NamespaceBackend
 from sandbox.owners import Owner, new_owner, parse_owner, purge_state, state_dir, state_root
 
 OWNER = """

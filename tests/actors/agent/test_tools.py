@@ -10,7 +10,7 @@ from protocol.config import EpisodeSettings
 from protocol.errors import SandboxError
 from sandbox.base import Sandbox
 from sandbox.fake import FakeBackend
-from sandbox.namespace import NamespaceBackend
+from sandbox.namespace.backend import NamespaceBackend
 
 pytestmark = pytest.mark.parametrize("open_sandbox", [FakeBackend, NamespaceBackend], indirect=True)
 

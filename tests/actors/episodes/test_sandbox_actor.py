@@ -22,7 +22,7 @@ from protocol.messages import NOT_SAMPLED, Lease
 from sandbox.base import Backend, Sandbox, SandboxSpec
 from sandbox.fake import FakeBackend
 from sandbox.micro import make_tasks
-from sandbox.namespace import NamespaceBackend
+from sandbox.namespace.backend import NamespaceBackend
 from sandbox.tasks import Task
 from tests.actors.episodes.scripted_replay import ScriptedReplay, make_lease
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from protocol.errors import ConfigError, SandboxError
 from sandbox.base import Capabilities, Sandbox, SandboxSpec, Snapshot
-from sandbox.cgroups import Cgroups, purge_cgroups
 from sandbox.guest.build import guest_binary, stage_binary
 from sandbox.guest.pinger import Pinger
 from sandbox.guest.process import GuestProcess
 from sandbox.guest.sandbox import GuestSandbox, sandbox_of
-from sandbox.host_view import ALTERNATIVES, GUEST, bubblewrap_command, make_etc, python_home
+from sandbox.namespace.cgroups import Cgroups, purge_cgroups
+from sandbox.namespace.host_view import ALTERNATIVES, GUEST, bubblewrap_command, make_etc, python_home
+from sandbox.namespace.snapshots import Layers, layers_of_snapshot, layers_of_source, write_snapshot
 from sandbox.owners import new_owner, purge_state, state_dir
-from sandbox.snapshots import Layers, layers_of_snapshot, layers_of_source, write_snapshot
 
 FIRST_HOST_UID = 0x70000000  # past what distributions and other container tools hand out
 NUM_HOST_UIDS = 1 << 20

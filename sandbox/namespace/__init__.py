@@ -1,0 +1,1 @@
+"""Embedded sandboxes of Linux namespaces, without a daemon. Open `backend.py` first."""
