@@ -26,8 +26,8 @@ from typing import Any
 import msgspec
 
 from benchmarks.report import parser, report
-from sandbox.micro import TEST_FILE, make_tasks
-from sandbox.tasks import Task
+from sandbox.tasks.micro import TEST_FILE, make_tasks
+from sandbox.tasks.task import Task
 
 ROOT = Path(__file__).parent.parent
 MEDIAN_S, SIGMA, CUT = 5.0, 0.8, 8.0

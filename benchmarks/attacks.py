@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandbox.patches import Change, Patch, state_of
-from sandbox.sources import materialise
-from sandbox.tasks import Task
+from sandbox.tasks.sources import materialise
+from sandbox.tasks.task import Task
 
 Attack = Callable[[Task, Path, str], list[Change]]
 """(task, its tree, path of the package's `__init__`-like module that every test imports) -> the changes."""

@@ -34,7 +34,8 @@ from sandbox.curation.validate import Check, Rules, validate
 from sandbox.judgement.grading import grade
 from sandbox.judgement.verdicts import Verdict
 from sandbox.patches import Patch
-from sandbox.tasks import Task, load_tasks, save_tasks
+from sandbox.tasks.loading import load_tasks, save_tasks
+from sandbox.tasks.task import Task
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "configs" / "packages.toml"

@@ -10,10 +10,10 @@ from sandbox.curation.survey import LIMITS, Workshop
 from sandbox.judgement.checkout import put_changes
 from sandbox.judgement.parsers import END_MARKER, START_MARKER, parse_log
 from sandbox.judgement.verdicts import split_outcomes
-from sandbox.packages import PYTHON
 from sandbox.patches import Change, Patch
-from sandbox.sources import ENVIRONMENT_INSIDE, sandbox_spec
-from sandbox.tasks import Task
+from sandbox.tasks.packages import PYTHON
+from sandbox.tasks.sources import ENVIRONMENT_INSIDE, sandbox_spec
+from sandbox.tasks.task import Task
 
 
 class Opinions(Struct, frozen=True):

@@ -28,9 +28,9 @@ from benchmarks.sandbox_plot import plot
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.docker.backend import DockerBackend
 from sandbox.docker.container import DockerSandbox
-from sandbox.images import host_image
 from sandbox.namespace.backend import NamespaceBackend, NamespaceSandbox
 from sandbox.pool import Pool
+from sandbox.tasks.images import host_image
 
 COMMANDS, WRITES = 60, 10  # of one episode
 FLEET = 512

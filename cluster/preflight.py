@@ -12,7 +12,8 @@ from learner.training import layout
 from protocol.config import Settings
 from protocol.errors import ConfigError
 from sandbox.backends import open_backend
-from sandbox.tasks import Task, load_tasks
+from sandbox.tasks.loading import load_tasks
+from sandbox.tasks.task import Task
 
 _GIB = 1 << 30
 # Measured on CPU with the tiny model (resident memory of one process, imports included).

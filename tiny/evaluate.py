@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from actors.agent.chat import ChatTokenizer
 from protocol.config import EpisodeSettings
-from sandbox.micro import level_of, make_repository
-from sandbox.micro_names import Split
+from sandbox.tasks.micro import level_of, make_repository
+from sandbox.tasks.micro_names import Split
 from tiny.rollout import Played, SamplerPolicy, play
 from tiny.sampler import Sampler
 

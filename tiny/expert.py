@@ -14,7 +14,7 @@ from random import Random
 
 from msgspec import Struct
 
-from sandbox.micro import Repository
+from sandbox.tasks.micro import Repository
 
 
 class Noise(Struct, frozen=True, kw_only=True):

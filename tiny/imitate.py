@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 from actors.agent.chat import ChatTokenizer
 from actors.policies.scripted import ScriptedPolicy, replay_each
 from protocol.config import EpisodeSettings
-from sandbox.micro import Level, level_of, make_repository
+from sandbox.tasks.micro import Level, level_of, make_repository
 from tiny.expert import NO_NOISE, Noise, script
 from tiny.model import build_model, build_tokenizer, save_random_model
 from tiny.rollout import play

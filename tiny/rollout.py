@@ -15,7 +15,7 @@ from actors.policy import Policy, Sampled
 from protocol.config import EpisodeSettings
 from protocol.messages import Sampling
 from sandbox.base import SandboxSpec
-from sandbox.micro import Repository
+from sandbox.tasks.micro import Repository
 from tiny.memory_sandbox import MemorySandbox
 from tiny.sampler import Sampler
 

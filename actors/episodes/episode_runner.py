@@ -24,8 +24,8 @@ from sandbox.base import Backend, Sandbox
 from sandbox.judgement.checkout import prepare
 from sandbox.judgement.grading import Verdict, grade, take_patch
 from sandbox.patches import Patch
-from sandbox.sources import sandbox_spec
-from sandbox.tasks import Task
+from sandbox.tasks.sources import sandbox_spec
+from sandbox.tasks.task import Task
 
 _OVERLONG = frozenset({"max_turns", "context", "wall_time"})
 _NOTHING_CHANGED = Verdict(resolved=False, reason="the agent changed nothing")

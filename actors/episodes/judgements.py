@@ -11,7 +11,7 @@ import msgspec
 
 from sandbox.judgement.grading import Verdict
 from sandbox.patches import Patch
-from sandbox.tasks import Task
+from sandbox.tasks.task import Task
 
 _MOST = 4096
 

@@ -21,7 +21,7 @@ from protocol.errors import DeadlineError, LonghaulError, WireError
 from protocol.messages import Lease
 from protocol.sockets import Keys
 from sandbox.base import Backend
-from sandbox.tasks import Task
+from sandbox.tasks.task import Task
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""`python -m actors.episodes.show RUN_DIRECTORY [EPISODE]`: recorded episodes for the eye, in a line each or one whole."""
+"""`python -m actors.episodes.show RUN_DIRECTORY [EPISODE]`: recorded episodes, in a line each or one whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m sandbox.tasks build | validate`: make task files of released packages, and check any task file."""
+"""`python -m sandbox.curation build | validate`: make task files of released packages, and check any task file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from sandbox.curation.recipes import PYTEST, Recipe, check_recipe, read_recipes
 from sandbox.curation.releases import release_pair
 from sandbox.curation.survey import Workshop, open_package
 from sandbox.curation.validate import PAPER, Rules, validate
-from sandbox.tasks import Task, load_tasks, save_tasks
+from sandbox.tasks.loading import load_tasks, save_tasks
+from sandbox.tasks.task import Task
 
 DEFAULT_CACHE = TaskSettings().cache_dir
 """The cache of runs, so that what a build fetched is there for them."""
@@ -140,7 +141,7 @@ def _progress() -> Progress:
 
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of both commands."""
-    parser = argparse.ArgumentParser(prog="python -m sandbox.tasks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sandbox.curation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     build = commands.add_parser("build", help="make validated tasks of released packages (pip fetches them)")

@@ -10,8 +10,8 @@ from pathlib import Path
 from sandbox.base import Backend, Limits
 from sandbox.judgement.checkout import git_apply, prepare, take_patch
 from sandbox.patches import Patch, patch_between
-from sandbox.sources import apply_diff, materialise, sandbox_spec
-from sandbox.tasks import Task
+from sandbox.tasks.sources import apply_diff, materialise, sandbox_spec
+from sandbox.tasks.task import Task
 
 
 async def gold_patch(backend: Backend, task: Task, run: str, limits: Limits, cache_dir: Path) -> Patch:

@@ -16,7 +16,7 @@ from protocol.errors import LonghaulError, TaskError
 from sandbox.curation.faults import Fault, find_faults, inject
 from sandbox.curation.survey import Package, Seen, Workshop, look
 from sandbox.patches import Change, git_diff
-from sandbox.tasks import Task, TestSpec, check_task
+from sandbox.tasks.task import Task, TestSpec, check_task
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from protocol.errors import TaskError
 from sandbox.curation.survey import Package, Workshop, look, read_texts
 from sandbox.patches import Change, git_diff, state_of
-from sandbox.tasks import Task, TestSpec, check_task
+from sandbox.tasks.task import Task, TestSpec, check_task
 
 _CHANGELOG = re.compile(r"(change|history|news|release|version)[^/]*\.(md|rst|txt)", re.IGNORECASE)
 _MAX_ISSUE_CHARS = 8000

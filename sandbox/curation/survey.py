@@ -13,10 +13,10 @@ from sandbox.base import Backend, Limits
 from sandbox.curation.layout import Layout, layout_of
 from sandbox.judgement.reports import run_hidden_tests
 from sandbox.judgement.verdicts import PASSING, Report
-from sandbox.packages import fetch_sdist, file_sha256
 from sandbox.patches import Change
-from sandbox.sources import materialise, sandbox_spec
-from sandbox.tasks import Task, TestSpec
+from sandbox.tasks.packages import fetch_sdist, file_sha256
+from sandbox.tasks.sources import materialise, sandbox_spec
+from sandbox.tasks.task import Task, TestSpec
 
 LIMITS = Limits(memory_mib=1024, max_processes=256, cpus=1.0, disk_mib=512)
 """Of the sandboxes in which tasks are made and validated."""

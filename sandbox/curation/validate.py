@@ -17,9 +17,9 @@ from protocol.errors import LonghaulError
 from sandbox.curation.gold import gold_patch
 from sandbox.curation.survey import LIMITS, Workshop
 from sandbox.judgement.grading import Verdict, grade
-from sandbox.judgement.protection import paths_of_diff
 from sandbox.patches import Patch
-from sandbox.tasks import Task
+from sandbox.tasks.task import Task
+from sandbox.tasks.test_paths import paths_of_diff
 
 FAILURE_KINDS = ("AttributeError", "ImportError", "ModuleNotFoundError")
 """The paper's failure kinds: tests that fail so ask for names that no issue text tells."""

@@ -13,7 +13,7 @@ import aiohttp
 from aiodocker import Docker, DockerError
 
 from protocol.errors import ConfigError, SandboxError
-from sandbox.images import ensure_host_image
+from sandbox.tasks.images import ensure_host_image
 
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 REQUEST_DEADLINE_S = 60.0

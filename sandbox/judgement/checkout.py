@@ -21,7 +21,7 @@ from sandbox.patches import (
     manifest_of,
     state_of,
 )
-from sandbox.tasks import Task
+from sandbox.tasks.task import Task
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ from sandbox.judgement.protection import allowed_changes
 from sandbox.judgement.reports import run_hidden_tests
 from sandbox.judgement.verdicts import Report, Verdict, judge
 from sandbox.patches import Patch
-from sandbox.sources import sandbox_spec
-from sandbox.tasks import Task
+from sandbox.tasks.sources import sandbox_spec
+from sandbox.tasks.task import Task
 
 __all__ = ["Patch", "Report", "Verdict", "grade", "judge", "take_patch"]
 

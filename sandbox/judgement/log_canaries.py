@@ -14,9 +14,9 @@ from sandbox.base import Sandbox
 from sandbox.judgement.canaries import Canaries, Style, plant
 from sandbox.judgement.checkout import run_checked
 from sandbox.judgement.parsers import END_MARKER, START_MARKER
-from sandbox.judgement.protection import is_test_module, paths_of_diff
-from sandbox.repositories import django_label
-from sandbox.tasks import Task
+from sandbox.tasks.repositories import django_label
+from sandbox.tasks.task import Task
+from sandbox.tasks.test_paths import is_test_module, paths_of_diff
 
 _RUNS_PYTEST = re.compile(r"(^|[\s;&/])(pytest|py\.test|tox)(\s|$)")
 _RUNS_DJANGO = re.compile(r"(^|/)runtests\.py(\s|$)")

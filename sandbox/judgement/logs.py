@@ -11,7 +11,7 @@ from sandbox.judgement.log_canaries import Planted, plant_for_log
 from sandbox.judgement.parsers import between_markers, parse_log, parse_r2e
 from sandbox.judgement.verdicts import Verdict, split_outcomes
 from sandbox.patches import Change
-from sandbox.tasks import Task
+from sandbox.tasks.task import Task
 
 MAX_LOG_BYTES = 16 << 20
 """Of a longer log the head and the tail are read; pytest's summary is at the end."""

@@ -2,44 +2,11 @@
 
 from __future__ import annotations
 
-import posixpath
-import re
 from collections.abc import Iterable
 
 from sandbox.patches import Change
-from sandbox.tasks import Task
-
-_TEST_CONFIGURATION = frozenset(
-    (
-        *("conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini", "setup.cfg"),
-        *("pyproject.toml", "noxfile.py", ".coveragerc", "runtests.py", "sitecustomize.py", "usercustomize.py"),
-    )
-)
-_TEST_MODULE = re.compile(r"(test_[^/]*|[^/]*_tests?|tests?)\.py")
-_TEST_DIRECTORY = re.compile(r"(^|.*/)tests/|^test/|^testing/")
-_ENVIRONMENT = re.compile(r"(^|.*/)(\.venv|venv|\.tox|site-packages)/")
-_DIFF_PATH = re.compile(r"^(?:---|\+\+\+) [ab]/(.*?)(?:\t.*)?$", re.MULTILINE)
-
-
-def is_test_configuration(path: str) -> bool:
-    """Whether a file decides how tests are found and run, or is code that Python runs unasked."""
-    name = posixpath.basename(path)
-    return name in _TEST_CONFIGURATION or name.endswith(".pth") or bool(_ENVIRONMENT.match(path))
-
-
-def is_test_file(path: str) -> bool:
-    """Whether a path belongs to a test suite, by the conventions of Python projects."""
-    return is_test_module(path) or bool(_TEST_DIRECTORY.match(path))
-
-
-def is_test_module(path: str) -> bool:
-    """Whether pytest would look for tests in a file, by its name."""
-    return bool(_TEST_MODULE.fullmatch(posixpath.basename(path)))
-
-
-def paths_of_diff(diff: str) -> set[str]:
-    """Paths that a diff names on either side."""
-    return set(_DIFF_PATH.findall(diff))
+from sandbox.tasks.task import Task
+from sandbox.tasks.test_paths import is_test_configuration, is_test_file, paths_of_diff
 
 
 def allowed_changes(task: Task, changes: Iterable[Change]) -> tuple[list[Change], list[str]]:

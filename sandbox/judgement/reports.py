@@ -15,10 +15,10 @@ from sandbox.base import ExecResult, Sandbox
 from sandbox.judgement.canaries import Canaries, plant
 from sandbox.judgement.checkout import put_changes, run_checked
 from sandbox.judgement.verdicts import Report
-from sandbox.packages import PYTHON
 from sandbox.patches import Change
-from sandbox.sources import ENVIRONMENT_INSIDE
-from sandbox.tasks import Task
+from sandbox.tasks.packages import PYTHON
+from sandbox.tasks.sources import ENVIRONMENT_INSIDE
+from sandbox.tasks.task import Task
 
 _RUNNER_SOURCE = Path(__file__).with_name("runner") / "run_tests.py"
 _GRACE_S = 10.0

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from sandbox.judgement.canaries import Canaries, disturbed
-from sandbox.tasks import Task
+from sandbox.tasks.task import Task
 
 PASSING = frozenset({"passed", "xfailed", "xpassed"})
 

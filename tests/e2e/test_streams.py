@@ -17,7 +17,8 @@ from protocol.config import Settings
 from protocol.messages import Batch, BatchDone, BatchRequest, BatchWait, VersionReady
 from protocol.sockets import Client
 from sandbox.fake import FakeBackend
-from sandbox.tasks import Task, load_tasks
+from sandbox.tasks.loading import load_tasks
+from sandbox.tasks.task import Task
 from tiny.model import build_tokenizer
 
 pytestmark = pytest.mark.e2e

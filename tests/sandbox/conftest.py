@@ -15,7 +15,7 @@ from sandbox.curation.recipes import PYTEST
 from sandbox.docker.backend import DockerBackend
 from sandbox.fake import FakeBackend
 from sandbox.namespace.backend import NamespaceBackend
-from sandbox.packages import environment_path
+from sandbox.tasks.packages import environment_path
 
 REAL = [pytest.param("namespace"), pytest.param("docker", marks=pytest.mark.docker)]
 

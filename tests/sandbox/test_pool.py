@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from protocol.errors import SandboxError
 from sandbox.base import Backend, Limits, SandboxSpec
 from sandbox.host_room import HostState, missing_room, read_host_state, wait_for_room
-from sandbox.images import host_image
 from sandbox.pool import Pool, Stock
+from sandbox.tasks.images import host_image
 
 KINDS = st.sampled_from("abc")
 STEPS = st.lists(st.tuples(st.sampled_from(["ask", "ready", "fail"]), KINDS), max_size=60)

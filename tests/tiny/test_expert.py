@@ -9,7 +9,7 @@ import pytest
 from actors.agent.chat import ChatTokenizer
 from actors.policies.scripted import ScriptedPolicy, replay_each
 from protocol.config import EpisodeSettings
-from sandbox.micro import level_of, make_repository
+from sandbox.tasks.micro import level_of, make_repository
 from tiny.expert import NO_NOISE, Noise, corrupt, script
 from tiny.model import save_random_model
 from tiny.rollout import play

@@ -11,7 +11,7 @@ from actors.agent.tools import Toolbox
 from protocol.config import EpisodeSettings
 from sandbox.base import SandboxSpec
 from sandbox.fake import FakeBackend
-from sandbox.micro import level_of, make_repository
+from sandbox.tasks.micro import level_of, make_repository
 from tiny.expert import Noise, fenced, script
 from tiny.memory_sandbox import MemorySandbox
 

@@ -11,7 +11,7 @@ from actors.episodes.judgements import Judgements
 from protocol.errors import SandboxError
 from sandbox.judgement.grading import Verdict
 from sandbox.patches import Change, Patch
-from sandbox.tasks import Task
+from sandbox.tasks.task import Task
 
 TASK = Task(task_id="t", source="s", repository="r", issue="", fail_to_pass=("a",))
 PATCH = Patch(changes=(Change(path="a", kind="file", content=b"1"), Change(path="b", kind="deleted")))

@@ -21,9 +21,9 @@ from protocol.errors import SandboxError
 from protocol.messages import NOT_SAMPLED, Lease
 from sandbox.base import Backend, Sandbox, SandboxSpec
 from sandbox.fake import FakeBackend
-from sandbox.micro import make_tasks
 from sandbox.namespace.backend import NamespaceBackend
-from sandbox.tasks import Task
+from sandbox.tasks.micro import make_tasks
+from sandbox.tasks.task import Task
 from tests.actors.episodes.scripted_replay import ScriptedReplay, make_lease
 
 TASKS = {task.task_id: task for task in make_tasks(4, seed=1, difficulty=0, split="train")}

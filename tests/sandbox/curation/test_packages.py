@@ -20,10 +20,11 @@ from sandbox.curation.releases import release_pair
 from sandbox.curation.survey import Workshop, open_package
 from sandbox.curation.validate import PAPER, Check, Rules, reasons_by_looks, validate, validate_task
 from sandbox.fake import FakeBackend
-from sandbox.packages import fetch_sdist
 from sandbox.patches import Patch
-from sandbox.sources import materialise
-from sandbox.tasks import Task, load_tasks, save_tasks
+from sandbox.tasks.loading import load_tasks, save_tasks
+from sandbox.tasks.packages import fetch_sdist
+from sandbox.tasks.sources import materialise
+from sandbox.tasks.task import Task
 
 OLD = {
     "counts/__init__.py": '"""Counts."""\n\nfrom counts.core import clip, total\n',

@@ -12,7 +12,7 @@ from sandbox.curation.gold import gold_patch
 from sandbox.curation.recipes import PYTEST
 from sandbox.judgement.grading import Verdict, grade
 from sandbox.patches import Patch
-from sandbox.tasks import RunnerKind, Task, TestSpec, check_task
+from sandbox.tasks.task import RunnerKind, Task, TestSpec, check_task
 
 HIDDEN = """
 from calc.core import add, names

@@ -19,10 +19,10 @@ from sandbox.judgement.checkout import _parse_listing, is_inside
 from sandbox.judgement.grading import Patch, Verdict, grade, judge, take_patch
 from sandbox.judgement.protection import allowed_changes
 from sandbox.judgement.verdicts import Report, split_outcomes
-from sandbox.micro import make_tasks
 from sandbox.patches import Change
-from sandbox.sources import sandbox_spec
-from sandbox.tasks import Task, TestSpec
+from sandbox.tasks.micro import make_tasks
+from sandbox.tasks.sources import sandbox_spec
+from sandbox.tasks.task import Task, TestSpec
 
 TASK = Task(
     task_id="t/1",

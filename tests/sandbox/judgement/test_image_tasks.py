@@ -18,7 +18,7 @@ from sandbox.judgement.grading import Patch, Verdict, grade
 from sandbox.judgement.log_canaries import with_module
 from sandbox.judgement.parsers import between_markers, parse_log, parse_r2e
 from sandbox.patches import Change, git_diff
-from sandbox.tasks import Task, TestSpec
+from sandbox.tasks.task import Task, TestSpec
 
 GOLD = "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1,2 +1,2 @@\n def f():\n-    return 1\n+    return 2\n"
 TESTS = (

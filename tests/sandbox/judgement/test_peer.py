@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from benchmarks.grading_peers import resolved_by_swebench
 from sandbox.judgement.parsers import parse_log
 from sandbox.judgement.verdicts import split_outcomes
-from sandbox.tasks import Task
+from sandbox.tasks.task import Task
 
 pytest.importorskip("swebench", reason="the extra `grading` is not installed")
 

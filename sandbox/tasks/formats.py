@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from protocol.errors import TaskError
-from sandbox.judgement.protection import is_test_module, paths_of_diff
 from sandbox.patches import reverse_diff
-from sandbox.repositories import SWE_BENCH, test_command
-from sandbox.tasks import Task, TestSpec
+from sandbox.tasks.repositories import SWE_BENCH, test_command
+from sandbox.tasks.task import Task, TestSpec
+from sandbox.tasks.test_paths import is_test_module, paths_of_diff
 
 Record = dict[str, Any]
 Converter = Callable[[Record], Task]

@@ -14,9 +14,9 @@ from random import Random
 from msgspec import Struct
 
 from protocol.errors import ConfigError
-from sandbox.micro_faults import FAMILIES, Piece, behind
-from sandbox.micro_names import SPLITS, Split, draw_names
-from sandbox.tasks import Task
+from sandbox.tasks.micro_faults import FAMILIES, Piece, behind
+from sandbox.tasks.micro_names import SPLITS, Split, draw_names
+from sandbox.tasks.task import Task
 
 TEST_FILE = "test_hidden.py"
 _PHRASES = ["{call} {sentence}", "{call} is wrong. It {sentence}", "Bug: {call} {sentence}"]

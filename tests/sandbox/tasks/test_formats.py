@@ -17,8 +17,9 @@ import pytest
 
 from protocol.config import TaskSettings
 from protocol.errors import ConfigError, TaskError
-from sandbox.formats import CONVERTERS, recognise
-from sandbox.tasks import Task, check_task, load_tasks, save_tasks
+from sandbox.tasks.formats import CONVERTERS, recognise
+from sandbox.tasks.loading import load_tasks, save_tasks
+from sandbox.tasks.task import Task, check_task
 
 GOLD = "diff --git a/pkg/mod.py b/pkg/mod.py\n--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
 BUG = "diff --git a/pkg/mod.py b/pkg/mod.py\n--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1 +1 @@\n-x = 2\n+x = 1\n"

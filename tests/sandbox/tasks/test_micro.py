@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError
-from sandbox.micro import Repository, level_of, make_repository, make_tasks
-from sandbox.micro_faults import FAMILIES
-from sandbox.micro_names import all_names, draw_names
-from sandbox.tasks import check_task
+from sandbox.tasks.micro import Repository, level_of, make_repository, make_tasks
+from sandbox.tasks.micro_faults import FAMILIES
+from sandbox.tasks.micro_names import all_names, draw_names
+from sandbox.tasks.task import check_task
 
 
 def failures(files: dict[str, str], tests: str, folder) -> set[str]:

@@ -1,0 +1,124 @@
+"""Where tasks come from: `micro`, a task file (JSONL, Parquet) or a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from protocol.config import TaskSettings
+from protocol.errors import ConfigError, TaskError
+from sandbox.tasks.task import Task, check_task
+
+log = logging.getLogger(__name__)
+
+_MAX_BAD_SHOWN = 5
+
+
+def load_tasks(settings: TaskSettings) -> list[Task]:
+    """The tasks that `settings` asks for, in the source's order.
+
+    A bad record is left out with a warning that names task and field. Raises `ConfigError` when the source cannot be
+    read or no record is usable.
+    """
+    if settings.source == "micro":
+        from sandbox.tasks.micro import make_tasks
+
+        return make_tasks(settings.count, settings.seed, settings.difficulty, settings.split)
+    return tasks_of_records(_records(settings), settings.format, settings.count, settings.source)
+
+
+def tasks_of_records(records: Iterable[dict[str, Any] | TaskError], schema: str, count: int, origin: str) -> list[Task]:
+    """Typed tasks of raw records; `origin` names the source in errors. Raises `ConfigError` when none is usable."""
+    from sandbox.tasks.formats import converter
+
+    convert: Callable[[dict[str, Any]], Task] | None = None
+    tasks: dict[str, Task] = {}
+    problems: list[str] = []
+    for number, record in enumerate(records, 1):
+        if len(tasks) >= count:
+            break
+        try:
+            if isinstance(record, TaskError):
+                raise record
+            convert = convert or converter(schema, record)
+            task = check_task(convert(record))
+            if task.task_id in tasks:
+                raise TaskError(f"task {task.task_id!r}: task_id: appears twice; the first is kept", kind="duplicate")
+            tasks[task.task_id] = task
+        except TaskError as error:
+            problems.append(f"record {number}: {error}")
+    if not tasks:
+        shown = "; ".join(problems[:_MAX_BAD_SHOWN]) or "it holds no records"
+        raise ConfigError(f"tasks.source {origin!r} has no usable task: {shown}", kind="tasks")
+    for problem in problems:
+        log.warning("%s: left out: %s", origin, problem)
+    return list(tasks.values())
+
+
+def _records(settings: TaskSettings) -> Iterator[dict[str, Any] | TaskError]:
+    path = Path(settings.source).expanduser()
+    if path.is_file():
+        return _parquet_records(path) if path.suffix == ".parquet" else _jsonl_records(path)
+    if path.is_dir():
+        return _dataset_records(str(path), settings.split)
+    if path.suffix in (".jsonl", ".json", ".parquet") or settings.source.startswith((".", "/", "~")):
+        raise ConfigError(f"tasks.source: no task file or dataset directory at {settings.source}", kind="tasks")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.source):
+        raise ConfigError(
+            f"tasks.source: {settings.source!r} is neither `micro`, nor a task file, nor a dataset (owner/name)",
+            kind="tasks",
+        )
+    return _dataset_records(settings.source, settings.split)
+
+
+def _jsonl_records(path: Path) -> Iterator[dict[str, Any] | TaskError]:
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                record = msgspec.json.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                yield TaskError(f"not JSON: {error}", kind="json")
+                continue
+            yield record if isinstance(record, dict) else TaskError("expected a JSON object", kind="json")
+
+
+def _parquet_records(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        for batch in file.iter_batches(batch_size=64):
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tasks.source {str(path)!r} is not readable Parquet: {error}", kind="tasks") from error
+
+
+def _dataset_records(name: str, split: str) -> Iterator[dict[str, Any]]:
+    """Records of a Hugging Face dataset, by its name or in a directory of its files. They stream: none is kept."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigError(
+            f"tasks.source {name!r} is a Hugging Face dataset: pip install 'longhaul[hub]', or name a task file",
+            kind="tasks",
+        ) from error
+    try:
+        yield from load_dataset(name, split=split, streaming=True)
+    except Exception as error:  # the library lets through whatever its transports and readers raise
+        raise ConfigError(f"tasks.source: dataset {name!r}, split {split!r}: {error}", kind="tasks") from error
+
+
+def save_tasks(tasks: Iterable[Task], path: Path) -> None:
+    """Write a task file (JSONL, one task a line, defaults left out)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoder = msgspec.json.Encoder()
+    with path.open("wb") as file:
+        for task in tasks:
+            file.write(encoder.encode(task) + b"\n")

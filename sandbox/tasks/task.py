@@ -1,0 +1,100 @@
+"""What a task is: a repository snapshot, an issue text and hidden tests."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from protocol.errors import TaskError
+from protocol.messages import TaskRef
+
+RunnerKind = Literal["functions", "pytest", "log", "expected-output"]
+
+
+class TestSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the hidden tests are run and read.
+
+    `functions`: call the `test_*` functions of the hidden test files, standard library only (tens of milliseconds).
+    `pytest`: pytest with a machine-readable report. `log`: run `command`, read its log with the parser named `parser`.
+    `expected-output`: the same, and the whole outcome must equal `expected` (R2E-Gym).
+    """
+
+    __test__ = False  # not a test class for pytest
+
+    runner: RunnerKind = "functions"
+    command: str = ""
+    parser: str = ""
+    applies_tests: bool = False  # the command brings the hidden tests itself, and prints SWE-bench's markers
+    setup: str = ""  # shell commands before `command`, in the same sandbox; their output is no evidence
+    import_paths: tuple[str, ...] = (".",)  # relative to the working directory, put on sys.path by our own runners
+    import_mode: Literal["prepend", "importlib"] = "prepend"  # pytest's way to import test modules
+    requirements: tuple[str, ...] = ()  # pinned packages that the tests need, bound read-only into the sandbox
+    modules: tuple[str, ...] = ()  # hidden test modules to run besides those that hold a named test
+    expected: dict[str, str] = {}
+
+
+class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A repository snapshot, an issue text and hidden tests.
+
+    The snapshot is exactly one of: `image` (the repository is inside, at `workdir`), `files` (a small tree, whole), or
+    `sdist` (a pinned requirement such as `boltons==25.0.0`, fetched by pip). `removed` and then `setup_patch` are
+    applied to it before the agent sees it.
+    """
+
+    task_id: str
+    source: str  # micro, injected, release, swe-bench, swe-rebench, swe-smith, swe-gym, r2e-gym
+    repository: str
+    issue: str
+    fail_to_pass: tuple[str, ...]
+    pass_to_pass: tuple[str, ...] = ()
+    difficulty: int = 0
+    workdir: str = "/testbed"
+    image: str | None = None
+    files: dict[str, str] | None = None
+    sdist: str | None = None
+    sdist_sha256: str = ""
+    removed: tuple[str, ...] = ()
+    setup_patch: str = ""
+    gold_patch: str = ""  # unified diff with git headers, against the snapshot that the agent sees
+    test_files: dict[str, str | None] = {}  # hidden tests by path; None: the file must not exist
+    test_patch: str = ""  # hidden tests as a diff, for tasks with an image
+    base_commit: str = ""
+    checkout: str = ""  # git ref of the image's repository that the agent starts from
+    hidden_from: str = ""  # git ref that has the named test files, where `checkout` lacks them
+    tests: TestSpec = TestSpec()
+    flaky: tuple[str, ...] = ()  # tests seen to change their verdict on the same tree
+    metadata: dict[str, Any] = {}
+
+    @property
+    def ref(self) -> TaskRef:
+        """What the replay buffer knows of this task."""
+        return TaskRef(task_id=self.task_id, source=self.source, repository=self.repository, difficulty=self.difficulty)
+
+
+def check_task(task: Task) -> Task:
+    """`task`, when its fields fit together; `TaskError` naming task and field otherwise."""
+
+    def fail(field: str, message: str) -> TaskError:
+        return TaskError(f"task {task.task_id!r}: {field}: {message}", kind=field)
+
+    if not re.fullmatch(r"[\w.+/@:-]{1,200}", task.task_id):
+        raise fail("task_id", "expected 1 to 200 letters, digits or . + / @ : - _")
+    if not task.fail_to_pass and task.tests.runner != "expected-output":
+        raise fail("fail_to_pass", "names no test, so nothing could show that the issue is solved")
+    if sum(x is not None for x in (task.image, task.files, task.sdist)) != 1:
+        raise fail("image/files/sdist", "expected exactly one of them")
+    if not task.workdir.startswith("/"):
+        raise fail("workdir", f"expected an absolute path, got {task.workdir!r}")
+    if both := set(task.fail_to_pass) & set(task.pass_to_pass):
+        raise fail("pass_to_pass", f"{min(both)!r} is in fail_to_pass, too")
+    for path in (*(task.files or ()), *task.test_files, *task.removed):
+        absolute = path.startswith("/") and not (task.image and path in task.removed)
+        if absolute or not path or ".." in path.split("/"):
+            raise fail("files", f"{path!r} is not a path inside the repository")
+    if task.tests.runner in ("log", "expected-output") and not task.tests.command:
+        raise fail("tests.command", f"runner {task.tests.runner!r} needs a command")
+    if task.tests.runner in ("functions", "pytest") and not task.test_files:
+        raise fail("test_files", f"runner {task.tests.runner!r} needs hidden test files")
+    return task
