@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from cluster.cli import run_command_line
+from cluster.command_line.cli import run_command_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,8 +28,8 @@ from msgspec import Struct
 from safetensors.numpy import load_file
 
 from benchmarks.report import parser, report
+from cluster.evaluation.scores import Estimate
 from cluster.run_files import newest_step
-from cluster.scores import Estimate
 from cluster.stages import newest_model
 
 ROOT = Path(__file__).parent.parent

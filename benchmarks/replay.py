@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from benchmarks.report import parser, report
-from learner.replay.server import ReplayServer
+from learner.replay.service.server import ReplayServer
 from protocol.config import Settings
 from protocol.messages import (
     NOT_SAMPLED,

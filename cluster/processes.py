@@ -48,7 +48,7 @@ class ReplayBuffer(_Process):
     """Leases, groups and batches."""
 
     async def start(self, tasks: list[TaskRef], endpoint: str) -> str:
-        from learner.replay.server import ReplayServer
+        from learner.replay.service.server import ReplayServer
 
         self._server = ReplayServer(self.settings, tasks, self.bind_address(endpoint), self.files.directory, self.keys)
         return await self._server.start()

@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 from cluster import preflight, run_files
 from cluster.cleanup import reap_dead_runs, remove_everything
-from cluster.cli import exit_with
-from cluster.evaluation import with_evaluation_tasks, write_evaluation
+from cluster.command_line.cli import exit_with
+from cluster.evaluation.evaluation import with_evaluation_tasks, write_evaluation
 from cluster.placement import Cluster
-from cluster.progress import open_progress
-from cluster.ray_metrics import RaySink
+from cluster.reporting.progress import open_progress
+from cluster.reporting.ray_metrics import RaySink
+from cluster.reporting.summary import print_summary, summarise
 from cluster.run_files import RunFiles
 from cluster.stop_signals import StopSignals
-from cluster.summary import print_summary, summarise
 from cluster.supervisor import LearnerLost, Supervisor
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError

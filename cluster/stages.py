@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.cli import CommandLine, exit_with, parse
+from cluster.command_line.cli import CommandLine, exit_with, parse
 from cluster.run_files import newest_checkpoint
 from protocol.config import Settings
 from protocol.errors import ConfigError

@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from cluster import processes
-from cluster.observer import Observer, hopeless
 from cluster.placement import Cluster
-from cluster.progress import Progress
+from cluster.reporting.observer import Observer, hopeless
+from cluster.reporting.progress import Progress
 from cluster.stop_signals import StopSignals
 from learner.training import layout
 from protocol.config import Settings

@@ -16,7 +16,7 @@ from msgspec import Struct
 from actors.agent.chat import ChatTokenizer
 from actors.agent.commands import CUT, FormatError
 from actors.agent.prefix import Prefix
-from actors.agent.scaffolds import Scaffold
+from actors.agent.scaffold import Scaffold
 from actors.agent.tokens import History
 from actors.agent.tools import Outcome, Toolbox
 from actors.policy import Policy, Sampled

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from learner.packing import plan_bins
 from learner.replay.state import Item
-from learner.training.packing import plan_bins
 
 _MOST_TRIED = 8
 """Exchanges whose micro-batches are really planned."""

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
+from learner.packing import attention_length_of
 from learner.training.adapters import Export, add_adapters, exports
 from learner.training.attention import register_document_attention
 from learner.training.group import RankGroup
 from learner.training.logprobs import TokenLogprobs
 from learner.training.mlp import tile_mlps
-from learner.training.packing import attention_length_of
 from protocol.config import LearnerSettings, Settings
 from protocol.errors import ConfigError
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from learner.objectives.loss import TokenTensors, token_losses
 from learner.objectives.samples import Sample
+from learner.packing import plan_bins, row_length, used_share
 from learner.training.diagnostics import Diagnostics
+from learner.training.micro_batch import MicroBatch, collate
 from learner.training.model import Policy
-from learner.training.packing import MicroBatch, collate, plan_bins, row_length, used_share
 from learner.training.schedule import learning_rate
 from protocol.config import LossSettings, Settings
 from protocol.errors import LearnerError

@@ -7,16 +7,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from protocol.errors import ConfigError, TaskError
 from sandbox.base import Limits, SandboxSpec
 from sandbox.tasks.packages import fetch_sdist, made_once, test_environment, unpack_sdist
-
-if TYPE_CHECKING:
-    from sandbox.tasks.task import Task
+from sandbox.tasks.task import Task
 
 ENVIRONMENT_INSIDE = "/opt/longhaul-tests"
 """Where a task's test requirements appear in a sandbox."""

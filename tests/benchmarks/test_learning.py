@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import learning
-from cluster.cli import parse
+from cluster.command_line.cli import parse
 
 
 @pytest.mark.parametrize(

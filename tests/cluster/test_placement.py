@@ -12,7 +12,7 @@ import pytest
 
 from cluster import processes, run_files
 from cluster.placement import Cluster
-from cluster.ray_metrics import RaySink
+from cluster.reporting.ray_metrics import RaySink
 from cluster.supervisor import error_line
 from protocol.config import Settings
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import parse
+from cluster.command_line.cli import parse
 from cluster.stages import run_in_a_row, stage_settings
 from protocol.config import Settings
 from protocol.errors import ConfigError

@@ -12,7 +12,7 @@ import pytest
 from actors.agent.chat import ChatTokenizer
 from actors.episodes.sandbox_actor import SandboxActor
 from actors.policies.scripted import Script, ScriptedPolicy
-from learner.replay.server import ReplayServer
+from learner.replay.service.server import ReplayServer
 from protocol.config import Settings
 from protocol.messages import Batch, BatchDone, BatchRequest, BatchWait, VersionReady
 from protocol.sockets import Client

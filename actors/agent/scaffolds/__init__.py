@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from actors.agent.chat import ChatTokenizer
-from actors.agent.scaffolds.base import Scaffold
+from actors.agent.scaffold import Scaffold
 from actors.agent.scaffolds.json_calls import JsonCalls
 from actors.agent.scaffolds.react import React
 from protocol.config import EpisodeSettings
-
-__all__ = ["Scaffold", "make_scaffold"]
 
 
 def make_scaffold(settings: EpisodeSettings, tokenizer: ChatTokenizer) -> Scaffold:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.grading_peers import resolved_by_swebench
+from benchmarks.grading.peers import resolved_by_swebench
 from sandbox.judgement.parsers import parse_log
 from sandbox.judgement.verdicts import split_outcomes
 from sandbox.tasks.task import Task

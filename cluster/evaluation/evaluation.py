@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.scores import Attempt, Report, make_report, risk_by_coverage, table
+from cluster.evaluation.scores import Attempt, Report, make_report, risk_by_coverage, table
 from protocol.config import Settings
 from protocol.messages import TaskRef
 

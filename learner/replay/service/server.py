@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from learner.replay import events, pass_rates
+from learner.replay import events
 from learner.replay.filters import mask_format_errors
-from learner.replay.journal import EVENTS, SNAPSHOT, Journal
+from learner.replay.journal.journal import EVENTS, SNAPSHOT, Journal
 from learner.replay.machine import Replay
-from learner.replay.speed import Speed
+from learner.replay.service import pass_rates
+from learner.replay.service.speed import Speed
+from learner.replay.service.status import measure
 from learner.replay.state import FormedBatch, State
-from learner.replay.status import measure
 from protocol.config import Settings
 from protocol.errors import JournalError, ReplayError
 from protocol.messages import (

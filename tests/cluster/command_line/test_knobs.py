@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cluster.cli import setting_names
+from cluster.command_line.cli import setting_names
 
 FROZEN = Path(__file__).with_name("knobs.txt")
 

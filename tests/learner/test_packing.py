@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.objectives.samples import make_samples
-from learner.training.packing import attention_length_of, collate, plan_bins, row_length, used_share
+from learner.packing import attention_length_of, plan_bins, row_length, used_share
+from learner.training.micro_batch import collate
 from protocol.config import Settings
 from tiny.trajectories import paper_lengths, random_batch
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import psutil
 from msgspec import Struct
 
-from benchmarks import sandbox_peers as peers
 from benchmarks.report import parser, report
-from benchmarks.sandbox_plot import plot
+from benchmarks.sandbox import peers
+from benchmarks.sandbox.plot import plot
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.docker.backend import DockerBackend
 from sandbox.docker.container import DockerSandbox

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from learner.replay.journal import SNAPSHOT, Journal
+from learner.replay.journal.journal import SNAPSHOT, Journal
 from protocol.errors import JournalError
 
 

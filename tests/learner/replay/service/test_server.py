@@ -8,7 +8,7 @@ import resource
 import numpy as np
 import pytest
 
-from learner.replay.server import ReplayServer
+from learner.replay.service.server import ReplayServer
 from protocol.config import Settings
 from protocol.errors import ConfigError, JournalError, WireError
 from protocol.messages import (

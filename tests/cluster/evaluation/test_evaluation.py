@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cluster.evaluation import read_attempts, with_evaluation_tasks, write_evaluation
+from cluster.evaluation.evaluation import read_attempts, with_evaluation_tasks, write_evaluation
 from protocol.config import Settings
 from protocol.messages import TaskRef
 

@@ -1,4 +1,4 @@
-"""Learner ranks that the benchmark measures: `python -m benchmarks.learner_ranks JOB.json`, results as one JSON line.
+"""Learner ranks that the benchmark measures: `python -m benchmarks.learner.ranks JOB.json`, results as one JSON line.
 
 The ranks are forked from one process that has imported everything. A job: {"model", "zero_stage", "runs":
 [{"sequence_parallel", "lengths", "steps"}], "parity_tokens"}.

@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from cluster.progress import LineProgress, LiveProgress, describe_step, sparkline
-from cluster.summary import print_summary, summarise
+from cluster.reporting.progress import LineProgress, LiveProgress, describe_step, sparkline
+from cluster.reporting.summary import print_summary, summarise
 
 
 def records(num_steps):

@@ -1,6 +1,6 @@
 import pytest
 
-from cluster.cli import parse, setting_names
+from cluster.command_line.cli import parse, setting_names
 from protocol.config import Settings
 from protocol.errors import ConfigError
 

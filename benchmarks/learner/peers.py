@@ -1,4 +1,4 @@
-"""The same step elsewhere: `python -m benchmarks.learner_peers {hf,trl} MODEL LENGTH STEPS` prints its seconds.
+"""The same step elsewhere: `python -m benchmarks.learner.peers {hf,trl} MODEL LENGTH STEPS` prints its seconds.
 
 One document of LENGTH tokens, float32, AdamW, negative log-likelihood, one process with all its threads: Hugging Face's
 `Trainer`, and TRL's `SFTTrainer`.

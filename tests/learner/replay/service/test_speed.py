@@ -2,7 +2,7 @@
 
 import pytest
 
-from learner.replay.speed import Speed
+from learner.replay.service.speed import Speed
 
 
 def test_old_answers_are_forgotten():

@@ -20,7 +20,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from benchmarks.attacks import ATTACKS, Attack, attack_patch
-from benchmarks.grading_peers import ask_both, is_told_apart_by_logs, why_no_peer
+from benchmarks.grading.peers import ask_both, is_told_apart_by_logs, why_no_peer
 from benchmarks.report import parser, report
 from benchmarks.resume import Progress, Results, digest_of, side_by_side
 from protocol.config import SandboxSettings, TaskSettings
@@ -37,7 +37,7 @@ from sandbox.patches import Patch
 from sandbox.tasks.loading import load_tasks, save_tasks
 from sandbox.tasks.task import Task
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "configs" / "packages.toml"
 RUN_DIR = ROOT / "runs" / "benchmark-grading"
 _QUICK_PACKAGES = ("toolz", "schema")
@@ -48,7 +48,7 @@ async def main(options: argparse.Namespace) -> None:
     recipes = read_recipes(RECIPES)[: options.packages]
     if options.quick:
         recipes = [replace(r, newer="") for r in recipes if r.requirement.startswith(_QUICK_PACKAGES)]
-    code = digest_of([*(ROOT / "sandbox").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
+    code = digest_of([*(ROOT / "sandbox").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
     measured = options.run_dir / f"measured-{code}"
     results = Results(measured / "results.jsonl")
     backend = await open_backend(SandboxSettings(backend="namespace", max_starts=options.jobs), "benchmark-grading")

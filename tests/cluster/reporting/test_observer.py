@@ -1,6 +1,6 @@
 import pytest
 
-from cluster.observer import Observer, hopeless
+from cluster.reporting.observer import Observer, hopeless
 
 
 def statuses(tokens, running):

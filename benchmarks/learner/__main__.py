@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import parser, report
-from learner.training.packing import attention_length_of, plan_bins, used_share
+from learner.packing import attention_length_of, plan_bins, used_share
 from tiny.model import save_random_model
 from tiny.trajectories import paper_lengths
 
@@ -60,7 +60,7 @@ def learner_figures(model: Path, folder: Path, steps: int) -> dict[str, float]:
     runs = [{"sequence_parallel": s, "lengths": LENGTHS, "steps": steps} for s in (1, 2)]
     job = {"model": str(model), "zero_stage": ZERO_STAGE, "runs": runs, "parity_tokens": 256}
     (folder / "job.json").write_text(json.dumps(job))
-    figures: dict[str, float] = json.loads(run("benchmarks.learner_ranks", folder / "job.json"))
+    figures: dict[str, float] = json.loads(run("benchmarks.learner.ranks", folder / "job.json"))
     return figures
 
 
@@ -71,7 +71,7 @@ def peer_figures(model: Path, steps: int) -> tuple[dict[str, float | None], dict
     for peer in ("hf", "trl"):
         name = f"{peer}_tok_s_4k"
         try:
-            seconds = json.loads(run("benchmarks.learner_peers", peer, model, LENGTHS[0], steps, threads=2))
+            seconds = json.loads(run("benchmarks.learner.peers", peer, model, LENGTHS[0], steps, threads=2))
             figures[name] = LENGTHS[0] / min(seconds)
         except subprocess.CalledProcessError as error:
             figures[name] = None
@@ -96,7 +96,7 @@ def logprob_figures() -> dict[str, float | None]:
         "naive_logprob_peak_mib_16k": (16_384, 16_384),
     }
     return {
-        name: float(run("benchmarks.learner_logprobs", length, VOCABULARY, chunk))
+        name: float(run("benchmarks.learner.logprobs", length, VOCABULARY, chunk))
         for name, (length, chunk) in measured.items()
     }
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.scores import Attempt, make_report, pass_at_1, pass_at_k, risk_by_coverage, table
+from cluster.evaluation.scores import Attempt, make_report, pass_at_1, pass_at_k, risk_by_coverage, table
 
 
 def attempt(task: str, run: int, resolved: bool, **more) -> Attempt:

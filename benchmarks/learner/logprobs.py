@@ -1,4 +1,4 @@
-"""Memory of the log-prob stage: `python -m benchmarks.learner_logprobs LENGTH VOCABULARY CHUNK` prints MiB.
+"""Memory of the log-prob stage: `python -m benchmarks.learner.logprobs LENGTH VOCABULARY CHUNK` prints MiB.
 
 Forward and backward from hidden states to the log-probs of the targets; a chunk of LENGTH is what everybody did before
 chunking: all logits at once.

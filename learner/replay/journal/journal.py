@@ -2,7 +2,7 @@
 
 A position is a byte offset over the whole life of the log; a segment file is named by the position of its first byte.
 `append` only queues; `commit` writes all that is queued with as few system calls as it can and may run in another
-thread. The records themselves are `journal_format`'s.
+thread. The records themselves are `format.py`'s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from learner.replay.journal_format import (
+from learner.replay.journal.format import (
     HEADER_BYTES,
     MAGIC,
     SALT_BYTES,

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-
-from learner.objectives.samples import Sample
 
 _ATTENTION_WEIGHT = 0.2
 _MAX_EXCHANGES = 1000
@@ -22,24 +19,6 @@ _LEAST_CHANGE = 1e-9
 
 Bin = list[int]
 """Indices of the samples in one micro-batch, in order."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Documents laid end to end, then padding. All arrays have one entry a position."""
-
-    token_ids: np.ndarray  # int64
-    positions: np.ndarray  # int64, restart at 0 with every document; padding is a document of its own
-    documents: np.ndarray  # int64, index of the document in the micro-batch; padding: `num_documents`
-    targets: np.ndarray  # int64
-    weights: np.ndarray  # float32
-    behaviour: np.ndarray  # float32
-    advantages: np.ndarray  # float32
-    staleness: np.ndarray  # int32
-    num_documents: int
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
 
 
 def plan_bins(
@@ -144,26 +123,3 @@ def row_length(row: Sequence[Bin], lengths: Sequence[int], multiple: int) -> int
     One length for all groups: at ZeRO-3 the ranks gather weights together, so all must do the same number of chunks.
     """
     return padded_length(max(sum(lengths[i] for i in members) for members in row), multiple)
-
-
-def collate(samples: Sequence[Sample], members: Bin, num_positions: int) -> MicroBatch:
-    """The micro-batch of `members`, padded to `num_positions`."""
-    chosen = [samples[i] for i in members]
-    padding = num_positions - sum(map(len, chosen))
-
-    def laid(name: str, dtype: type) -> np.ndarray:
-        parts: list[np.ndarray] = [getattr(sample, name) for sample in chosen]
-        return np.concatenate([*parts, np.zeros(padding, dtype)])
-
-    lengths = [*map(len, chosen), padding]
-    return MicroBatch(
-        token_ids=laid("token_ids", np.int64),
-        positions=np.concatenate([np.arange(n, dtype=np.int64) for n in lengths]),
-        documents=np.repeat(np.arange(len(lengths), dtype=np.int64), lengths),
-        targets=laid("targets", np.int64),
-        weights=laid("weights", np.float32),
-        behaviour=laid("behaviour", np.float32),
-        advantages=laid("advantages", np.float32),
-        staleness=laid("staleness", np.int32),
-        num_documents=len(chosen),
-    )

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.grading`: can a reward be had without solving?"""

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.learner`: how fast is a step, and in how much memory?"""

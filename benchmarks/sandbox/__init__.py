@@ -1,0 +1,1 @@
+"""`python -m benchmarks.sandbox`: how fast are sandboxes, and what do they cost?"""

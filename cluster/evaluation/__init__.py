@@ -1,0 +1,1 @@
+"""What `--phase eval` asks and says. Open `evaluation.py` first."""

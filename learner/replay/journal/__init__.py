@@ -1,0 +1,1 @@
+"""What was acknowledged, on disk before the acknowledgement leaves. Open `journal.py` first."""
