@@ -37,7 +37,7 @@ FLEET = 512
 DEADLINE_S = 30.0
 OWNER = """
 import asyncio, sys
-from benchmarks.sandbox import make_backend, start_fleet
+from benchmarks.sandbox.__main__ import make_backend, start_fleet
 async def main():
     backend = make_backend(sys.argv[1], sys.argv[2])
     sandboxes = await start_fleet(backend, sys.argv[2], int(sys.argv[3]))

@@ -21,7 +21,7 @@ AS_ORDINARY_USER = """
 import asyncio, os, sys
 from pathlib import Path
 from sandbox.base import Limits, SandboxSpec
-from sandbox.namespace import NamespaceBackend
+from sandbox.namespace.backend import NamespaceBackend
 
 async def main():
     source = Path(sys.argv[1]) / "source"

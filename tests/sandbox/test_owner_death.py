@@ -20,8 +20,8 @@ from sandbox.owners import Owner, new_owner, parse_owner, purge_state, state_dir
 OWNER = """
 import asyncio, sys
 from sandbox.base import SandboxSpec
-from sandbox.docker import DockerBackend
-from sandbox.namespace import NamespaceBackend
+from sandbox.docker.backend import DockerBackend
+from sandbox.namespace.backend import NamespaceBackend
 
 async def main():
     backend = {"docker": DockerBackend, "namespace": NamespaceBackend}[sys.argv[1]](sys.argv[2])

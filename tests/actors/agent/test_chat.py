@@ -125,7 +125,7 @@ def test_template_that_refuses_a_role_says_so(tmp_path: Path) -> None:
 
 def test_loading_needs_no_torch(tokenizer_dir: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from actors.chat import ChatTokenizer\n"
+        "import sys; from pathlib import Path; from actors.agent.chat import ChatTokenizer\n"
         f"ChatTokenizer.load(Path({str(tokenizer_dir)!r}))\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )

@@ -90,7 +90,7 @@ def test_the_environment_names_the_threads():
 def test_an_engine_whose_exchange_failed_decodes_nothing_more() -> None:
     """The call that resumes it is on its way already: only its end keeps it from serving what nobody can name."""
     failing = (
-        "from actors.vllm_worker import GeneratorWorker\n"
+        "from actors.generator.vllm_worker import GeneratorWorker\n"
         "worker = GeneratorWorker.__new__(GeneratorWorker)\n"
         "worker._adopt_staging = None\n"  # of no model: the exchange cannot work
         "worker.adopt_swap()\n"

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 SLEEPER = f"{sys.executable} -S -c 'import time; time.sleep(60)'"
 OWNER = f"""
 import subprocess, sys, time
-from actors.lifeline import guard_children
+from actors.generator.lifeline import guard_children
 
 guard_children()
 children = [subprocess.Popen({SLEEPER!r}, shell=True, start_new_session=True).pid for _ in range(2)]

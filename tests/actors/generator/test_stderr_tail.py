@@ -4,7 +4,7 @@ from pathlib import Path
 
 PROGRAM = """
 import subprocess, sys
-from actors.stderr_tail import StderrTail
+from actors.generator.stderr_tail import StderrTail
 
 tail = StderrTail()
 print("before", file=sys.stderr, flush=True)

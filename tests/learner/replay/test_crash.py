@@ -31,7 +31,7 @@ SERVER = textwrap.dedent(
     """
     import asyncio, sys
     from pathlib import Path
-    from learner.server import ReplayServer
+    from learner.replay.service.server import ReplayServer
     from protocol.config import Settings
     from protocol.messages import TaskRef
 

@@ -85,7 +85,7 @@ def test_what_is_not_ascii_keeps_its_place() -> None:
 
 
 def test_faults_of_real_modules_are_programs() -> None:
-    modules = sorted(Path(sandbox.__file__).parent.glob("s*.py"))
+    modules = sorted(Path(sandbox.__file__).parent.rglob("s*.py"))
     num_faults = 0
     for path in modules:
         source = path.read_text()

@@ -277,7 +277,7 @@ LOAD = """
 import sys
 from protocol.config import TaskSettings
 from protocol.errors import ConfigError
-from sandbox.tasks import load_tasks
+from sandbox.tasks.loading import load_tasks
 if sys.argv[1] == "absent":
     sys.modules["datasets"] = None
 try:
