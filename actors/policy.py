@@ -10,6 +10,17 @@ from msgspec import Struct
 from protocol.messages import FinishReason, Sampling
 
 
+class Request(Struct, frozen=True, kw_only=True):
+    """What is to be continued, and how."""
+
+    episode_id: str  # the turns of one episode go to one generator, for its prefix cache
+    token_ids: np.ndarray  # int32 [prompt]
+    sampling: Sampling
+    stop_token_ids: list[int]
+    cache_salt: str  # KV is shared only between prompts of the same salt
+    timeout_s: float  # deadline of the whole continuation, failovers included
+
+
 class Sampled(Struct, frozen=True, kw_only=True):
     """One continuation. The three arrays have one entry per sampled token."""
 
@@ -23,22 +34,8 @@ class Sampled(Struct, frozen=True, kw_only=True):
 class Policy(Protocol):
     """Continues token sequences. Raises `GeneratorError` (kind full, lost, refused) and `DeadlineError`."""
 
-    async def generate(
-        self,
-        episode_id: str,
-        token_ids: np.ndarray,
-        sampling: Sampling,
-        stop_token_ids: list[int],
-        cache_salt: str,
-        timeout_s: float,
-    ) -> Sampled:
-        """Sample a continuation of `token_ids` (int32 [prompt]).
-
-        Args:
-            episode_id: the turns of one episode go to one generator, for its prefix cache.
-            cache_salt: KV is shared only between prompts of the same salt.
-            timeout_s: deadline of the whole continuation, failovers included.
-        """
+    async def generate(self, request: Request) -> Sampled:
+        """Sample a continuation of `request.token_ids`."""
         ...
 
     async def close(self) -> None:

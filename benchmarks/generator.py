@@ -37,6 +37,7 @@ from actors.generator.engine import engine_arguments, engine_environment
 from actors.generator.lifeline import guard_children
 from actors.generator.own_process import GeneratorProcess
 from actors.policies.generator_client import GeneratorClient
+from actors.policy import Request
 from benchmarks.report import parser, report
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.messages import GeneratorStatus, GeneratorStatusRequest, Sampling
@@ -156,7 +157,18 @@ class WholePath:
     async def turn_of(self, episode: str, history: np.ndarray, num_tokens: int) -> np.ndarray:
         """See `Turn`."""
         sampling = Sampling(max_tokens=num_tokens)
-        return (await self._client.generate(episode, history, sampling, [], episode, 600)).token_ids
+        return (
+            await self._client.generate(
+                Request(
+                    episode_id=episode,
+                    token_ids=history,
+                    sampling=sampling,
+                    stop_token_ids=[],
+                    cache_salt=episode,
+                    timeout_s=600,
+                )
+            )
+        ).token_ids
 
     async def status(self) -> GeneratorStatus:
         """What the generator says of itself."""

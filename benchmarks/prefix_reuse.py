@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 from actors.agent.chat import ChatTokenizer
 from actors.generator.own_process import GeneratorProcess
 from actors.policies.generator_client import GeneratorClient
+from actors.policy import Request
 from benchmarks.generator import update_every_second
 from benchmarks.report import parser, report
 from protocol.config import GeneratorSettings, ModelSettings, Settings
@@ -91,7 +92,16 @@ async def play(client: GeneratorClient, name: str, width: int, turns: int, *, re
         for _ in range(turns):
             history = np.concatenate([history, rng.integers(3, 512, OBSERVATION).astype(np.int32)])
             salt = f"{name}-{number}-{newest if renew else 0}"
-            sampled = await client.generate(f"{name}-{number}", history, Sampling(max_tokens=SAMPLED), [], salt, 600)
+            sampled = await client.generate(
+                Request(
+                    episode_id=f"{name}-{number}",
+                    token_ids=history,
+                    sampling=Sampling(max_tokens=SAMPLED),
+                    stop_token_ids=[],
+                    cache_salt=salt,
+                    timeout_s=600,
+                )
+            )
             history, newest = np.concatenate([history, sampled.token_ids]), int(sampled.versions.max())
 
     started = time.perf_counter()

@@ -24,6 +24,7 @@ import numpy as np
 
 from actors.generator.own_process import GeneratorProcess
 from actors.policies.generator_client import GeneratorClient
+from actors.policy import Request
 from benchmarks.report import parser, report
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.messages import Cancel, Generate, Sampling, Tokens
@@ -232,7 +233,16 @@ async def logprob_difference(served: Served) -> float:
     import torch
 
     client = GeneratorClient([served.endpoint], served.settings.generator)
-    sampled = await client.generate("canary", PROMPT, Sampling(max_tokens=48), [], "canary", 60)
+    sampled = await client.generate(
+        Request(
+            episode_id="canary",
+            token_ids=PROMPT,
+            sampling=Sampling(max_tokens=48),
+            stop_token_ids=[],
+            cache_salt="canary",
+            timeout_s=60,
+        )
+    )
     await client.close()
     ids = torch.from_numpy(np.concatenate([PROMPT, sampled.token_ids]).astype(np.int64))[None]
     with torch.no_grad():

@@ -11,7 +11,7 @@ from msgspec import Struct
 from actors.agent.chat import ChatTokenizer
 from actors.agent.loop import Agent, Episode, Limits
 from actors.agent.scaffolds import make_scaffold
-from actors.policy import Policy, Sampled
+from actors.policy import Policy, Request, Sampled
 from protocol.config import EpisodeSettings
 from protocol.messages import Sampling
 from sandbox.base import SandboxSpec
@@ -38,22 +38,14 @@ class SamplerPolicy:
         self._slots: dict[str, int] = {}
         self._waiting: dict[int, tuple[np.ndarray, int, asyncio.Future[Sampled]]] = {}
 
-    async def generate(
-        self,
-        episode_id: str,
-        token_ids: np.ndarray,
-        sampling: Sampling,
-        stop_token_ids: list[int],
-        cache_salt: str,
-        timeout_s: float,
-    ) -> Sampled:
+    async def generate(self, request: Request) -> Sampled:
         """Wait for the others that are ready now, then sample with them. The temperature is the sampler's."""
         loop = asyncio.get_running_loop()
-        slot = self._slots.setdefault(episode_id, len(self._slots))
+        slot = self._slots.setdefault(request.episode_id, len(self._slots))
         future: asyncio.Future[Sampled] = loop.create_future()
         if not self._waiting:
-            loop.call_soon(self._run, stop_token_ids)
-        self._waiting[slot] = (token_ids[self._sampler.length(slot) :], sampling.max_tokens, future)
+            loop.call_soon(self._run, request.stop_token_ids)
+        self._waiting[slot] = (request.token_ids[self._sampler.length(slot) :], request.sampling.max_tokens, future)
         return await future
 
     def _run(self, stop_token_ids: list[int]) -> None:

@@ -19,7 +19,7 @@ from actors.agent.prefix import Prefix
 from actors.agent.scaffold import Scaffold
 from actors.agent.tokens import History
 from actors.agent.tools import Outcome, Toolbox
-from actors.policy import Policy, Sampled
+from actors.policy import Policy, Request, Sampled
 from protocol.config import EpisodeSettings
 from protocol.errors import GeneratorError
 from protocol.messages import EndReason, FinishReason, Sampling
@@ -166,12 +166,17 @@ class _Attempt:
     async def _sample(self, max_tokens: int) -> Sampled:
         agent, seed = self._agent, self._sampling.seed
         turn_seed = None if seed is None else seed + len(self.steps)  # else every turn would draw the same
-        sampling = msgspec.structs.replace(self._sampling, max_tokens=max_tokens, seed=turn_seed)
-        stops, salt = agent.tokenizer.stop_token_ids, self._prefix.salt
+        request = Request(
+            episode_id=self._episode_id,
+            token_ids=self.history.token_ids,
+            sampling=msgspec.structs.replace(self._sampling, max_tokens=max_tokens, seed=turn_seed),
+            stop_token_ids=agent.tokenizer.stop_token_ids,
+            cache_salt=self._prefix.salt,
+            timeout_s=agent.request_timeout_s,
+        )
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()) as wall_time:
-                history, timeout_s = self.history.token_ids, agent.request_timeout_s
-                sampled = await agent.policy.generate(self._episode_id, history, sampling, stops, salt, timeout_s)
+                sampled = await agent.policy.generate(request)
         except TimeoutError:
             if wall_time.expired():
                 raise _Ended("wall_time") from None

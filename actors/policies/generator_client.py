@@ -18,7 +18,7 @@ from collections import OrderedDict
 import msgspec
 import numpy as np
 
-from actors.policy import Sampled
+from actors.policy import Request, Sampled
 from protocol.config import GeneratorSettings
 from protocol.errors import DeadlineError, GeneratorError, WireError
 from protocol.messages import (
@@ -55,25 +55,17 @@ class GeneratorClient:
         self._counts = {"num_failovers": 0, "num_full": 0, "num_moved": 0, "resumed_tokens": 0}
         self._wanted = list(dict.fromkeys(endpoints))
 
-    async def generate(
-        self,
-        episode_id: str,
-        token_ids: np.ndarray,
-        sampling: Sampling,
-        stop_token_ids: list[int],
-        cache_salt: str,
-        timeout_s: float,
-    ) -> Sampled:
+    async def generate(self, request: Request) -> Sampled:
         """See `Policy.generate`."""
         self._connect()
-        part = _Continuation(token_ids, sampling, stop_token_ids)
+        part = _Continuation(request)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(request.timeout_s):
                 while part.finish_reason is None:
-                    await self._continue(episode_id, part, cache_salt, timeout_s)
+                    await self._continue(part)
         except TimeoutError:
             raise DeadlineError(
-                f"a continuation of {episode_id} was not done within {timeout_s:g} s "
+                f"a continuation of {request.episode_id} was not done within {request.timeout_s:g} s "
                 f"({part.num_tokens} tokens received, {self._num_up()} of {len(self._links)} generators answer)",
                 kind="generate",
             ) from None
@@ -113,8 +105,9 @@ class GeneratorClient:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    async def _continue(self, episode_id: str, part: _Continuation, cache_salt: str, timeout_s: float) -> None:
+    async def _continue(self, part: _Continuation) -> None:
         """One attempt: stream from one engine until it finishes, is lost, or refuses."""
+        asked, episode_id = part.asked, part.asked.episode_id
         link = self._choose(episode_id)
         if link is None:
             await asyncio.sleep(_NOBODY_WAIT_S)
@@ -123,9 +116,9 @@ class GeneratorClient:
             request_id=f"{self._name}-{next(self._ids)}",
             token_ids=part.prompt(),
             sampling=part.remaining_sampling(),
-            stop_token_ids=part.stop_token_ids,
-            cache_salt=cache_salt,
-            timeout_s=timeout_s,
+            stop_token_ids=asked.stop_token_ids,
+            cache_salt=asked.cache_salt,
+            timeout_s=asked.timeout_s,
             stream=True,
         )
         num_before = part.num_tokens
@@ -167,10 +160,8 @@ class GeneratorClient:
 class _Continuation:
     """What has been received of one continuation, over all the engines that worked on it."""
 
-    def __init__(self, token_ids: np.ndarray, sampling: Sampling, stop_token_ids: list[int]) -> None:
-        self._prompt = np.asarray(token_ids, np.int32)
-        self._sampling = sampling
-        self.stop_token_ids = stop_token_ids
+    def __init__(self, asked: Request) -> None:
+        self.asked = asked
         self._chunks: list[Tokens] = []
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -184,23 +175,23 @@ class _Continuation:
         self.finish_reason = tokens.finish_reason
 
     def prompt(self) -> np.ndarray:
-        return np.concatenate([self._prompt, *(c.token_ids for c in self._chunks)])
+        return np.concatenate([np.asarray(self.asked.token_ids, np.int32), *(c.token_ids for c in self._chunks)])
 
     def remaining_sampling(self) -> Sampling:
         """The rest of the budget. A seed is moved on, or an engine would repeat the noise of the first tokens."""
-        seed = self._sampling.seed
+        sampling, seed = self.asked.sampling, self.asked.sampling.seed
         return msgspec.structs.replace(
-            self._sampling,
-            max_tokens=self._sampling.max_tokens - self.num_tokens,
+            sampling,
+            max_tokens=sampling.max_tokens - self.num_tokens,
             seed=seed if seed is None or not self.num_tokens else seed + self.num_tokens,
         )
 
     def finish_if_full(self) -> None:
         """A lost engine may have sent everything but the end."""
         last = self._chunks[-1].token_ids if self._chunks else np.zeros(0, np.int32)
-        if last.size and int(last[-1]) in self.stop_token_ids:
+        if last.size and int(last[-1]) in self.asked.stop_token_ids:
             self.finish_reason = "stop"
-        elif self.num_tokens >= self._sampling.max_tokens:
+        elif self.num_tokens >= self.asked.sampling.max_tokens:
             self.finish_reason = "length"
 
     def sampled(self) -> Sampled:

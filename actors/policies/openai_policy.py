@@ -15,7 +15,7 @@ import aiohttp
 import numpy as np
 
 from actors.agent.chat import Chat, ChatTokenizer
-from actors.policy import Sampled
+from actors.policy import Request, Sampled
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling
 
@@ -58,31 +58,25 @@ class OpenAIPolicy:
         self._slots = asyncio.Semaphore(max_requests)
         self._session: aiohttp.ClientSession | None = None
 
-    async def generate(
-        self,
-        episode_id: str,
-        token_ids: np.ndarray,
-        sampling: Sampling,
-        stop_token_ids: list[int],
-        cache_salt: str,
-        timeout_s: float,
-    ) -> Sampled:
+    async def generate(self, request: Request) -> Sampled:
         """See `Policy.generate`. Tries again where the endpoint is busy or unreachable, until the deadline."""
-        request = self._request(read_transcript(self._tokenizer, token_ids), sampling)
+        body = self._body(read_transcript(self._tokenizer, request.token_ids), request.sampling)
         try:
-            async with asyncio.timeout(timeout_s), self._slots:
-                choice = await self._ask_until_answered(request)
+            async with asyncio.timeout(request.timeout_s), self._slots:
+                choice = await self._ask_until_answered(body)
         except TimeoutError:
-            raise DeadlineError(f"no answer from {self._address} within {timeout_s:g} s", kind="generate") from None
-        return self._sampled(choice, sampling.max_tokens)
+            raise DeadlineError(
+                f"no answer from {self._address} within {request.timeout_s:g} s", kind="generate"
+            ) from None
+        return self._sampled(choice, request.sampling.max_tokens)
 
     async def close(self) -> None:
         """Drop the connections."""
         if self._session is not None:
             await self._session.close()
 
-    def _request(self, messages: Chat, sampling: Sampling) -> dict[str, Any]:
-        request: dict[str, Any] = {
+    def _body(self, messages: Chat, sampling: Sampling) -> dict[str, Any]:
+        body: dict[str, Any] = {
             "model": self._model,
             "messages": messages,
             "max_tokens": sampling.max_tokens,
@@ -90,14 +84,14 @@ class OpenAIPolicy:
             "top_p": sampling.top_p,
         }
         if sampling.seed is not None:
-            request["seed"] = sampling.seed
-        return request
+            body["seed"] = sampling.seed
+        return body
 
-    async def _ask_until_answered(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _ask_until_answered(self, asked: dict[str, Any]) -> dict[str, Any]:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                status, retry_after, body = await self._ask(request)
+                status, retry_after, body = await self._ask(asked)
             except aiohttp.ClientError:
                 retry_after = ""
             else:
@@ -109,10 +103,10 @@ class OpenAIPolicy:
             await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _ask(self, request: dict[str, Any]) -> tuple[int, str, Any]:
+    async def _ask(self, asked: dict[str, Any]) -> tuple[int, str, Any]:
         if self._session is None:
             self._session = aiohttp.ClientSession(headers=self._headers)
-        async with self._session.post(self._address, json=request) as response:
+        async with self._session.post(self._address, json=asked) as response:
             try:
                 body = await response.json(content_type=None)
             except ValueError:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from actors.agent.chat import ChatTokenizer
-from actors.policy import Sampled
+from actors.policy import Request, Sampled
 from protocol.errors import DeadlineError, GeneratorError
-from protocol.messages import Sampling
 
 Script = Callable[[str, str, int], str]
 """(episode id, history as text with control tokens, turn from 0) -> the text of the next turn."""
@@ -49,25 +48,18 @@ class ScriptedPolicy:
         self._prompt_tokens: dict[str, int] = {}
         self.salts: dict[str, str] = {}  # by episode id, as last seen
 
-    async def generate(
-        self,
-        episode_id: str,
-        token_ids: np.ndarray,
-        sampling: Sampling,
-        stop_token_ids: list[int],
-        cache_salt: str,
-        timeout_s: float,
-    ) -> Sampled:
+    async def generate(self, request: Request) -> Sampled:
         """The script's next text, cut at `sampling.max_tokens`. A history that did not grow starts the script anew."""
-        restarted = len(token_ids) <= self._prompt_tokens.get(episode_id, 0)
+        episode_id, max_tokens = request.episode_id, request.sampling.max_tokens
+        restarted = len(request.token_ids) <= self._prompt_tokens.get(episode_id, 0)
         turn = 0 if restarted else self._turns.get(episode_id, 0)
-        self._turns[episode_id], self._prompt_tokens[episode_id] = turn + 1, len(token_ids)
-        self.salts[episode_id] = cache_salt
-        await self._wait(timeout_s)
-        text = self._script(episode_id, self._tokenizer.decode(token_ids, keep_special=True), turn)
-        ids = np.append(self._tokenizer.encode(text), np.int32(stop_token_ids[0]))
-        fits = len(ids) <= sampling.max_tokens
-        ids = ids[: sampling.max_tokens]
+        self._turns[episode_id], self._prompt_tokens[episode_id] = turn + 1, len(request.token_ids)
+        self.salts[episode_id] = request.cache_salt
+        await self._wait(request.timeout_s)
+        text = self._script(episode_id, self._tokenizer.decode(request.token_ids, keep_special=True), turn)
+        ids = np.append(self._tokenizer.encode(text), np.int32(request.stop_token_ids[0]))
+        fits = len(ids) <= max_tokens
+        ids = ids[:max_tokens]
         return Sampled(
             token_ids=ids,
             logprobs=np.zeros(len(ids), np.float32),

@@ -13,7 +13,7 @@ from actors.agent.chat import ChatTokenizer
 from actors.agent.loop import Agent, Episode, Limits
 from actors.agent.scaffolds import make_scaffold
 from actors.policies.scripted import Script, ScriptedPolicy, replay
-from actors.policy import Sampled
+from actors.policy import Request, Sampled
 from protocol.config import EpisodeSettings
 from protocol.errors import DeadlineError, GeneratorError, SandboxError
 from protocol.messages import Sampling
@@ -57,8 +57,8 @@ class Updating(ScriptedPolicy):
         super().__init__(tokenizer, replay(script), version=3)
         self.asked: list[str] = []
 
-    async def generate(self, *arguments: object, **more: object) -> Sampled:
-        sampled = await super().generate(*arguments, **more)
+    async def generate(self, request: Request) -> Sampled:
+        sampled = await super().generate(request)
         self.version += 1
         self.asked.append(self.salts["e"])
         return msgspec.structs.replace(sampled, num_cached_tokens=32 * (len(self.asked) > 1))
@@ -199,7 +199,7 @@ class _Failing:
     def __init__(self, answer: Exception | Sampled) -> None:
         self._answer = answer
 
-    async def generate(self, *_: object) -> Sampled:
+    async def generate(self, request: Request) -> Sampled:
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer

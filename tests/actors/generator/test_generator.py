@@ -14,6 +14,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from actors.policies.generator_client import GeneratorClient
+from actors.policy import Request
 from protocol.errors import DeadlineError, GeneratorError, WireError
 from protocol.messages import (
     Generate,
@@ -40,7 +41,16 @@ async def connected(served) -> AsyncIterator[GeneratorClient]:
 
 
 async def sample(client: GeneratorClient, prompt=PROMPT, episode="e", salt="s", timeout_s=60.0, **sampling):
-    return await client.generate(episode, prompt, Sampling(**sampling), [], salt, timeout_s)
+    return await client.generate(
+        Request(
+            episode_id=episode,
+            token_ids=prompt,
+            sampling=Sampling(**sampling),
+            stop_token_ids=[],
+            cache_salt=salt,
+            timeout_s=timeout_s,
+        )
+    )
 
 
 def short_request() -> Generate:
@@ -232,7 +242,16 @@ async def test_more_than_it_takes_is_refused_with_a_hint_and_done_later(served_m
 
 async def test_stop_tokens_end_a_generation_and_are_part_of_it(served_model):
     async with connected(served_model) as client:
-        sampled = await client.generate("e", PROMPT, Sampling(max_tokens=500), list(range(0, 512, 8)), "stop", 60)
+        sampled = await client.generate(
+            Request(
+                episode_id="e",
+                token_ids=PROMPT,
+                sampling=Sampling(max_tokens=500),
+                stop_token_ids=list(range(0, 512, 8)),
+                cache_salt="stop",
+                timeout_s=60,
+            )
+        )
         assert sampled.finish_reason == "stop"
         assert sampled.token_ids[-1] % 8 == 0
         assert (sampled.token_ids[:-1] % 8 != 0).all()

@@ -15,6 +15,7 @@ from transformers import Qwen2ForCausalLM
 
 from actors.generator.own_process import GeneratorProcess
 from actors.policies.generator_client import GeneratorClient
+from actors.policy import Request
 from learner.publishing.publisher import WeightPublisher
 from protocol.config import GeneratorSettings, ModelSettings, Settings, WeightSettings
 from protocol.errors import GeneratorError
@@ -110,7 +111,16 @@ async def check_kv_from_before_the_first_version(served: Serving) -> None:
     client = GeneratorClient([endpoint], settings.generator)
 
     async def num_cached() -> int:
-        sampled = await client.generate("e", np.tile(PROMPT, 12), Sampling(max_tokens=2), [], "0", 60)
+        sampled = await client.generate(
+            Request(
+                episode_id="e",
+                token_ids=np.tile(PROMPT, 12),
+                sampling=Sampling(max_tokens=2),
+                stop_token_ids=[],
+                cache_salt="0",
+                timeout_s=60,
+            )
+        )
         return sampled.num_cached_tokens
 
     assert [await num_cached() for _ in range(2)] == [0, 64]
@@ -135,7 +145,16 @@ async def check_nudged_versions(served: Serving, num_versions: int) -> None:
         reference.load_state_dict(model.state_dict())
         reference = reference.to(dtype).float()
         for sampling in (Sampling(max_tokens=60), Sampling(max_tokens=60, temperature=0.0)):
-            sampled = await client.generate("e", PROMPT, sampling, [], str(version), 60)
+            sampled = await client.generate(
+                Request(
+                    episode_id="e",
+                    token_ids=PROMPT,
+                    sampling=sampling,
+                    stop_token_ids=[],
+                    cache_salt=str(version),
+                    timeout_s=60,
+                )
+            )
             assert set(sampled.versions.tolist()) == {version}
             ids = torch.from_numpy(np.concatenate([PROMPT, sampled.token_ids]).astype(np.int64))[None]
             with torch.no_grad():
@@ -160,7 +179,18 @@ async def test_recomputed_kv_makes_the_rest_that_of_the_new_weights_alone(served
     publisher.publish(version + 1, models[0].named_parameters())
     publisher.wait_adopted(version + 1, 60)
     client = GeneratorClient([endpoint], settings.generator)
-    running = asyncio.create_task(client.generate("r", PROMPT, Sampling(max_tokens=400), [], "recompute", 60))
+    running = asyncio.create_task(
+        client.generate(
+            Request(
+                episode_id="r",
+                token_ids=PROMPT,
+                sampling=Sampling(max_tokens=400),
+                stop_token_ids=[],
+                cache_salt="recompute",
+                timeout_s=60,
+            )
+        )
+    )
     await asyncio.sleep(0.5)
     publisher.publish(version + 2, models[1].named_parameters())
     sampled = await running

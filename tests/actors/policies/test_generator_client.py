@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from actors.policies.generator_client import GeneratorClient
+from actors.policy import Request
 from protocol.config import GeneratorSettings
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Cancel, Generate, GeneratorStatus, GeneratorStatusRequest, Refused, Sampling, Tokens
@@ -106,7 +107,16 @@ async def client_of(engines: list[ScriptedEngine]) -> AsyncIterator[GeneratorCli
 
 def generate(client: GeneratorClient, episode: str, max_tokens: int = 10, timeout_s: float = 10.0):
     prompt = np.arange(5, dtype=np.int32)
-    return client.generate(episode, prompt, Sampling(max_tokens=max_tokens), [9999], "0", timeout_s)
+    return client.generate(
+        Request(
+            episode_id=episode,
+            token_ids=prompt,
+            sampling=Sampling(max_tokens=max_tokens),
+            stop_token_ids=[9999],
+            cache_salt="0",
+            timeout_s=timeout_s,
+        )
+    )
 
 
 def is_whole(sampled, max_tokens: int) -> bool:
@@ -181,7 +191,16 @@ async def test_everything_survives_losing_an_engine_in_the_middle(engines):
 async def test_bad_requests_come_back_as_typed_errors(engines):
     async with client_of(engines) as client:
         with pytest.raises(GeneratorError, match="outside the vocabulary") as caught:
-            await client.generate("e", np.asarray([9500], np.int32), Sampling(), [], "0", 5)
+            await client.generate(
+                Request(
+                    episode_id="e",
+                    token_ids=np.asarray([9500], np.int32),
+                    sampling=Sampling(),
+                    stop_token_ids=[],
+                    cache_salt="0",
+                    timeout_s=5,
+                )
+            )
         assert caught.value.kind == "refused"
 
 

@@ -16,6 +16,7 @@ from actors.agent.chat import ChatTokenizer
 from actors.agent.loop import Agent, Limits
 from actors.agent.scaffolds import make_scaffold
 from actors.policies.openai_policy import OpenAIPolicy, read_transcript, transcript_tokenizer
+from actors.policy import Request
 from protocol.config import EpisodeSettings
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling
@@ -66,7 +67,16 @@ async def ask(endpoint: Endpoint, chatml: ChatTokenizer, timeout_s: float = 10.0
     policy = OpenAIPolicy(endpoint.address, "some-model", chatml, "secret")
     try:
         ids = chatml.encode_prompt([{"role": "system", "content": "be good"}, {"role": "user", "content": "hi"}])
-        return await policy.generate("e", ids, Sampling(**sampling), chatml.stop_token_ids, "0", timeout_s)
+        return await policy.generate(
+            Request(
+                episode_id="e",
+                token_ids=ids,
+                sampling=Sampling(**sampling),
+                stop_token_ids=chatml.stop_token_ids,
+                cache_salt="0",
+                timeout_s=timeout_s,
+            )
+        )
     finally:
         await policy.close()
 

@@ -16,7 +16,7 @@ from actors.agent.chat import ChatTokenizer
 from actors.policies.generator_client import GeneratorClient
 from actors.policies.openai_policy import OpenAIPolicy, transcript_tokenizer
 from actors.policies.scripted import ScriptedPolicy
-from actors.policy import Policy, Sampled
+from actors.policy import Policy, Request, Sampled
 from protocol.config import GeneratorSettings
 from protocol.errors import DeadlineError
 from protocol.messages import Sampling
@@ -77,7 +77,16 @@ def prompt(tokenizer_dir: Path) -> np.ndarray:
 async def ask(
     policy: Policy, prompt: np.ndarray, *, episode: str = "e", timeout_s: float = 20, **fields: int
 ) -> Sampled:
-    return await policy.generate(episode, prompt, Sampling(**fields), [2], "0", timeout_s)
+    return await policy.generate(
+        Request(
+            episode_id=episode,
+            token_ids=prompt,
+            sampling=Sampling(**fields),
+            stop_token_ids=[2],
+            cache_salt="0",
+            timeout_s=timeout_s,
+        )
+    )
 
 
 def check(sampled: Sampled, max_tokens: int) -> None:
