@@ -115,6 +115,9 @@ class SandboxActor(_Process):
 
     async def update_generators(self, endpoints: list[str]) -> None:
         """A generator was started again elsewhere."""
+        from actors.policies.generator_client import GeneratorClient
+
+        assert isinstance(self._policy, GeneratorClient), "a foreign endpoint has no generators"
         self._policy.update_endpoints(endpoints)
 
     async def run(self) -> None:

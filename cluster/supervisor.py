@@ -72,7 +72,12 @@ class Part:
     @property
     def failed(self) -> bool:
         """Whether its work ended with an error."""
-        return self.ending is not None and self.ending.done() and self.ending.exception() is not None
+        return self.error is not None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What its work ended with, if that was an error."""
+        return self.ending.exception() if self.ending is not None and self.ending.done() else None
 
     def replace(self) -> None:
         """A fresh process in the place of one that died."""
@@ -280,7 +285,7 @@ class Supervisor:
     async def _learner_failure(self) -> PartFailed:
         """Why the learner ended: one rank's own error, if there is one, for the others only say that they lost it."""
         await asyncio.wait([part.ending for part in self._learners if part.ending], timeout=_LEARNER_LAST_WORDS_S)
-        failures = [self._failure(part, part.ending.exception()) for part in self._learners if part.failed]
+        failures = [self._failure(part, part.error) for part in self._learners if part.error is not None]
         return min(failures, key=lambda failure: isinstance(failure, LearnerLost))
 
     async def _restart(self, part: Part) -> None:
@@ -376,8 +381,9 @@ class Supervisor:
         lost = any(part.failed for part in self._learners)
         stopping = asyncio.gather(*(self._stop_part(part) for part in running))
         insisted = asyncio.create_task(self.stop.insisted.wait())
+        ends: set[asyncio.Future[Any]] = {stopping, insisted}
         await asyncio.wait(
-            {stopping, insisted},
+            ends,
             timeout=_PART_STOP_S if lost else self.settings.stop_timeout_s,
             return_when=asyncio.FIRST_COMPLETED,
         )

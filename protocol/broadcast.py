@@ -88,9 +88,7 @@ def _store(host: str, port: int, timeout_s: float, listening: int | None = None)
     """Of the sender, which listens, or of the receiver."""
     is_sender, timeout = listening is not None, timedelta(seconds=timeout_s)
     try:
-        return dist.TCPStore(  # type: ignore[attr-defined]
-            host, port, 2, is_sender, timeout, wait_for_workers=False, master_listen_fd=listening
-        )
+        return dist.TCPStore(host, port, 2, is_sender, timeout, wait_for_workers=False, master_listen_fd=listening)
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         raise WeightsError(f"no meeting at {host}:{port}: {error}", kind="pair") from error
 
@@ -137,7 +135,7 @@ class _NcclPair:
         self._device = torch.device("cuda", torch.cuda.current_device())
         self._timeout_s = timeout_s
         self._communicator: Any = uid_init_process_group(name, rank, 2, self._device)
-        self._stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._stream: Any = torch.cuda.Stream(self._device)
         self._bucket = torch.empty(0, dtype=torch.uint8, device=self._device)
 
     def send(self, data: torch.Tensor) -> None:

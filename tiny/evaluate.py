@@ -13,7 +13,7 @@ from random import Random
 
 import torch
 from msgspec import Struct
-from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from actors.agent.chat import ChatTokenizer
 from protocol.config import EpisodeSettings
@@ -81,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = ChatTokenizer.load(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    model = Qwen2ForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     settings = EpisodeSettings(temperature=options.temperature)
     played = evaluate(
         model, tokenizer, difficulty=options.difficulty, count=options.count, seed=options.seed, settings=settings

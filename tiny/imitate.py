@@ -165,8 +165,7 @@ def main() -> None:
     training = train(recipe, ChatTokenizer.load(options.out))
     models, losses = zip(*track(training, "imitating", total=num_steps), strict=True)
     models[-1].save_pretrained(options.out)
-    losses = [round(loss, 4) for loss in losses]
-    (options.out / LOSSES_FILE).write_text(json.dumps(losses) + "\n")
+    (options.out / LOSSES_FILE).write_text(json.dumps([round(loss, 4) for loss in losses]) + "\n")
 
 
 if __name__ == "__main__":

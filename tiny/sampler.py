@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class Sampler:
         self._temperature = temperature
         self._random = torch.Generator().manual_seed(seed)
         config = model.config
+        assert config.num_key_value_heads is not None
         self._head_dim = config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, num_slots, config.num_key_value_heads, max_context + 1, self._head_dim)
         # the last place takes what is written for padding; nothing reads it
@@ -98,15 +100,27 @@ class Sampler:
         rotary = body.rotary_emb(hidden, positions)
         span = int((starts + sizes).max())
         mask = (torch.arange(span) <= positions[:, :, None])[:, None]  # [B, 1, T, span]
+        layer: Any  # a module list tells nothing of what is in it
         for index, layer in enumerate(body.layers):
-            hidden = hidden + self._attend(index, layer, layer.input_layernorm(hidden), rotary, slots, positions, mask)
+            hidden = hidden + self._attend(
+                index, layer.self_attn, layer.input_layernorm(hidden), rotary, slots, positions, mask
+            )
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         self._lengths[slots] = starts + sizes
         last = hidden[torch.arange(len(slots)), sizes - 1]
-        return self._model.lm_head(body.norm(last))
+        logits: Tensor = self._model.lm_head(body.norm(last))
+        return logits
 
-    def _attend(self, index, layer, hidden, rotary, slots, positions, mask) -> Tensor:
-        attention = layer.self_attn
+    def _attend(
+        self,
+        index: int,
+        attention: Any,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        slots: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
         split = (*hidden.shape[:2], -1, self._head_dim)
         query = attention.q_proj(hidden).view(split).transpose(1, 2)
         key = attention.k_proj(hidden).view(split).transpose(1, 2)
@@ -119,4 +133,5 @@ class Sampler:
         span = mask.shape[-1]
         keys, values = self._keys[index, slots, :, :span], self._values[index, slots, :, :span]
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
-        return attention.o_proj(out.transpose(1, 2).flatten(2))
+        attended: Tensor = attention.o_proj(out.transpose(1, 2).flatten(2))
+        return attended

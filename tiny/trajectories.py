@@ -73,12 +73,12 @@ def random_batch(
 def paper_lengths(rng: np.random.Generator, count: int, context: int) -> list[int]:
     """Lengths of `count` episodes as in arXiv 2508.03501: log-normal, long-tailed, some cut off at the context."""
     lengths = rng.lognormal(np.log(context / 2.6), 0.55, count)
-    return np.clip(lengths, 1000, context).astype(int).tolist()
+    return [int(length) for length in np.clip(lengths, 1000, context)]
 
 
 def finished_member(member: int = 0, **changes: Any) -> Finished:
     """What the buffer keeps of an accepted success of 10 tokens, with `changes`."""
-    fields = {
+    fields: dict[str, Any] = {
         "group": 0,
         "member": member,
         "attempt": 1,

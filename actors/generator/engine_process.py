@@ -29,10 +29,15 @@ def fork_engines() -> None:
     utils.get_mp_context = _Context
 
 
+class _Process(ForkServerProcess):
+    """A process with this one's environment of now: vLLM has set variables since the server started."""
+
+    def __init__(self, target: Callable[..., None], name: str, kwargs: Mapping[str, Any]) -> None:
+        super().__init__(target=_run, name=name, args=(dict(os.environ), target), kwargs=dict(kwargs))
+
+
 class _Context(ForkServerContext):
-    def Process(self, target: Callable[..., None], name: str, kwargs: Mapping[str, Any]) -> ForkServerProcess:
-        """A process with this one's environment of now: vLLM has set variables since the server started."""
-        return ForkServerProcess(target=_run, name=name, args=(dict(os.environ), target), kwargs=dict(kwargs))
+    Process = _Process
 
 
 def _run(environment: Mapping[str, str], target: Callable[..., None], **kwargs: Any) -> None:

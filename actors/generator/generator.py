@@ -105,8 +105,11 @@ class Generator:
             WeightsError: the weights in force are not the published ones.
         """
         assert self._server is not None, "start() comes first"
-        parts = [asyncio.create_task(self._serve()), asyncio.create_task(self._watch_engine())]
-        parts.append(asyncio.create_task(self._stopped.wait()))
+        parts: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._serve()),
+            asyncio.create_task(self._watch_engine()),
+            asyncio.create_task(self._stopped.wait()),
+        ]
         if self._adopter is not None:
             parts.append(asyncio.create_task(self._adopter.run()))
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ from protocol.sockets import Peer, Server
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
+    from vllm.logprobs import FlatLogprobs
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _log = logging.getLogger(__name__)
@@ -241,7 +242,8 @@ class _Versions:
 def _tokens(request_id: str, output: RequestOutput, versions: _Versions) -> Tokens:
     completion = output.outputs[0]
     num_new = len(completion.token_ids)
-    logprobs = completion.logprobs.logprobs if num_new else []
+    # as `_parameters` asked for them
+    logprobs = cast("FlatLogprobs", completion.logprobs).logprobs if num_new else []
     if len(logprobs) != num_new:
         raise GeneratorError(f"{len(logprobs)} log-probs for {num_new} tokens", kind="engine")
     return Tokens(

@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -20,10 +20,10 @@ from vllm.platforms import current_platform
 from actors.weights.staging import WeightStaging
 from protocol.messages import TensorEntry
 
-if current_platform.is_cpu():
-    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+if TYPE_CHECKING or not current_platform.is_cpu():
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker  # the CPU's is made from it
 else:
-    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
 
 _SWITCH_S = 0.0005
 """Decoding waits no longer for the thread that stages weights to let go of the interpreter; Python's own is 5 ms."""
@@ -83,7 +83,7 @@ def _keep_live_weights() -> None:
     """
     from vllm.model_executor.layers import utils
 
-    def use_live_weight(layer: torch.nn.Module, remove_weight: bool) -> None:
+    def use_live_weight(layer: Any, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
     utils.dispatch_cpu_unquantized_gemm = use_live_weight

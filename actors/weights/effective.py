@@ -7,7 +7,7 @@ devices. The parts given here undo that without copying: writing into a part's v
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from vllm.model_executor.layers.linear import (
@@ -21,7 +21,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from protocol.errors import WeightsError
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Part:
     """What this device holds of one Hugging Face tensor of `shape`: `view` is that tensor's `[index]`."""
 
     view: torch.Tensor
@@ -79,7 +80,11 @@ def _parts(
 
 
 def _fused_parts(
-    model: torch.nn.Module, prefix: str, module: torch.nn.Module, leaf: str, tensor: torch.Tensor
+    model: torch.nn.Module,
+    prefix: str,
+    module: QKVParallelLinear | MergedColumnParallelLinear,
+    leaf: str,
+    tensor: torch.Tensor,
 ) -> Iterator[tuple[str, Part]]:
     parent, _, fused = prefix.rpartition(".")
     names = getattr(model, "packed_modules_mapping", {}).get(fused, [])

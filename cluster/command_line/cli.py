@@ -7,7 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -41,7 +41,12 @@ class CommandLine(Settings, BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # no environment variables: a run is what its flags and file say
 
@@ -86,7 +91,7 @@ def run_command_line(arguments: Sequence[str]) -> tuple[Settings, CommandLine]:
         exit_with(error)
 
 
-def exit_with(error: ConfigError) -> Any:
+def exit_with(error: ConfigError) -> NoReturn:
     """Print the user's mistake as one line and leave with status 2."""
     print(f"launch.py: {error}", file=sys.stderr)
     raise SystemExit(2)

@@ -119,7 +119,8 @@ def risk_by_coverage(confidence: Sequence[float], resolved: Sequence[bool]) -> n
     values, failed = values[order], 1.0 - np.asarray(resolved, float)[order]
     _, starts, counts = np.unique(-values, return_index=True, return_counts=True)
     shared = np.concatenate([np.full(n, failed[s : s + n].mean()) for s, n in zip(starts, counts, strict=True)])
-    return np.cumsum(shared) / np.arange(1, len(shared) + 1)
+    running: np.ndarray = np.cumsum(shared) / np.arange(1, len(shared) + 1)
+    return running
 
 
 def table(reports: Mapping[str, Report]) -> str:

@@ -47,7 +47,7 @@ def kept(run_dir: Path) -> list[Path]:
 
 def latest(run_dir: Path) -> Path | None:
     """The newest complete checkpoint of a run."""
-    return (kept(run_dir) or [None])[-1]
+    return next(reversed(kept(run_dir)), None)
 
 
 def to_resume(settings: Settings, run_dir: Path) -> Path | None:

@@ -65,7 +65,8 @@ def _set_shard(parameter: nn.Parameter, parts: dict[str, Tensor], rank: int, ran
         padded = nn.functional.pad(full.flatten(), (0, size * ranks - full.numel()))
         return padded[rank * size : (rank + 1) * size]
 
-    parameter.ds_tensor.data.copy_(shard(parts["master"]))
+    held: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]  # DeepSpeed's shard of it
+    held.data.copy_(shard(parts["master"]))
     safe_set_local_fp32_param(parameter, shard(parts["master"]))
     for key in MOMENTS:
         safe_set_local_optimizer_state(parameter, shard(parts[key]), key)

@@ -171,7 +171,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _copy(segment: Segment, entry: TensorEntry, tensor: torch.Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,12 +40,16 @@ def exports(model: nn.Module) -> Iterator[Export]:
     for name, parameter in model.named_parameters():
         owner = inner.get(id(parameter))
         if owner is None:
-            yield Export(name, [parameter], lambda parameter=parameter: parameter)
+            yield Export(name, [parameter], functools.partial(_itself, parameter))
         elif name == f"{owner}.base_layer.weight":
             yield _merged(f"{owner}.weight", adapted[owner])
         elif name.startswith(f"{owner}.base_layer."):
             plain = name.replace(".base_layer.", ".")
-            yield Export(plain, [parameter], lambda parameter=parameter: parameter)
+            yield Export(plain, [parameter], functools.partial(_itself, parameter))
+
+
+def _itself(parameter: nn.Parameter) -> Tensor:
+    return parameter
 
 
 def _merged(name: str, layer: Any) -> Export:

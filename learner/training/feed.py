@@ -55,19 +55,19 @@ class BatchFeed:
         """
         heard_at = time.monotonic()
         while True:
-            answer: list[Frame] | None = None
+            told: list[Frame] | None = None
             if self._replay is not None:
                 try:
-                    answer = self._ask(self._replay, version)
+                    told = self._ask(self._replay, version)
                     heard_at = time.monotonic()
                 except DeadlineError as error:
                     silent_s = time.monotonic() - heard_at
                     self.waiting_for = f"an answer of the replay server ({silent_s:.0f} s)"
                     if silent_s > self._silence_s:
                         raise DeadlineError(f"the replay server was silent for {silent_s:.0f} s: {error}") from error
-                    answer = _WAIT
+                    told = _WAIT
             with self._group.doing("waiting for a batch"):
-                answer = self._group.broadcast_frames(answer)
+                answer = self._group.broadcast_frames(told)
             if answer == _STOP:
                 return None
             if answer != _WAIT:

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -117,7 +117,7 @@ class RankGroup:
         dist.all_reduce(values)
         return values
 
-    def broadcast_frames(self, frames: list[bytes | memoryview] | None) -> list[bytes]:
+    def broadcast_frames(self, frames: Sequence[bytes | memoryview] | None) -> list[bytes]:
         """Bytes of rank 0, on every rank. Rank 0 passes them, the others None; unblocks when rank 0 calls it."""
         sizes = torch.tensor([len(f) for f in frames] if frames else [], dtype=torch.int64)
         count = torch.tensor([len(sizes)])
@@ -130,7 +130,7 @@ class RankGroup:
             joined = bytearray(b"".join(frames or []))
             data = torch.frombuffer(joined, dtype=torch.uint8) if joined else data
         dist.broadcast(data, 0, group=self._control)
-        whole = memoryview(data.numpy())
+        whole = data.numpy().data
         ends = sizes.cumsum(0).tolist()
         return [bytes(whole[end - size : end]) for end, size in zip(ends, sizes.tolist(), strict=True)]
 

@@ -7,6 +7,8 @@ embeddings, ZeRO-3's gathering and adapters work as everywhere else in the model
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -26,7 +28,7 @@ class TokenLogprobs(nn.Module):
         self, causal_lm: nn.Module, chunk: int, temperature: float = 1.0, entropy_gradient: bool = False
     ) -> None:
         super().__init__()
-        self.causal_lm = causal_lm
+        self.causal_lm: Any = causal_lm  # what is asked of it is Hugging Face's, not torch's
         self.chunk = chunk
         self.temperature = temperature
         self.entropy_gradient = entropy_gradient

@@ -8,7 +8,6 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ _TOKENIZER_FILES = (
 )
 
 
-def import_deepspeed() -> ModuleType:
+def import_deepspeed() -> Any:
     """DeepSpeed without its start-up builds and chatter.
 
     On CPU `init_distributed` would compile an operator that only inference uses, and would wait for ever for the lock
@@ -121,7 +120,8 @@ class Policy:
     def reference_logprobs(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """Log-probs under the starting policy of this rank's slice of the positions, float32 [positions]."""
         assert self._reference is not None, "no reference policy is loaded: kl_coef is 0"
-        return self._reference(token_ids[None], positions[None], targets[None])[0][0]
+        logprobs: Tensor = self._reference(token_ids[None], positions[None], targets[None])[0]
+        return logprobs[0]
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of `loss`, the sum over this rank's tokens; `is_last`: of the step."""
@@ -190,7 +190,9 @@ class Policy:
         reference.requires_grad_(False).eval()
         if self.zero_stage < 3:
             return reference.to(self.group.device)
-        return self._deepspeed.initialize(model=reference, config=self._engine_config(settings.learner), mpu=mpu)[0]
+        sharded, *_ = self._deepspeed.initialize(model=reference, config=self._engine_config(settings.learner), mpu=mpu)
+        assert isinstance(sharded, nn.Module)
+        return sharded
 
     def _with_logprobs(self, causal_lm: Any, settings: Settings) -> TokenLogprobs:
         learner = settings.learner
@@ -238,7 +240,7 @@ def vocabulary_of(path: Path) -> int:
 
 def checked_config(path: Path, settings: Settings) -> PreTrainedConfig:
     """The model's configuration, before anything is loaded. Raises `ConfigError` if it cannot be trained exactly."""
-    config = AutoConfig.from_pretrained(path)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path)
     if getattr(config, "final_logit_softcapping", None):
         raise ConfigError(f"{path}: models that cap their logits are not supported", kind="model")
     if getattr(config, "use_sliding_window", False):
@@ -260,7 +262,8 @@ def checked_config(path: Path, settings: Settings) -> PreTrainedConfig:
 def _dtype(settings: Settings, group: RankGroup) -> torch.dtype:
     if settings.model.dtype == "auto":
         return torch.bfloat16 if group.device.type == "cuda" else torch.float32
-    return getattr(torch, settings.model.dtype)
+    named: torch.dtype = getattr(torch, settings.model.dtype)
+    return named
 
 
 def _register_ulysses(path: Path, attention: str, sequence_parallel: int) -> Any:
