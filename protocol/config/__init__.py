@@ -1,0 +1,114 @@
+"""All settings of a run: declared, explained and validated here, and a message like the others (JSON both ways).
+
+`launch.py` reads them from defaults, a TOML file and flags; every process of the run gets the same resolved object. One
+file a section: a new one is written in the folder of the package that reads it, and named in `Settings`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from protocol.config.actors.episode import EpisodeSettings
+from protocol.config.actors.generator import GeneratorSettings
+from protocol.config.actors.processes import ActorSettings
+from protocol.config.cluster.evaluation import EvalSettings
+from protocol.config.cluster.network import NetworkSettings
+from protocol.config.learner.checkpoint import CheckpointSettings
+from protocol.config.learner.learner import LearnerSettings
+from protocol.config.learner.loss import LossSettings
+from protocol.config.learner.replay import ReplaySettings
+from protocol.config.learner.weights import WeightSettings
+from protocol.config.model import ModelSettings
+from protocol.config.sandbox.sandbox import SandboxSettings
+from protocol.config.sandbox.tasks import TaskSettings
+from protocol.section import Amount, Count, Seconds, Section
+
+__all__ = [
+    "ActorSettings",
+    "CheckpointSettings",
+    "EpisodeSettings",
+    "EvalSettings",
+    "GeneratorSettings",
+    "LearnerSettings",
+    "LossSettings",
+    "ModelSettings",
+    "NetworkSettings",
+    "ReplaySettings",
+    "SandboxSettings",
+    "Settings",
+    "TaskSettings",
+    "WeightSettings",
+]
+
+
+class Settings(Section):
+    """Longhaul: asynchronous reinforcement learning of software-engineering agents."""
+
+    num_actors: Count = 512
+    """Episodes that may run at once, over all sandbox-actor processes."""
+    phase: Literal["rft", "rl", "eval"] = "rl"
+    """rft: fine-tune on own successes; rl: modified DAPO; eval: score only, no learner."""
+    steps: Count = 20
+    """Optimizer steps of the run."""
+    max_staleness: Amount = 8
+    """A trajectory may be trained on when its oldest token is at most so many versions old; 0: fully synchronous."""
+    seed: int = 0
+    """Seed of everything that is drawn outside the engines."""
+    run_dir: Path | None = None
+    """Directory of the run (default: runs/<date-time>)."""
+    resume: str | None = None
+    """`auto`: continue the newest checkpoint of the run directory; or the path of a checkpoint."""
+    stages: list[Path] = []
+    """Settings files, relative to this one, that are run in its place one after another, each from the model that the
+    one before left; flags apply to all of them."""
+    ray_address: str | None = None
+    """Join this Ray cluster instead of starting one here."""
+    strict_parity: float | None = None
+    """Fail the run when learner and generator log-probs differ by more than this, on average over a step's tokens."""
+    start_timeout_s: Seconds = 300
+    """Every process must report ready within this time."""
+    stop_timeout_s: Seconds = 60
+    """Longest wait, once the run is told to stop, for the step in hand and its checkpoint; a second signal ends it."""
+    model: ModelSettings = ModelSettings()
+    tasks: TaskSettings = TaskSettings()
+    episode: EpisodeSettings = EpisodeSettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    actors: ActorSettings = ActorSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    weights: WeightSettings = WeightSettings()
+    replay: ReplaySettings = ReplaySettings()
+    learner: LearnerSettings = LearnerSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    eval: EvalSettings = EvalSettings()
+    network: NetworkSettings = NetworkSettings()
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Token budget of one packed micro-batch, resolved."""
+        return self.learner.pack_tokens or 2 * self.model.max_context
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        if self.replay.batch % self.replay.group_size:
+            raise ValueError(
+                f"replay.batch ({self.replay.batch}) must be a multiple of replay.group_size ({self.replay.group_size})"
+            )
+        if (self.eval.endpoint is None) != (self.eval.model is None):
+            raise ValueError(
+                "eval.endpoint and eval.model, the model's name at that endpoint, go together; a model directory is "
+                "given as model.path"
+            )
+        if self.episode.max_turn_tokens >= self.model.max_context:
+            raise ValueError(
+                f"episode.max_turn_tokens ({self.episode.max_turn_tokens}) must be below model.max_context "
+                f"({self.model.max_context})"
+            )
+        if 0 < self.learner.pack_tokens < self.model.max_context:
+            raise ValueError(
+                f"learner.pack_tokens ({self.learner.pack_tokens}) must hold an episode of model.max_context "
+                f"({self.model.max_context})"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Settings of episodes and of the engines that they ask."""

@@ -1,0 +1,1 @@
+"""Settings of a whole run: its network, its evaluation."""

@@ -1,0 +1,1 @@
+"""Settings of the learner: replay, objective, training, what it publishes and saves."""

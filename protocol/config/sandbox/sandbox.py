@@ -1,0 +1,39 @@
+"""`[sandbox]`: where commands run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from protocol.section import Amount, Count, Seconds, Section
+
+
+class SandboxSettings(Section):
+    """Where commands run."""
+
+    backend: Literal["auto", "docker", "namespace", "unisolated-for-debugging"] = "auto"
+    """`auto`: Docker for tasks with an image where a daemon answers, else namespaces. The last one isolates nothing."""
+    docker_hosts: list[str] = []
+    """Docker daemons (`unix:///var/run/docker.sock`, `https://host:2376`); empty: the local one."""
+    docker_tls_dir: Path | None = None
+    """Directory with ca.pem, cert.pem and key.pem for `https://` daemons."""
+    memory_mib: Count = 512
+    """Memory of one sandbox (swap is off)."""
+    max_processes: Count = 128
+    """Processes and threads in one sandbox."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """CPU share of one sandbox, in cores."""
+    disk_mib: Count = 256
+    """Most that a sandbox may write."""
+    max_starts: Count = 4
+    """Sandboxes that may be starting at the same time on one host."""
+    warm: Amount = 1
+    """Containers kept started ahead of need for each image in use (namespaces start in milliseconds)."""
+    max_grading: Count = 2
+    """Gradings that may run at the same time in one sandbox actor."""
+    grading_timeout_s: Seconds = 300
+    """Deadline of one run of the hidden tests."""
+    share_verdicts: bool = True
+    """Judge equal changes to one task once per sandbox actor, unless its tests are known to flake."""
