@@ -17,7 +17,7 @@ from cluster import processes
 from cluster.cleanup import descendants, kill
 from cluster.run_files import RunFiles
 from protocol.config import Settings
-from protocol.errors import ConfigError, LonghaulError
+from protocol.errors import ConfigError, LonghaulError, border
 from protocol.sockets import Keys
 
 # One thread a process: on small hosts idle OpenMP threads spin away the cores that other parts need. DeepSpeed's and
@@ -33,10 +33,8 @@ _ENVIRONMENT = {
 }
 
 
-class PlacementError(LonghaulError):
+class PlacementError(LonghaulError, boundary="placement"):
     """Processes cannot be placed: Ray itself does not work here."""
-
-    boundary = "placement"
 
 
 class Cluster:
@@ -85,20 +83,22 @@ class Cluster:
 
         for is_last in (False, True):
             try:
-                return ray.init(
-                    num_cpus=max(psutil.cpu_count() or 1, 1),
-                    include_dashboard=True,
-                    dashboard_host="127.0.0.1",
-                    dashboard_port=self.settings.network.dashboard_port or _free_port(),
-                    object_store_memory=100 << 20,
-                    _temp_dir=str(self.files.ray),
-                    _system_config={"metrics_report_interval_ms": 2000},
-                    **common,
-                )
-            except Exception as error:  # Ray raises the base class when its node is late
+                # Ray raises the base class when its node is late
+                with border(PlacementError, f"Ray to start (its logs: {self.files.logs}/ray)"):
+                    return ray.init(
+                        num_cpus=max(psutil.cpu_count() or 1, 1),
+                        include_dashboard=True,
+                        dashboard_host="127.0.0.1",
+                        dashboard_port=self.settings.network.dashboard_port or _free_port(),
+                        object_store_memory=100 << 20,
+                        _temp_dir=str(self.files.ray),
+                        _system_config={"metrics_report_interval_ms": 2000},
+                        **common,
+                    )
+            except PlacementError:
                 self.stop()
                 if is_last:
-                    raise PlacementError(f"Ray did not start: {error} (its logs: {self.files.logs}/ray)") from error
+                    raise
         raise AssertionError("the last attempt returns or raises")
 
     def place(self, kind: type[Any], name: str, title: str, *, num_gpus: float = 0, threads: int = 1) -> Any:

@@ -35,10 +35,8 @@ _LEARNER_LAST_WORDS_S = 5.0
 _PART_STOP_S = 3.0
 
 
-class PartFailed(LonghaulError):
+class PartFailed(LonghaulError, boundary="part"):
     """A process of the run failed; the message holds its name, its own error and the end of its log."""
-
-    boundary = "part"
 
 
 class LearnerLost(PartFailed):

@@ -20,7 +20,7 @@ import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, border
 
 Chat = list[dict[str, Any]]
 """Messages as chat templates take them: {"role": ..., "content": ...}."""
@@ -44,7 +44,8 @@ class ChatTokenizer:
         self, tokenizer: Tokenizer, template: str, specials: Mapping[str, str], stop_token_ids: Sequence[int]
     ) -> None:
         self._tokenizer = tokenizer
-        self._template = _environment().from_string(template)
+        with border(ConfigError, "a chat template that Jinja can read"):
+            self._template = _environment().from_string(template)
         self._specials = dict(specials)
         self.stop_token_ids = sorted(set(stop_token_ids))
         controls = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
@@ -58,7 +59,8 @@ class ChatTokenizer:
         config = _read_json(path / "tokenizer_config.json")
         if not (path / "tokenizer.json").is_file():
             raise ConfigError(f"{path}: expected a tokenizer.json (a fast tokenizer); convert the model's tokenizer")
-        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        with border(ConfigError, f"a readable {path}/tokenizer.json", kind="tokenizer"):
+            tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         specials = {name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name)))}
         stops = _eos_ids(_read_json(path / "generation_config.json", required=False))
         stops += [i for i in [tokenizer.token_to_id(specials.get("eos_token", ""))] if i is not None]
@@ -95,12 +97,10 @@ class ChatTokenizer:
 
     def render(self, messages: Chat, *, tools: list[dict[str, Any]] | None = None, generate: bool = True) -> str:
         """The template's text of a conversation; raises `ConfigError` if the template refuses it."""
-        try:
+        with border(ConfigError, f"the chat template to take roles {[m['role'] for m in messages]}"):
             return self._template.render(
                 messages=messages, tools=tools, add_generation_prompt=generate, **self._specials
             )
-        except jinja2.TemplateError as error:
-            raise ConfigError(f"the chat template refuses roles {[m['role'] for m in messages]}: {error}") from error
 
     def encode_prompt(self, messages: Chat, tools: list[dict[str, Any]] | None = None) -> np.ndarray:
         """Ids (int32) of the opening of a conversation, up to where the assistant speaks. The last message is data.

@@ -18,7 +18,7 @@ from actors.generator import engine_process
 from actors.generator.lifeline import guard_children
 from actors.generator.stderr_tail import StderrTail
 from protocol.config import GeneratorSettings, Settings
-from protocol.errors import ConfigError, DeadlineError, GeneratorError
+from protocol.errors import ConfigError, DeadlineError, GeneratorError, border
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -45,7 +45,7 @@ class ModelShape(NamedTuple):
 
 def read_shape(model_dir: Path) -> ModelShape:
     """Shape of the model in `model_dir` (its `config.json`). Raises `ConfigError` if there is none."""
-    try:
+    with border(ConfigError, f"{model_dir}/config.json to be a model's configuration", kind="model"):
         config: dict[str, Any] = json.loads((model_dir / "config.json").read_text())
         heads = config["num_attention_heads"]
         return ModelShape(
@@ -57,10 +57,6 @@ def read_shape(model_dir: Path) -> ModelShape:
             head_size=config.get("head_dim") or config["hidden_size"] // heads,
             tied=bool(config.get("tie_word_embeddings", False)),
         )
-    except OSError as error:
-        raise ConfigError(f"{model_dir} is no model directory: {error.strerror}: config.json", kind="model") from error
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ConfigError(f"{model_dir}/config.json is no model configuration: {error!r}", kind="model") from error
 
 
 def has_gpu() -> bool:
@@ -201,11 +197,13 @@ async def _start(settings: Settings, model_dir: Path, errors: StderrTail) -> tup
         raise ConfigError(f"{model_dir}: vLLM does not know the architecture {shape.architecture}", kind="architecture")
     if not on_gpu:
         engine_process.fork_engines()
-    try:
+    with border(
+        GeneratorError,
+        f"vLLM to start with {model_dir}",
+        kind="start",
+        tell=lambda came: errors.last_error() or str(came),
+    ):
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(settings, model_dir, on_gpu=on_gpu)))
-    except Exception as error:  # vLLM raises whatever its parts raise
-        said = errors.last_error() or str(error)
-        raise GeneratorError(f"vLLM did not start with {model_dir}: {said}", kind="start") from error
     await _warm_up(engine, shape, settings.start_timeout_s)
     gc.collect()
     gc.freeze()  # else the first full collection stalls decoding for more than half a second
@@ -221,9 +219,8 @@ async def _warm_up(engine: AsyncLLM, shape: ModelShape, timeout_s: float) -> Non
     parameters = SamplingParams(max_tokens=4, ignore_eos=True, detokenize=False, logprobs=0)
     try:
         async with asyncio.timeout(timeout_s):
-            async for _ in engine.generate(prompt, parameters, "warm-up"):
-                pass
+            with border(GeneratorError, "vLLM, which has started, to decode", kind="start"):
+                async for _ in engine.generate(prompt, parameters, "warm-up"):
+                    pass
     except TimeoutError:
         raise DeadlineError(f"the engine decoded no token within {timeout_s:g} s", kind="start") from None
-    except Exception as error:  # vLLM raises whatever its parts raise
-        raise GeneratorError(f"vLLM started, but could not decode: {error}", kind="start") from error

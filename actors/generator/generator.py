@@ -20,7 +20,7 @@ from actors.generator.engine import start_engine
 from actors.generator.requests import RequestRunner, RequestStats
 from actors.weights.adopter import NO_VERSION, WeightAdopter
 from protocol.config import Settings
-from protocol.errors import DeadlineError, GeneratorError, WeightsError
+from protocol.errors import DeadlineError, GeneratorError, WeightsError, border
 from protocol.messages import (
     Cancel,
     Generate,
@@ -234,14 +234,12 @@ class EngineWeights:
         if self._recompute_kv or self._kv_is_nobodys:
             calls.append(("reset_prefix_cache", True, False))  # running requests, too
         calls += [("set_weight_version", str(version)), ("resume_scheduler",)]
-        try:
+        with border(WeightsError, f"version {version} to be put in force", kind="swap"):
             # begun in their order, and each sends before it first waits
             self._pause = asyncio.create_task(core.pause_scheduler_async(mode="keep", clear_cache=False))
             if self._engine.vllm_config.max_concurrent_batches > 1:
                 await self._pause
             await asyncio.gather(*(core.call_utility_async(*call) for call in calls))
-        except Exception as error:  # vLLM passes on whatever the worker raised
-            raise WeightsError(f"version {version} could not be put in force: {error}", kind="swap") from error
         self._kv_is_nobodys = False
 
     async def label(self, version: int) -> None:
@@ -253,7 +251,7 @@ class EngineWeights:
 
     async def _job(self, method: str, *arguments: object) -> list[str]:
         """Begin a job in the worker and look for its end between decoding steps."""
-        try:
+        with border(WeightsError, f"an answer to {method}", kind="staging"):
             await self._engine.collective_rpc(method, args=arguments)
             wait_s = 0.0005
             while True:
@@ -262,8 +260,6 @@ class EngineWeights:
                     return _same_everywhere(results)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, 0.01)
-        except Exception as error:  # vLLM passes on whatever the worker raised
-            raise WeightsError(f"{method}: {error}", kind="staging") from error
 
 
 def _same_everywhere(results: list[list[str]]) -> list[str]:

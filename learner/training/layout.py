@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.config import Settings
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, border
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,8 @@ def heads_of(model: Path) -> Heads:
     Raises:
         ConfigError: there is no readable configuration.
     """
-    try:
+    with border(ConfigError, f"{model}/config.json (model.path) to name num_attention_heads", kind="model"):
         config = json.loads((model / "config.json").read_text())
         config = config.get("text_config", config)
         queries = int(config["num_attention_heads"])
         return Heads(queries=queries, keys=int(config.get("num_key_value_heads") or queries))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"model.path = {model}: expected a Hugging Face model directory with a config.json that names "
-            f"num_attention_heads: {error}",
-            kind="model",
-        ) from error

@@ -23,7 +23,7 @@ from learner.training.group import RankGroup
 from learner.training.logprobs import TokenLogprobs
 from learner.training.mlp import tile_mlps
 from protocol.config import LearnerSettings, Settings
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, border
 
 _PREFIX = "causal_lm."
 _TOKENIZER_FILES = (
@@ -232,15 +232,18 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def vocabulary_of(path: Path) -> int:
     """One more than the largest id of the tokenizer in a model directory. Raises `ConfigError`."""
-    try:
-        return 1 + max(Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab(with_added_tokens=True).values())
-    except Exception as error:  # the library raises nothing narrower
-        raise ConfigError(f"{path}: expected a readable tokenizer.json: {error}", kind="tokenizer") from error
+    return 1 + max(_tokenizer(path).get_vocab(with_added_tokens=True).values())
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    with border(ConfigError, f"a readable {path}/tokenizer.json", kind="tokenizer"):
+        return Tokenizer.from_file(str(path / "tokenizer.json"))
 
 
 def checked_config(path: Path, settings: Settings) -> PreTrainedConfig:
     """The model's configuration, before anything is loaded. Raises `ConfigError` if it cannot be trained exactly."""
-    config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+    with border(ConfigError, f"{path}/config.json to be a model's configuration", kind="model"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
     if getattr(config, "final_logit_softcapping", None):
         raise ConfigError(f"{path}: models that cap their logits are not supported", kind="model")
     if getattr(config, "use_sliding_window", False):
@@ -251,7 +254,7 @@ def checked_config(path: Path, settings: Settings) -> PreTrainedConfig:
             f"positions of {path}: lower it, or extend the model (YaRN)",
             kind="context",
         )
-    vocabulary = Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab_size(with_added_tokens=True)
+    vocabulary = _tokenizer(path).get_vocab_size(with_added_tokens=True)
     if vocabulary > config.vocab_size:
         raise ConfigError(
             f"{path}: the tokenizer has {vocabulary} tokens, the model only {config.vocab_size}", kind="tokenizer"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from learner.training.layout import Heads
 from protocol.config import Settings
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, border
 
 GIB = 1 << 30
 MASTER_BYTES, MOMENT_BYTES, GRADIENT_BYTES = 4, 8, 4
@@ -56,7 +56,7 @@ class Shape:
     def read(path: Path) -> Shape:
         """From a Hugging Face `config.json` (or its directory). Raises `ConfigError`."""
         file = path / "config.json" if path.is_dir() else path
-        try:
+        with border(ConfigError, f"{file} to be a decoder's configuration", kind="model"):
             config = json.loads(file.read_text())
             heads = int(config["num_attention_heads"])
             return Shape(
@@ -70,8 +70,6 @@ class Shape:
                 tied=config.get("tie_word_embeddings", False),
                 qkv_bias=config.get("attention_bias", config.get("model_type") == "qwen2"),
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{file}: expected a decoder's config.json: {error}", kind="model") from error
 
 
 @dataclass(frozen=True)

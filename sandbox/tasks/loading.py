@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from protocol.config import TaskSettings
-from protocol.errors import ConfigError, TaskError
+from protocol.errors import ConfigError, TaskError, border
 from sandbox.tasks.task import Task, check_task
 
 log = logging.getLogger(__name__)
@@ -109,10 +109,11 @@ def _dataset_records(name: str, split: str) -> Iterator[dict[str, Any]]:
             f"tasks.source {name!r} is a Hugging Face dataset: pip install 'longhaul[hub]', or name a task file",
             kind="tasks",
         ) from error
-    try:
+    # the library lets through whatever its transports and readers raise
+    with border(
+        ConfigError, f"tasks.source to be a task file or a dataset: dataset {name!r}, split {split!r}", kind="tasks"
+    ):
         yield from load_dataset(name, split=split, streaming=True)
-    except Exception as error:  # the library lets through whatever its transports and readers raise
-        raise ConfigError(f"tasks.source: dataset {name!r}, split {split!r}: {error}", kind="tasks") from error
 
 
 def save_tasks(tasks: Iterable[Task], path: Path) -> None:

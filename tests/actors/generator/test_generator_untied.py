@@ -232,7 +232,9 @@ def test_a_failed_start_shows_the_error_of_vllm_itself(tmp_path):
     os.truncate(weights, weights.stat().st_size // 2)
     with (
         GeneratorProcess(settings_for(model_dir), "bad", str(model_dir), f"ipc://{tmp_path}/g") as process,
-        pytest.raises(GeneratorError, match=r"vLLM did not start with .*model: .*deserializing header") as caught,
+        pytest.raises(
+            GeneratorError, match=r"expected vLLM to start with .*model, got .*deserializing header"
+        ) as caught,
     ):
         print(process.endpoint)
     assert caught.value.kind == "start"

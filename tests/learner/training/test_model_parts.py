@@ -100,7 +100,7 @@ def test_ranks_that_do_not_go_with_the_heads_are_refused_with_numbers_that_do(tm
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     run = Settings.model_validate({"model": {"path": str(tmp_path)}})
-    with pytest.raises(ConfigError, match=r"expected a Hugging Face model directory"):
+    with pytest.raises(ConfigError, match=r"config\.json \(model\.path\) to name num_attention_heads"):
         sequence_parallel(run, 2)
 
 
