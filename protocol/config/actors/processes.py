@@ -17,4 +17,5 @@ class ActorSettings(Section):
     heartbeat_s: Seconds = 5
     """How often running leases are extended."""
     trajectory_log_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the episodes written, readable, to `trajectories/` in the run directory (docs/trajectories.md)."""
+    """Share of the episodes written, readable, to `trajectories/` in the run directory (described in
+    docs/06-reading-trajectories.md)."""

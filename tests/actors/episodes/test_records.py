@@ -19,7 +19,7 @@ from protocol.messages import Trajectory, Turn
 from sandbox.judgement.grading import Verdict
 from sandbox.patches import Patch
 
-DOCUMENT = Path(__file__).parents[3] / "docs/trajectories.md"
+DOCUMENT = Path(__file__).parents[3] / "docs/06-reading-trajectories.md"
 
 
 def attempt(episode_id: str = "g/0", *, resolved: bool = True, text: str = "I look.") -> Attempt:
@@ -78,7 +78,7 @@ def test_every_field_is_documented() -> None:
     record = readable(attempt())
     fields = {*record, *record["verdict"], *(field for m in record["messages"] for field in m)}
     fields |= set(prediction(attempt(), "m"))
-    assert fields <= named, f"not in docs/trajectories.md: {sorted(fields - named)}"
+    assert fields <= named, f"not in docs/06-reading-trajectories.md: {sorted(fields - named)}"
 
 
 def test_a_share_is_written_and_every_prediction(tmp_path: Path) -> None:
