@@ -1,1 +1,4 @@
-"""What is optimised: samples, advantages and losses, as pure functions. Open `loss.py` first."""
+"""What is optimised: samples, advantages and losses, as pure functions. `table/` has one file an objective.
+
+Open `registry.py` first.
+"""

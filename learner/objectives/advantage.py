@@ -1,9 +1,8 @@
 """Rewards to advantages: pure functions of numbers, no tensors.
 
 The reward of an episode is the paper's (arXiv 2508.03501): 1 if the hidden tests pass, else 0, plus a penalty growing
-linearly from 0 at `threshold` turns to -1 at `max_turns`. The advantage is the reward's distance to its group's mean in
-units of the group's standard deviation (GRPO), the same for every token of the episode. A step-wise reward adds a term
-of its own to the tokens of single turns.
+linearly from 0 at `threshold` turns to -1 at `max_turns`. The objective's rule turns a group's rewards into advantages,
+the same for every token of an episode. A step-wise reward adds a term of its own to the tokens of single turns.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from random import Random
 
 import numpy as np
 
+from learner.objectives.registry import loss_settings, objective_named
 from protocol.config import Settings
 from protocol.messages import Trajectory
 
@@ -25,17 +25,6 @@ def length_penalty(num_turns: int, max_turns: int, threshold: int) -> float:
     if threshold >= max_turns or num_turns < threshold:
         return 0.0
     return (threshold - min(num_turns, max_turns)) / (max_turns - threshold)
-
-
-def group_advantages(rewards: Sequence[float]) -> np.ndarray:
-    """`(r - mean) / std` over one group, float64 [members]; zeros where all rewards are equal."""
-    values = np.asarray(rewards, dtype=np.float64)
-    centred = values - values.mean()
-    std = float(values.std())
-    if std <= 1e-9 * max(1.0, float(np.abs(values).max())):
-        return np.zeros_like(values)
-    advantages: np.ndarray = centred / std
-    return advantages
 
 
 def format_error_reward(penalty: float) -> StepReward:
@@ -56,6 +45,7 @@ def token_advantages(
     shaping says which turns were better and never moves the group as a whole, and is added to the turn's tokens.
     """
     totals: list[np.ndarray] = [np.zeros(len(t.token_ids), np.float32) for t in trajectories]
+    rule = objective_named(loss_settings(settings).name).advantages
     groups: dict[str, list[int]] = {}
     for index, trajectory in enumerate(trajectories):
         groups.setdefault(trajectory.group_id, []).append(index)
@@ -63,7 +53,7 @@ def token_advantages(
         rewards = [_reward(trajectories[i], settings) for i in members]
         if settings.learner.loss.shuffle_rewards:
             Random(f"{settings.seed} {trajectories[members[0]].group_id}").shuffle(rewards)
-        for index, advantage in zip(members, group_advantages(rewards), strict=True):
+        for index, advantage in zip(members, rule(rewards), strict=True):
             totals[index] += np.float32(advantage)
         for step_reward in step_rewards:
             _add_step_rewards([trajectories[i] for i in members], [totals[i] for i in members], step_reward)

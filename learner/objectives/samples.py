@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from learner.objectives.advantage import step_rewards_of, token_advantages
+from learner.objectives.parts.averaging import token_weight
+from learner.objectives.registry import loss_settings, objective_named
 from protocol.config import Settings
 from protocol.messages import Trajectory
 
@@ -56,9 +58,9 @@ def make_samples(
     else:
         advantages = token_advantages(usable, settings, step_rewards_of(settings))
         masks = [trajectory.loss_mask == 1 for trajectory in usable]
-    per_sequence = settings.learner.loss.name == "gspo" and settings.phase == "rl"
+    averaging = objective_named(loss_settings(settings).name).averaging
     samples = [
-        _sample(trajectory, advantage, mask, version, per_sequence)
+        _sample(trajectory, advantage, mask, version, token_weight(averaging, int(mask[1:].sum())))
         for trajectory, advantage, mask in zip(usable, advantages, masks, strict=True)
     ]
     return samples, left_out
@@ -98,11 +100,7 @@ def _on_readable_turns(trajectory: Trajectory) -> np.ndarray:
     return advantages
 
 
-def _sample(
-    trajectory: Trajectory, advantages: np.ndarray, trained: np.ndarray, version: int, per_sequence: bool
-) -> Sample:
-    num_trained = max(int(trained[1:].sum()), 1)
-    weight = 1 / num_trained if per_sequence else 1.0
+def _sample(trajectory: Trajectory, advantages: np.ndarray, trained: np.ndarray, version: int, weight: float) -> Sample:
     return Sample(
         token_ids=trajectory.token_ids.astype(np.int64),
         targets=_from_next(trajectory.token_ids.astype(np.int64)),

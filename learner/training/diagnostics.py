@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learner.objectives.loss import TokenTensors, kl_k3, ratio_of
+from learner.objectives.parts.kl import kl_k3
+from learner.objectives.parts.objective import TokenTensors
+from learner.objectives.parts.ratios import ratio_of
 from protocol.config import LossSettings
 
 _SUMS = (

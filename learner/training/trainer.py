@@ -1,7 +1,8 @@
 """One optimizer step: samples in, new weights and figures out.
 
 Every rank holds all samples of the batch, so every rank computes the same plan and the same normaliser; what crosses
-ranks is what DeepSpeed and Ulysses exchange, the sums of the diagnostics, and for `gspo` one sum per document.
+ranks is what DeepSpeed and Ulysses exchange, the sums of the diagnostics, and one sum per document where the objective
+looks at whole sequences.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.objectives.loss import TokenTensors, token_losses
+from learner.objectives.loss import token_losses
+from learner.objectives.parts.objective import TokenTensors
+from learner.objectives.registry import loss_settings, objective_named
 from learner.objectives.samples import Sample
 from learner.packing import plan_bins, row_length, used_share
 from learner.training.diagnostics import Diagnostics
 from learner.training.micro_batch import MicroBatch, collate
 from learner.training.model import Policy
 from learner.training.schedule import learning_rate
-from protocol.config import LossSettings, Settings
+from protocol.config import Settings
 from protocol.errors import LearnerError
 
 
@@ -31,7 +34,8 @@ class Trainer:
         self.policy = policy
         self.group = policy.group
         self.settings = settings
-        self.loss = objective(settings)
+        self.loss = loss_settings(settings)
+        self.objective = objective_named(self.loss.name)
         self.budget = settings.micro_batch_tokens
 
     def step(self, samples: Sequence[Sample], version: int) -> dict[str, float]:
@@ -81,7 +85,7 @@ class Trainer:
             entropy=entropy,
             reference=self.policy.reference_logprobs(*inputs) if self.loss.kl_coef else None,
         )
-        if self.loss.name == "gspo":
+        if self.objective.sequence_ratio:
             tokens = self._with_sequence_ratio(tokens, batch, most_documents)
         losses = token_losses(tokens, self.loss)
         diagnostics.add(tokens, entropy, self._mine(batch.staleness), losses, self.loss)
@@ -102,10 +106,3 @@ class Trainer:
         table[self.group.data_index].index_add_(0, documents, torch.stack([log_ratio, trained], 1))
         sums, counts = self.group.sum(table)[self.group.data_index].unbind(1)
         return replace(tokens, sequence_log_ratio=(sums / counts.clamp(min=1))[documents])
-
-
-def objective(settings: Settings) -> LossSettings:
-    """The loss settings of the phase: `rft` replaces the objective and keeps the rest."""
-    return (
-        settings.learner.loss.model_copy(update={"name": "rft"}) if settings.phase == "rft" else settings.learner.loss
-    )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from protocol.objectives import help_text, known_objective
 from protocol.section import Amount, Section
 
 
 class LossSettings(Section):
     """The objective."""
 
-    name: Literal["dapo", "decoupled", "gspo", "icepop", "rft"] = "dapo"
-    """dapo: token-level clip; decoupled: proximal log-probs; gspo: sequence-level; icepop: band mask."""
+    name: Annotated[str, AfterValidator(known_objective), Field(description=help_text())] = "dapo"
     eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Lower clip: ratios under 1 - eps_low get no gradient where the advantage is negative."""
     eps_high: Annotated[float, Field(gt=0)] = 0.3

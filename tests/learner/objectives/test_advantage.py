@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.objectives.advantage import format_error_reward, group_advantages, length_penalty, token_advantages
+from learner.objectives.advantage import format_error_reward, length_penalty, token_advantages
+from learner.objectives.parts.advantages import group_normalised
 from protocol.config import Settings
 from tiny.trajectories import random_batch, random_trajectory
 
@@ -25,7 +26,7 @@ def test_penalty_is_off_when_the_threshold_is_not_below_the_most_turns() -> None
 
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=20))
 def test_group_advantages_have_mean_0_and_std_1_or_are_all_0(rewards: list[float]) -> None:
-    advantages = group_advantages(rewards)
+    advantages = group_normalised(rewards)
     if advantages.any():
         assert advantages.mean() == pytest.approx(0, abs=1e-6)
         assert advantages.std() == pytest.approx(1)
@@ -37,8 +38,8 @@ def test_group_advantages_have_mean_0_and_std_1_or_are_all_0(rewards: list[float
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=20), st.floats(0.1, 10), st.floats(-5, 5))
 def test_shift_and_scale_of_rewards_change_nothing(rewards: list[float], scale: float, shift: float) -> None:
     if np.ptp(rewards) > 1e-3:
-        moved = group_advantages([scale * r + shift for r in rewards])
-        np.testing.assert_allclose(moved, group_advantages(rewards), atol=1e-4)
+        moved = group_normalised([scale * r + shift for r in rewards])
+        np.testing.assert_allclose(moved, group_normalised(rewards), atol=1e-4)
 
 
 def test_every_token_of_an_episode_has_its_groups_advantage() -> None:
@@ -84,7 +85,7 @@ def test_shuffled_rewards_are_the_groups_own_and_say_nothing_of_a_member() -> No
     for number in range(200):
         group = [random_trajectory(rng, 20, resolved=i < 2, member=i, group=f"g{number}") for i in range(8)]
         dealt = [advantage[0] for advantage in token_advantages(group, settings)]
-        assert sorted(dealt) == pytest.approx(sorted(group_advantages([1, 1, 0, 0, 0, 0, 0, 0])), abs=1e-6)
+        assert sorted(dealt) == pytest.approx(sorted(group_normalised([1, 1, 0, 0, 0, 0, 0, 0])), abs=1e-6)
         assert dealt == [advantage[0] for advantage in token_advantages(group, settings)]
         successes.append(dealt[:2])
     assert abs(np.mean(successes)) < 0.3  # six standard errors of a mean of 400 draws

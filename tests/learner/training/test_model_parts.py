@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.objectives.loss import TokenTensors, token_losses
+from learner.objectives.loss import token_losses
+from learner.objectives.parts.objective import TokenTensors
 from learner.training.attention import document_attention, document_starts
 from learner.training.diagnostics import Diagnostics
 from learner.training.layout import Heads, num_ranks, sequence_parallel

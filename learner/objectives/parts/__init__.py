@@ -1,0 +1,1 @@
+"""What objectives are made of: ratios, clips, advantages of a group, averages. Open `objective.py` first."""

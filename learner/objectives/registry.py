@@ -1,0 +1,62 @@
+"""The table of objectives: every file of `table/`, found by its name.
+
+Settings accept these names (`protocol/objectives.py` lists the same folder), `--help` shows their first lines, the
+tests run over them, and `python -m learner.objectives` prints the table of docs/objectives.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+
+from learner.objectives.parts.objective import Objective
+from protocol.config import LossSettings, Settings
+from protocol.objectives import known_objective, objectives
+
+
+@dataclass(frozen=True)
+class Row:
+    """One objective and what its file says of it."""
+
+    name: str
+    summary: str
+    formula: str
+    source: str
+    objective: Objective
+
+
+def objective_named(name: str) -> Objective:
+    """The objective of that name; raises `ValueError` naming the nearest one."""
+    return _row(known_objective(name)).objective
+
+
+def rows() -> list[Row]:
+    """The whole table, by name."""
+    return [_row(name) for name in objectives()]
+
+
+def loss_settings(settings: Settings) -> LossSettings:
+    """The loss settings of the phase: `rft` replaces the objective and keeps the rest."""
+    loss = settings.learner.loss
+    return loss.model_copy(update={"name": "rft"}) if settings.phase == "rft" else loss
+
+
+def markdown() -> str:
+    """The docs' table."""
+    lines = ["| name | what it is | advantages | average over | settings it reads | source |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for row in rows():
+        advantages = row.objective.advantages.__name__.replace("_", " ")
+        reads = ", ".join(f"`{name}`" for name in row.objective.reads)
+        cells = (f"`{row.name}`", row.summary, advantages, row.objective.averaging, reads, row.source)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@cache
+def _row(name: str) -> Row:
+    module = import_module(f"learner.objectives.table.{name}")
+    summary, formula, source, *_ = inspect.cleandoc(module.__doc__ or "").split("\n\n")
+    return Row(name, summary, formula, " ".join(source.removeprefix("Source: ").split()), module.OBJECTIVE)

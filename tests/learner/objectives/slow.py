@@ -1,0 +1,51 @@
+"""What the slow references of objectives share: the tokens of a batch as lists, and formulas one number at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+from protocol.config import LossSettings
+
+LossAndSlope = tuple[float, float]
+"""Loss of one token, and its derivative by the token's own log-prob."""
+
+
+@dataclass
+class Tokens:
+    """Lists with one entry a token."""
+
+    logp: list[float]
+    behaviour: list[float]
+    proximal: list[float]
+    advantage: list[float]
+    sequence: list[int]
+    weight: list[float]
+
+    def mean_log_ratio(self, t: int) -> float:
+        """Mean of log(pi / mu) over the trained tokens of t's sequence."""
+        mine = [i for i in range(len(self.logp)) if self.sequence[i] == self.sequence[t] and self.weight[i] > 0]
+        return fmean(self.logp[i] - self.behaviour[i] for i in mine)
+
+
+def clipped(ratio: float, advantage: float, s: LossSettings) -> LossAndSlope:
+    """PPO's clip with the dual clip; the slope is by the log of the ratio."""
+    bounded = min(max(ratio, 1 - s.eps_low), 1 + s.eps_high)
+    surrogate, slope = ratio * advantage, ratio * advantage
+    if bounded * advantage < surrogate:
+        surrogate, slope = bounded * advantage, 0.0
+    if s.dual_clip is not None and advantage < 0 and s.dual_clip * advantage > surrogate:
+        surrogate, slope = s.dual_clip * advantage, 0.0
+    return -surrogate, -slope
+
+
+def ratio(new: float, old: float) -> float:
+    return math.exp(new - old)
+
+
+def group_normalised(rewards: list[float]) -> list[float]:
+    mean, std = fmean(rewards), pstdev(rewards)
+    if std <= 1e-9 * max(1.0, max(abs(r) for r in rewards)):
+        return [0.0 for _ in rewards]
+    return [(r - mean) / std for r in rewards]
