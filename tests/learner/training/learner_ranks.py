@@ -2,7 +2,8 @@
 
 Importing torch, transformers and DeepSpeed takes longer than the tests, so it happens once and the ranks are forked.
 The job is a list of layouts: {"world", "sequence_parallel", "cases": [{"name", "settings", "lengths", ...}]}; rank 0
-writes `NAME.safetensors` (gradients and weights after each step) and `NAME.json` (figures) beside the job.
+writes `NAME.safetensors` (gradients and weights after each step) and `NAME.json` (figures) beside the job. A case with
+"losses" ({label: loss settings}) takes the first batch once with each of them, on one policy whose learning rate is 0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from learner.objectives.samples import make_samples
 from learner.training.group import RankGroup
 from learner.training.model import Policy, import_deepspeed
 from learner.training.trainer import Trainer
-from protocol.config import Settings
+from protocol.config import LossSettings, Settings
 from tiny.trajectories import random_batch
 
 
@@ -82,6 +83,24 @@ def run_case(group: RankGroup, case: dict, folder: Path) -> None:
     policy.engine.destroy()
 
 
+def run_losses(group: RankGroup, case: dict, folder: Path) -> None:
+    settings = Settings.model_validate(case["settings"])
+    assert settings.learner.lr == 0, "every objective is to see the same weights"
+    policy = RecordingPolicy(settings, group)
+    batch = random_batch(np.random.default_rng(0), case["batches"][0], case["group_size"])
+    tensors, figures = {}, {}
+    for label, loss in case["losses"].items():
+        learner = settings.learner.model_copy(update={"loss": LossSettings.model_validate(loss)})
+        some = settings.model_copy(update={"learner": learner})
+        samples, _ = make_samples(batch, some, 0, policy.vocab_size)
+        figures[label] = Trainer(policy, some).step(samples, 0)
+        tensors |= {f"{label}|{name}": g for name, g in policy.gradients.items()}
+    if group.rank == 0:
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / f"{case['name']}.safetensors")
+        (folder / f"{case['name']}.json").write_text(json.dumps(figures))
+    policy.engine.destroy()
+
+
 def run_rank(rank: int, port: int, layout: dict, folder: Path) -> None:
     torch.set_num_threads(1)
     group = RankGroup(
@@ -94,7 +113,7 @@ def run_rank(rank: int, port: int, layout: dict, folder: Path) -> None:
         timeout_s=60,
     )
     for case in layout["cases"]:
-        run_case(group, case, folder)
+        (run_losses if "losses" in case else run_case)(group, case, folder)
     group.close()
 
 

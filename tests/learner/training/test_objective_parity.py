@@ -1,0 +1,100 @@
+"""Every objective's gradient through the learner, packed and on several ranks, against plain torch, one trajectory at a
+time, driven by the objective's slow reference."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from learner.objectives.registry import objective_named
+from protocol.config import LossSettings, Settings
+from protocol.objectives import objectives
+from tests.learner.objectives.slow import Tokens
+from tests.learner.training.test_parity import run_ranks
+from tiny.model import save_random_model
+from tiny.trajectories import random_batch
+
+pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(300)]
+
+LENGTHS = [50, 81, 120, 33, 90, 64]
+GROUP_SIZE = 3
+LAYOUTS = {"one_by_one": (1, 1, 128), "packed_2_groups": (2, 1, 256), "packed_2_ulysses": (2, 2, 256)}
+ALWAYS = {"length_threshold": 100}
+LOSSES: dict[str, dict[str, object]] = {name: {"name": name} | ALWAYS for name in objectives()}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gradients of every objective in every layout: one process start, one policy a layout."""
+    folder = tmp_path_factory.mktemp("objectives")
+    model = save_random_model(folder / "model")
+    job = []
+    for name, (world, sequence_parallel, pack_tokens) in LAYOUTS.items():
+        learner = {"sequence_parallel": sequence_parallel, "pack_tokens": pack_tokens, "lr": 0.0, "logprob_chunk": 48}
+        settings = Settings.model_validate(
+            {"model": {"path": str(model), "max_context": 128}, "episode": {"max_turn_tokens": 32}, "learner": learner}
+        )
+        case = {
+            "name": name,
+            "settings": settings.model_dump(mode="json"),
+            "batches": [LENGTHS],
+            "group_size": GROUP_SIZE,
+            "losses": LOSSES,
+        }
+        job.append({"world": world, "sequence_parallel": sequence_parallel, "cases": [case]})
+    (folder / "job.json").write_text(json.dumps(job))
+    run_ranks(folder / "job.json")
+    return folder
+
+
+@cache
+def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
+    """Gradient and loss of the batch in plain torch: the slow reference's slopes, pushed back through the model."""
+    settings = LossSettings.model_validate(LOSSES[label])
+    slow = import_module(f"tests.learner.objectives.table.test_{settings.name}")
+    averaging = objective_named(settings.name).averaging
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    batch = random_batch(np.random.default_rng(0), LENGTHS, GROUP_SIZE)
+    num_trained = [int(t.loss_mask[1:].sum()) for t in batch]
+    total = 0.0
+    for index, trajectory in enumerate(batch):
+        group = [t for t in batch if t.group_id == trajectory.group_id]
+        advantage = slow.advantages([t.reward for t in group])[trajectory.member]
+        ids = torch.from_numpy(trajectory.token_ids.astype(np.int64))[None]
+        logprobs = policy(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].double()
+        count = len(logprobs)
+        tokens = Tokens(
+            logp=logprobs.tolist(),
+            behaviour=trajectory.logprobs[1:].astype(float).tolist(),
+            proximal=logprobs.tolist(),
+            advantage=[advantage] * count,
+            sequence=[0] * count,
+            weight=trajectory.loss_mask[1:].astype(float).tolist(),
+        )
+        trained = np.flatnonzero(trajectory.loss_mask[1:])
+        values, slopes = zip(*(slow.reference(tokens, t, settings) for t in trained), strict=True)
+        divisor = {"token": sum(num_trained), "sequence": len(batch) * num_trained[index]}[averaging]
+        (logprobs[trained] * torch.tensor(slopes)).sum().div(divisor).backward()
+        total += fmean(values) * len(values) / divisor
+    return {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}, total
+
+
+@pytest.mark.parametrize("label", LOSSES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_and_loss_equal_plain_torch(results: Path, layout: str, label: str) -> None:
+    got = load_file(results / f"{layout}.safetensors")
+    figures = json.loads((results / f"{layout}.json").read_text())[label]
+    gradients, loss = expected(results / "model", label)
+    largest = max(float(g.abs().max()) for g in gradients.values())
+    for parameter, gradient in gradients.items():
+        assert float((got[f"{label}|{parameter}"] - gradient).abs().max()) <= 2e-6 * largest, parameter
+    assert figures["loss_mean"] == pytest.approx(loss, abs=1e-6)
