@@ -7,6 +7,7 @@ that spells a control token (`<|im_start|>`) is encoded as its characters and ne
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,11 @@ class ChatTokenizer:
     def vocab_size(self) -> int:
         """Number of token ids, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @functools.cached_property
+    def most_chars(self) -> int:
+        """Characters of the longest token: a text of more than so many a token cannot have fewer tokens."""
+        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
     def decode(self, ids: np.ndarray | Sequence[int], *, keep_special: bool = False) -> str:
         """Text of `ids`; what is not UTF-8 is replaced."""

@@ -32,7 +32,9 @@ class Refusal(Exception):
         retry_after_s: when to ask again, where that helps.
     """
 
-    def __init__(self, kind: Kind, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, kind: Kind, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.kind: Kind = kind
         self.param = param

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,8 +29,8 @@ class Body:
     def parse(data: bytes) -> Body:
         """The body of a request. Raises `Refusal`."""
         try:
-            return Body(clean(msgspec.json.decode(data)))
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            return Body(clean(_decode(data)))
+        except (ValueError, RecursionError) as error:
             raise Refusal("invalid", f"the body is not JSON: {error}") from None
 
     def path(self, name: str) -> str:
@@ -116,6 +117,13 @@ class Body:
     def unknown(self) -> tuple[str, ...]:
         """Fields that nobody asked for."""
         return tuple(name for name in self._fields if name not in self._seen)
+
+
+def _decode(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:  # half a surrogate pair, which JavaScript writes where it cuts a text
+        return json.loads(data)
 
 
 def clean(value: Any) -> Any:

@@ -101,7 +101,12 @@ class ChatCompletions:
             message["reasoning_content"] = answer.reasoning
         if answer.calls:
             message["tool_calls"] = [_call(call.id, call.name, call.arguments) for call in answer.calls]
-        choice = {"index": 0, "message": message, "logprobs": _logprobs(ask, answer), "finish_reason": _FINISH[answer.ended]}
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": _logprobs(ask, answer),
+            "finish_reason": _FINISH[answer.ended],
+        }
         return {**_head(ask, answer, "chat.completion"), "choices": [choice], "usage": _usage(answer)}
 
     def stream(self, ask: Ask, answer: Answer) -> Iterator[bytes]:

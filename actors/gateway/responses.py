@@ -107,7 +107,7 @@ class Responses:
         """See `Dialect.stream_error`."""
         told = self.error(refusal)["error"]
         code = told["code"] or told["type"]
-        failed = {"id": "resp_failed", "object": "response", "status": "failed", "output": []}
+        failed: dict[str, Any] = {"id": "resp_failed", "object": "response", "status": "failed", "output": []}
         failed["error"] = {"code": code, "message": str(refusal)}
         return event({"type": "response.failed", "sequence_number": 0, "response": failed}, "response.failed")
 
@@ -163,7 +163,8 @@ def _begun(item: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, dict[s
             begun = item | {"content": [], "status": "in_progress"}
             empty, logprobs = part | {"text": "", "logprobs": []}, part["logprobs"]
             deltas = [
-                ("response.output_text.delta", where | {"delta": piece, "logprobs": []}) for piece in pieces(part["text"])
+                ("response.output_text.delta", where | {"delta": piece, "logprobs": []})
+                for piece in pieces(part["text"])
             ]
             return begun, [
                 ("response.content_part.added", where | {"part": empty}),

@@ -1,0 +1,245 @@
+"""One turn: open the history at a request's messages, sample, take apart, record; and the limits that end episodes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections import Counter
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from actors.agent.chat import ChatTokenizer
+from actors.agent.prefix import Prefix
+from actors.gateway.asks import Answer, Ask, Call, Ended, Refusal, TokenLogprob, Usage
+from actors.gateway.conversation import Conversation
+from actors.gateway.reading import Reader, Reading
+from actors.gateway.stops import cut_at
+from actors.policy import Policy, Request, Sampled
+from protocol.errors import ConfigError, GeneratorError
+from protocol.messages import EndReason, Sampling
+
+MOST_KEPT = 64  # answers kept for `previous`
+
+
+class Terms(Struct, frozen=True, kw_only=True):
+    """Under what an episode is played."""
+
+    episode_id: str
+    version: int  # the policy's at the start
+    sampling: Sampling
+    max_turns: int
+    max_context: int  # tokens
+    max_turn_tokens: int
+    wall_time_s: float
+    request_timeout_s: float = 300.0
+    reuse_versions: int | None = None
+    no_tools: str = ""  # why tool calls cannot be served, where they cannot
+
+
+class TurnRecord(Struct, frozen=True, kw_only=True):
+    """One turn that was answered, for people and for the trajectory's figures."""
+
+    text: str
+    num_prompt: int
+    num_sampled: int
+    cached_version: int | None
+    generate_s: float
+    finished_at: float
+
+
+class Turns:
+    """The turns of one episode.
+
+    Attributes:
+        done: those that were sampled and recorded.
+        ended: why the episode is over, once a limit has ended it.
+        over: set at that moment.
+    """
+
+    def __init__(
+        self, terms: Terms, conversation: Conversation, policy: Policy, tokenizer: ChatTokenizer, reader: Reader
+    ) -> None:
+        self.terms = terms
+        self.done: list[TurnRecord] = []
+        self.counts: Counter[str] = Counter()
+        self.ended: EndReason | None = None
+        self.over = asyncio.Event()
+        self._conversation, self._policy, self._tokenizer, self._reader = conversation, policy, tokenizer, reader
+        self._prefix = Prefix(terms.episode_id, terms.version, terms.reuse_versions)
+        self._deadline = time.monotonic() + terms.wall_time_s
+        self._numbers = itertools.count()
+        self._kept: dict[str, list[dict[str, Any]]] = {}
+
+    @property
+    def time_left_s(self) -> float:
+        """Seconds until the wall-time limit."""
+        return self._deadline - time.monotonic()
+
+    def count(self, ask: Ask) -> int:
+        """Tokens of a request's prompt. Raises `Refusal`."""
+        return len(self._open(ask).token_ids)
+
+    def end(self, reason: EndReason) -> None:
+        """The episode is over; further requests are refused."""
+        if self.ended is None:
+            self.ended = reason
+            self.over.set()
+
+    def check_open(self) -> None:
+        """Raise `Refusal` once a limit is reached."""
+        if self.ended is None and len(self.done) >= self.terms.max_turns:
+            self.end("max_turns")
+        if self.ended is None and self.time_left_s <= 0:
+            self.end("wall_time")
+        if self.ended is not None:
+            raise _over(self.ended)
+
+    async def play(self, ask: Ask) -> Answer:
+        """The turn that `ask` asks for. Raises `Refusal`, `GeneratorError` or `DeadlineError`."""
+        prompt = self._open(ask)
+        room = self.terms.max_context - len(prompt.token_ids)
+        if room <= 0:
+            self.end("context")
+            raise _context(len(prompt.token_ids) + 1, self.terms.max_context)
+        limits = (room, self.terms.max_turn_tokens, self.terms.sampling.max_tokens, ask.max_tokens)
+        max_tokens = min(limit for limit in limits if limit is not None)
+        began = time.monotonic()
+        sampled = await self._sample(prompt.token_ids, max_tokens)
+        cached_version = self._prefix.version if sampled.num_cached_tokens else None
+        self._prefix.saw(sampled.versions)
+        sampled, stop_string = cut_at(ask.stop, sampled, self._tokenizer)
+        reading = await self._reader.read(sampled.token_ids, [] if ask.tool_choice == "none" else ask.tools)
+        answer = self._to_answer(ask, sampled, reading, stop_string, len(prompt.token_ids))
+        self._conversation.record(prompt, sampled, answer.message())
+        self._keep(ask, answer)
+        self.done.append(
+            TurnRecord(
+                text=self._tokenizer.decode(sampled.token_ids),
+                num_prompt=len(prompt.token_ids),
+                num_sampled=len(sampled.token_ids),
+                cached_version=cached_version,
+                generate_s=time.monotonic() - began,
+                finished_at=time.monotonic(),
+            )
+        )
+        if sampled.finish_reason == "length" and max_tokens == room:  # half an action is not shown
+            self.end("context")
+            raise _context(self.terms.max_context + 1, self.terms.max_context)
+        _check_choice(ask, answer)
+        return answer
+
+    def _open(self, ask: Ask) -> Any:
+        if ask.tools and self.terms.no_tools:
+            raise Refusal("invalid", self.terms.no_tools, param="tools")
+        messages = ask.messages
+        if ask.previous is not None:
+            if ask.previous not in self._kept:
+                raise Refusal(
+                    "missing", f"no answer {ask.previous} of this episode is kept", param="previous_response_id"
+                )
+            messages = [*self._kept[ask.previous], *messages]
+        num_chars = sum(len(str(message.get("content", ""))) for message in messages)
+        if num_chars > self.terms.max_context * self._tokenizer.most_chars:
+            self.end("context")
+            raise _context(num_chars // self._tokenizer.most_chars, self.terms.max_context)
+        try:
+            return self._conversation.open(messages, ask.tools or None)
+        except ConfigError as error:
+            raise Refusal("invalid", str(error), param="messages") from error
+
+    async def _sample(self, token_ids: np.ndarray, max_tokens: int) -> Sampled:
+        terms, number = self.terms, next(self._numbers)
+        seed = None if terms.sampling.seed is None else terms.sampling.seed + number
+        request = Request(
+            episode_id=terms.episode_id,
+            token_ids=token_ids,
+            sampling=msgspec.structs.replace(terms.sampling, max_tokens=max_tokens, seed=seed),
+            stop_token_ids=self._tokenizer.stop_token_ids,
+            cache_salt=self._prefix.salt,
+            timeout_s=terms.request_timeout_s,
+        )
+        try:
+            async with asyncio.timeout(self.time_left_s) as wall_time:
+                sampled = await self._policy.generate(request)
+        except TimeoutError:
+            if wall_time.expired():
+                self.end("wall_time")
+                raise _over("wall_time") from None
+            raise
+        except GeneratorError as error:
+            if error.kind == "context":
+                self.end("context")
+                raise _context(len(token_ids) + 1, terms.max_context) from error
+            raise
+        if sampled.finish_reason == "cancelled":
+            raise GeneratorError(f"the generator cancelled a turn of episode {terms.episode_id}", kind="lost")
+        return sampled
+
+    def _to_answer(
+        self, ask: Ask, sampled: Sampled, reading: Reading, stop_string: str | None, num_prompt: int
+    ) -> Answer:
+        calls = reading.calls
+        if len(calls) > 1 and not ask.parallel:
+            self.counts["calls_dropped"] += len(calls) - 1
+            calls = calls[:1]
+        ended: Ended = "length" if sampled.finish_reason == "length" else "stop"
+        content, reasoning = reading.content, reading.reasoning
+        if stop_string is not None:
+            ended = "stop_string"
+            content, reasoning = content.partition(stop_string)[0], reasoning.partition(stop_string)[0]
+        elif calls and ended == "stop":
+            ended = "tool_calls"
+        return Answer(
+            content=content,
+            reasoning=reasoning,
+            calls=[Call(id=f"call_{uuid.uuid4().hex[:24]}", name=c.name, arguments=c.arguments) for c in calls],
+            ended=ended,
+            stop_string=stop_string,
+            logprobs=self._logprobs(sampled) if ask.logprobs else [],
+            usage=Usage(
+                prompt=num_prompt,
+                cached=sampled.num_cached_tokens,
+                sampled=len(sampled.token_ids),
+                reasoning=reading.num_reasoning_tokens,
+            ),
+        )
+
+    def _logprobs(self, sampled: Sampled) -> list[TokenLogprob]:
+        stops = self._tokenizer.stop_token_ids
+        pairs = zip(sampled.token_ids.tolist(), sampled.logprobs.tolist(), strict=True)
+        shown = [(token, logprob) for token, logprob in pairs if token not in stops]
+        return [TokenLogprob(text=self._tokenizer.decode([token]), logprob=logprob) for token, logprob in shown]
+
+    def _keep(self, ask: Ask, answer: Answer) -> None:
+        before = self._kept.get(ask.previous, []) if ask.previous is not None else []
+        self._kept[f"resp_{answer.id}"] = [*before, *ask.messages, answer.message()]
+        while len(self._kept) > MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+
+
+def _check_choice(ask: Ask, answer: Answer) -> None:
+    """A call that was demanded and not made is said, not papered over: answers are sampled freely."""
+    name = ask.tool_choice.removeprefix("=")
+    demanded = ask.tool_choice == "required" or ask.tool_choice.startswith("=")
+    made = any(ask.tool_choice == "required" or call.name == name for call in answer.calls)
+    if demanded and not made:
+        what = "a tool" if ask.tool_choice == "required" else name
+        raise Refusal("invalid", f"the model did not call {what}; calls cannot be forced here", param="tool_choice")
+
+
+def _context(num_tokens: int, most: int) -> Refusal:
+    return Refusal(
+        "context",
+        f"This model's maximum context length is {most} tokens. However, your messages resulted in at least "
+        f"{num_tokens} tokens; prompt is too long. The episode is over.",
+        param="messages",
+    )
+
+
+def _over(reason: EndReason) -> Refusal:
+    return Refusal("ended", f"the episode is over ({reason}); its work is judged as it stands")

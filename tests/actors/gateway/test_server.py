@@ -1,0 +1,304 @@
+"""Keys, retries, broken connections, floods: what reaches the gateway is anybody's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from actors.gateway import seat as seats
+from actors.gateway import server
+from actors.gateway.asks import Refusal
+from actors.gateway.keys import KeyRing
+from actors.policies.scripted import ScriptedPolicy
+from actors.policy import Request, Sampled
+from protocol.errors import DeadlineError, GeneratorError
+from protocol.messages import Sampling
+
+HI = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@contextlib.asynccontextmanager
+async def session(url: str, key: str | None) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession(url, headers=headers) as opened:
+        yield opened
+
+
+async def ask(url: str, key: str | None, body: Any = HI, path: str = "/v1/chat/completions") -> tuple[int, Any]:
+    async with session(url, key) as client, client.post(path, json=body) as response:
+        return response.status, await response.json()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+class Held:
+    """A policy that answers when it is let."""
+
+    def __init__(self, inner: ScriptedPolicy) -> None:
+        self.inner = inner
+        self.let = asyncio.Event()
+        self.num_asked = self.num_cancelled = 0
+
+    async def generate(self, request: Request) -> Sampled:
+        self.num_asked += 1
+        try:
+            await self.let.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        return await self.inner.generate(request)
+
+    async def close(self) -> None:
+        """Nothing to drop."""
+
+
+class Failing:
+    """A policy that fails so often, and then does not."""
+
+    def __init__(self, inner: ScriptedPolicy, *errors: Exception) -> None:
+        self.inner = inner
+        self.errors = list(errors)
+
+    async def generate(self, request: Request) -> Sampled:
+        if self.errors:
+            raise self.errors.pop(0)
+        return await self.inner.generate(request)
+
+    async def close(self) -> None:
+        """Nothing to drop."""
+
+
+async def test_a_key_opens_its_own_episode_until_that_is_over(open_place: Any) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        _, one, key = place.seat(episode_id="one")
+        _, two, other = place.seat(episode_id="two")
+        for made in (None, "lh-guess", f"{key}x"):
+            status, body = await ask(place.gateway.url, made)
+            assert status == 401 and body["error"]["code"] == "invalid_api_key"
+        assert (await ask(place.gateway.url, other))[0] == 200
+        assert len(one.turns) == 0 and len(two.turns) == 1
+        async with session(place.gateway.url, None) as client:
+            for headers in ({"x-api-key": key}, {"api-key": key}):
+                async with client.post("/v1/chat/completions", json=HI, headers=headers) as response:
+                    assert response.status == 200
+            async with client.post(f"/k/{key}/v1/chat/completions", json=HI) as response:
+                assert response.status == 200
+        place.gateway.close(key)
+        assert (await ask(place.gateway.url, key, path="/v1/messages"))[1]["error"]["type"] == "authentication_error"
+        status = place.gateway.status()
+        assert [status[f"gateway_keys_{reason}"] for reason in ("missing", "wrong", "expired")] == [1, 2, 1]
+
+
+def test_only_its_own_key_comes_out_of_a_sandbox() -> None:
+    ring: KeyRing[str] = KeyRing()
+    mine, yours = ring.make("mine"), ring.make("yours")
+    assert ring.find(mine, home=mine) == "mine"
+    with pytest.raises(Refusal):
+        ring.find(yours, home=mine)
+    assert ring.refused == {"foreign": 1} and len(ring) == 2
+
+
+async def test_the_same_request_while_the_first_runs_is_sampled_once(open_place: Any) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        policy = Held(place.policy)
+        seat, history, key = place.seat(policy)
+        asked = [asyncio.create_task(ask(place.gateway.url, key, HI | {"stream": False})) for _ in range(3)]
+        await until(lambda: seat.turns.counts["retries_joined"] == 2)
+        policy.let.set()
+        answers = [body for _, body in await asyncio.gather(*asked)]
+        assert policy.num_asked == 1 == len(history.turns)
+        assert len({body["id"] for body in answers}) == 1
+        await ask(place.gateway.url, key)  # the answer was given: asked again, it is another turn
+        assert policy.num_asked == 2 == len(history.turns)
+
+
+async def test_who_breaks_off_and_comes_back_gets_the_turn_that_ran(open_place: Any) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        policy = Held(place.policy)
+        _, history, key = place.seat(policy)
+        gone = asyncio.create_task(ask(place.gateway.url, key))
+        await until(lambda: policy.num_asked == 1)
+        gone.cancel()
+        await until(lambda: place.gateway.status().get("gateway_disconnects") == 1)
+        policy.let.set()
+        await until(lambda: history.turns)
+        status, _ = await ask(place.gateway.url, key)
+        assert status == 200 and policy.num_asked == 1 == len(history.turns)
+
+
+async def test_a_turn_that_nobody_waits_for_is_cancelled(open_place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seats, "LINGER_S", 0.05)
+    async with open_place(lambda *_: "hello") as place:
+        policy = Held(place.policy)
+        seat, history, key = place.seat(policy)
+        gone = asyncio.create_task(ask(place.gateway.url, key, HI | {"stream": True}))
+        await until(lambda: policy.num_asked == 1)
+        gone.cancel()
+        await until(lambda: policy.num_cancelled == 1)
+        assert not history.turns and seat.turns.counts["turns_abandoned"] == 1 and not seat.faults
+
+
+async def test_our_failures_are_told_from_the_agent_s_and_forgotten_once_a_retry_went_well(open_place: Any) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        full = GeneratorError("full", kind="full", retry_after_s=3.2)
+        errors = [full, DeadlineError("late", kind="generate"), RuntimeError("a bug")]
+        seat, _, key = place.seat(Failing(place.policy, *errors))
+        async with session(place.gateway.url, key) as client:
+            async with client.post("/v1/chat/completions", json=HI) as response:
+                assert (response.status, response.headers["Retry-After"]) == (429, "4")
+                assert (await response.json())["error"]["type"] == "rate_limit_error"
+            async with client.post("/v1/chat/completions", json=HI) as response:
+                assert response.status == 504
+            async with client.post("/v1/chat/completions", json=HI) as response:
+                assert response.status == 500
+            assert [error.label for error in seat.faults.values()] == ["longhaul.bug"]
+            async with client.post("/v1/chat/completions", json=HI) as response:
+                assert response.status == 200
+        assert not seat.faults
+
+
+async def test_more_turns_at_once_than_are_left_have_to_wait(open_place: Any) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        policy = Held(place.policy)
+        seat, history, key = place.seat(policy, max_turns=2)
+        bodies = [{"messages": [{"role": "user", "content": str(i)}]} for i in range(3)]
+        asked = [asyncio.create_task(ask(place.gateway.url, key, body)) for body in bodies]
+        done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        assert done.pop().result()[0] == 429 and seat.turns.ended is None
+        policy.let.set()
+        assert sorted(status for status, _ in await asyncio.gather(*asked)) == [200, 200, 429]
+        assert len(history.turns) == 2
+
+
+async def test_the_wall_clock_ends_an_episode(open_place: Any) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        seat, history, key = place.seat(Held(place.policy), wall_time_s=0.2)
+        status, body = await ask(place.gateway.url, key)
+        assert status == 403 and "wall_time" in body["error"]["message"]
+        assert seat.turns.ended == "wall_time" and seat.turns.over.is_set() and not history.turns and not seat.faults
+
+
+async def test_a_stream_is_kept_alive_and_says_what_went_wrong(
+    open_place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.05)
+    async with open_place(lambda *_: "hello") as place:
+        ends = {
+            "/v1/chat/completions": b'"code":"episode_ended"',
+            "/v1/responses": b"response.failed",
+            "/v1/messages": b'"type":"permission_error"',
+        }
+        for path, end in ends.items():
+            *_, key = place.seat(Held(place.policy), wall_time_s=0.4)
+            body = HI | {"stream": True, "input": "hi", "max_tokens": 100}
+            async with session(place.gateway.url, key) as client, client.post(path, json=body) as response:
+                said = await response.read()
+                assert response.status == 200 and end in said
+                assert said.count(b": still sampling") + said.count(b"event: ping") >= 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"\xff\xfe{}",
+        b'{"messages": 3}',
+        b'{"messages": [3]}',
+        b'{"messages": [{"role": "wizard", "content": "x"}]}',
+        b'{"messages": [{"role": "user", "content": {"a": 1}}]}',
+        b'{"messages": [{"role": "user", "content": "x"}], "stop": [1]}',
+        b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": -1}',
+        b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": true}',
+        b'{"messages": [{"role": "user", "content": "x"}], "stream": "yes"}',
+        b'{"messages": [{"role": "user", "content": "x"}], "tools": [{}]}',
+        b'{"messages": [{"role": "user", "content": "x"}], "tool_choice": 3}',
+        b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"messages": [{"role": "assistant", "tool_calls": [{"function": 1}]}]}',
+    ],
+    ids=range(16),
+)
+async def test_a_body_that_is_none_is_refused(open_place: Any, body: bytes) -> None:
+    async with open_place(["never"]) as place:
+        _, history, key = place.seat()
+        async with session(place.gateway.url, key) as client:
+            for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
+                async with client.post(path, data=body) as response:
+                    told = await response.json()
+                    assert response.status == 400 and told["error"]["message"]
+        assert not history.turns
+
+
+async def test_text_that_no_encoding_holds_and_control_tokens_are_data(open_place: Any) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        *_, key = place.seat()
+        body = b'{"messages": [{"role": "user", "content": "\\ud800 <|im_end|> \\u0000"}]}'
+        async with (
+            session(place.gateway.url, key) as client,
+            client.post("/v1/chat/completions", data=body) as response,
+        ):
+            assert response.status == 200
+
+
+async def test_floods_are_bounded(open_place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "READ_S", 0.3)
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(400):  # 100 MB
+            sent += 1 << 18
+            yield b"x" * (1 << 18)
+
+    async with open_place(lambda *_: "hello") as place:
+        *_, key = place.seat()
+        url = place.gateway.url
+        async with session(url, key) as client:
+            with contextlib.suppress(aiohttp.ClientError):  # cut off while it still sends, or told
+                async with client.post("/v1/chat/completions", data=endless()) as response:
+                    assert response.status == 413 and (await response.json())["error"]["code"] == "request_too_large"
+            assert sent < 100 << 20
+        with socket.create_connection(url.removeprefix("http://").split(":")) as half_open:  # type: ignore[arg-type]
+            half_open.setblocking(False)
+            loop = asyncio.get_running_loop()
+            head = f"POST /v1/messages HTTP/1.1\r\nHost: x\r\nx-api-key: {key}\r\nContent-Length: 50\r\n\r\n{{"
+            await loop.sock_sendall(half_open, head.encode())
+            async with asyncio.timeout(5):
+                assert b"504" in await loop.sock_recv(half_open, 4096)
+        assert (await ask(url, key))[0] == 200
+
+
+async def test_an_answer_that_is_never_read_holds_nothing_up(open_place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WRITE_S", 0.2)
+    async with open_place(lambda *_: "word " * 100_000) as place:
+        wide = {"max_turn_tokens": 1 << 22, "max_context": 1 << 23, "sampling": Sampling(max_tokens=1 << 22)}
+        _, history, key = place.seat(**wide)
+        deaf, theirs = socket.socketpair()
+        for end in (deaf, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        await place.gateway.accept(key)(theirs)
+        body = b'{"messages": [{"role": "user", "content": "hi"}], "stream": true}'
+        head = f"POST /k/{key}/v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        deaf.sendall(head.encode() + body)
+        await until(lambda: place.gateway.status().get("gateway_answers_not_taken") == 1)
+        deaf.close()
+        assert len(history.turns) == 1
+
+
+async def test_an_unknown_path_is_said_to_be_one(open_place: Any) -> None:
+    async with open_place(["never"]) as place:
+        *_, key = place.seat()
+        assert (await ask(place.gateway.url, key, path="/v1/embeddings"))[0] == 404
+        async with session(place.gateway.url, None) as client, client.head("/") as response:
+            assert response.status == 200
