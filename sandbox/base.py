@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -75,8 +76,21 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     limits: dict[str, str] = {}
 
 
+class Command(Struct, frozen=True, kw_only=True):
+    """What a sandbox is to run; see `Sandbox.exec`."""
+
+    argv: list[str]
+    timeout: float
+    cwd: str = ""  # relative to the work directory, or absolute
+    env: Mapping[str, str] | None = None
+    max_output: int = 1 << 16
+
+
 class Sandbox(Protocol):
-    """An isolated machine-like place. Every method raises `SandboxError` when the place, not the command, fails."""
+    """An isolated machine-like place. Every method raises `SandboxError` when the place, not the command, fails.
+
+    Implementations are made from it, and say how a command runs, not what one is.
+    """
 
     spec: SandboxSpec
 
@@ -95,8 +109,17 @@ class Sandbox(Protocol):
             cwd: working directory, default `spec.workdir`.
             max_output: bytes of output kept, half of them head and half tail.
         """
+        argv = ["bash", "-c", cmd] if isinstance(cmd, str) else cmd
+        if not argv or timeout <= 0:
+            raise ValueError(f"a command needs words and a positive timeout, got {argv!r} and {timeout}")
+        return await self.run(Command(argv=argv, timeout=timeout, cwd=cwd or "", env=env, max_output=max_output))
+
+    @abstractmethod
+    async def run(self, command: Command) -> ExecResult:
+        """`exec`, of a command that is known to be one."""
         ...
 
+    @abstractmethod
     async def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """Write a file; parents are made. Relative to `spec.workdir`. A link of that name is replaced, not followed.
 
@@ -104,6 +127,7 @@ class Sandbox(Protocol):
         """
         ...
 
+    @abstractmethod
     async def read(self, path: str, max_bytes: int = 1 << 24) -> bytes:
         """A regular file's content; never that of a device, a pipe or `/proc`.
 
@@ -111,23 +135,28 @@ class Sandbox(Protocol):
         """
         ...
 
+    @abstractmethod
     async def kill_all(self) -> None:
         """Kill everything in the sandbox except its command server."""
         ...
 
+    @abstractmethod
     async def snapshot(self) -> Snapshot:
         """The file system as it is now, to branch from."""
         ...
 
+    @abstractmethod
     async def close(self) -> None:
         """Destroy the sandbox and all it holds. May be called twice."""
         ...
 
-    async def __aenter__(self) -> Self: ...
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        await self.close()
 
 
 class Backend(Protocol):

@@ -10,13 +10,12 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from protocol.errors import ConfigError, SandboxError
-from sandbox.base import Capabilities, ExecResult, Sandbox, SandboxSpec, Snapshot
+from sandbox.base import Capabilities, Command, ExecResult, Sandbox, SandboxSpec, Snapshot
 from sandbox.guest.build import guest_binary
 from sandbox.guest.pinger import Pinger
 from sandbox.guest.process import GuestProcess
@@ -35,18 +34,10 @@ class FakeSandbox(GuestSandbox):
         self._process = process
         self._backend = backend
 
-    async def exec(
-        self,
-        cmd: str | list[str],
-        timeout: float,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        max_output: int = 1 << 16,
-    ) -> ExecResult:
-        """See `Sandbox.exec`."""
-        argv = ["bash", "-c", cmd] if isinstance(cmd, str) else cmd
+    async def run(self, command: Command) -> ExecResult:
+        """See `Sandbox.run`."""
         here, there = str(self.root), self.spec.workdir
-        result = await super().exec([word.replace(there, here) for word in argv], timeout, cwd, env, max_output)
+        result = await super().run(replace(command, argv=[word.replace(there, here) for word in command.argv]))
         head, tail = (part.replace(here.encode(), there.encode()) for part in (result.head, result.tail))
         shorter = len(result.head) + len(result.tail) - len(head) - len(tail)
         return replace(result, head=head, tail=tail, total_bytes=result.total_bytes - shorter)

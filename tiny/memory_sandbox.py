@@ -8,41 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from types import TracebackType
-from typing import Self
 
 from protocol.errors import SandboxError
-from sandbox.base import ExecResult, SandboxSpec, Snapshot
+from sandbox.base import Command, ExecResult, Sandbox, SandboxSpec, Snapshot
 
 _NOT_FOUND, _NO_DIRECTORY = 127, 9
 
 
-class MemorySandbox:
+class MemorySandbox(Sandbox):
     """One episode's files."""
 
     def __init__(self, files: Mapping[str, str], spec: SandboxSpec) -> None:
         self.spec = spec
         self.files = {path: text.encode() for path, text in files.items()}
 
-    async def exec(
-        self,
-        cmd: str | list[str],
-        timeout: float,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        max_output: int = 1 << 16,
-    ) -> ExecResult:
+    async def run(self, command: Command) -> ExecResult:
         """Recognise what the tools run by its arguments: `sh -c PROGRAM sh ARGUMENT...`."""
-        match cmd:
+        match command.argv:
             case [_, "-c", _, _, word, directory]:
                 return self._search(word, directory)
             case [_, "-c", program, _, _] if program.startswith("test -x "):
                 return _result(1)
             case [_, "-c", _, _, "ls"]:
                 return _result(0, "".join(f"{name}\n" for name in sorted({path.split("/")[0] for path in self.files})))
-            case [_, "-c", _, _, command] if command.split():
-                return _result(_NOT_FOUND, f"bash: line 1: {command.split()[0]}: command not found\n")
-        raise SandboxError(f"expected `sh -c PROGRAM sh ARGUMENT...`, got {cmd!r}", kind="unsupported")
+            case [_, "-c", _, _, program] if program.split():
+                return _result(_NOT_FOUND, f"bash: line 1: {program.split()[0]}: command not found\n")
+        raise SandboxError(f"expected `sh -c PROGRAM sh ARGUMENT...`, got {command.argv!r}", kind="unsupported")
 
     def _search(self, word: str, directory: str) -> ExecResult:
         top = PurePosixPath(directory)
@@ -86,14 +77,6 @@ class MemorySandbox:
 
     async def close(self) -> None:
         """Nothing to give back."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
 
 
 def _result(exit_code: int, output: str = "") -> ExecResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Protocol
 
 from aiodocker import DockerError
@@ -12,7 +11,7 @@ from aiodocker.stream import Stream
 from msgspec.structs import replace
 
 from protocol.errors import SandboxError
-from sandbox.base import ExecResult, SandboxSpec, Snapshot
+from sandbox.base import Command, ExecResult, SandboxSpec, Snapshot
 from sandbox.docker.daemon import DockerHost, Failures
 from sandbox.guest.client import GuestClient
 from sandbox.guest.sandbox import GuestSandbox
@@ -59,16 +58,9 @@ class DockerSandbox(GuestSandbox):
         await self.container.start()
         await self.client.hello(START_DEADLINE_S)
 
-    async def exec(
-        self,
-        cmd: str | list[str],
-        timeout: float,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        max_output: int = 1 << 16,
-    ) -> ExecResult:
-        """See `Sandbox.exec`. A command that the disk watch killed is told so at the end of its output."""
-        result = await super().exec(cmd, timeout, cwd, env, max_output)
+    async def run(self, command: Command) -> ExecResult:
+        """See `Sandbox.run`. A command that the disk watch killed is told so at the end of its output."""
+        result = await super().run(command)
         if not self.notice:
             return result
         notice, self.notice = self.notice.encode(), ""

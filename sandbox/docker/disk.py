@@ -12,6 +12,7 @@ from typing import Protocol
 from protocol.errors import SandboxError
 from sandbox.base import SandboxSpec
 from sandbox.docker.daemon import DockerHost, Failures
+from sandbox.upkeep import Upkeep
 
 PERIOD_S = 2.0
 SHARE = 0.1  # of the time, at most, that daemons spend on adding up sizes
@@ -29,24 +30,14 @@ class Watched(Protocol):
         ...
 
 
-class DiskWatch:
+class DiskWatch(Upkeep):
     """One task for all containers of a backend."""
 
+    name = "disk-watch"
+
     def __init__(self, living: Mapping[str, Watched]) -> None:
+        super().__init__()
         self._living = living
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin, if it has not."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="disk-watch")
-
-    async def stop(self) -> None:
-        """End."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
 
     async def _run(self) -> None:
         """Waits for its period; unblocked by time, ended by `stop`."""

@@ -12,14 +12,13 @@ import posixpath
 import secrets
 import tarfile
 import time
-from collections.abc import Mapping
 
 from aiodocker import DockerError
 from aiodocker.execs import Exec
 from aiodocker.stream import Stream
 
 from protocol.errors import SandboxError
-from sandbox.base import ExecResult
+from sandbox.base import Command, ExecResult
 from sandbox.docker.container import START_DEADLINE_S, DockerSandbox
 from sandbox.docker.daemon import Failures
 
@@ -73,25 +72,16 @@ class PlainDockerSandbox(DockerSandbox):
         async with asyncio.timeout(START_DEADLINE_S):
             await self.container.start()
 
-    async def exec(
-        self,
-        cmd: str | list[str],
-        timeout: float,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        max_output: int = 1 << 16,
-    ) -> ExecResult:
-        """See `Sandbox.exec`. A command killed by signal n ends with 128 + n, as the daemon says."""
-        argv = ["bash", "-c", cmd] if isinstance(cmd, str) else cmd
+    async def run(self, command: Command) -> ExecResult:
+        """See `Sandbox.run`. A command killed by signal n ends with 128 + n, as the daemon says."""
         self._check_open()
-        mark, started, output = secrets.token_hex(8), time.monotonic(), Output(max_output)
-        command = None
+        mark, started, output = secrets.token_hex(8), time.monotonic(), Output(command.max_output)
         try:
-            async with asyncio.timeout(timeout):
-                marked = {**(env or {}), MARK: mark}
-                command = await self.container.exec(argv, environment=marked, workdir=self._absolute(cwd or ""))
-                async with command.start() as stream:
-                    exit_code = await _follow(command, stream, output)
+            async with asyncio.timeout(command.timeout):
+                marked, place = {**(command.env or {}), MARK: mark}, self._absolute(command.cwd)
+                running = await self.container.exec(command.argv, environment=marked, workdir=place)
+                async with running.start() as stream:
+                    exit_code = await _follow(running, stream, output)
             return output.result(exit_code, False, started)
         except TimeoutError:
             await self._kill(mark)

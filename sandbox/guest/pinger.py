@@ -6,29 +6,20 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from sandbox.guest.sandbox import GuestSandbox
+from sandbox.upkeep import Upkeep
 
 SHARE = 1 / 3  # of the shortest TTL, between two words
 SHORTEST_S = 0.2
 
 
-class Pinger:
+class Pinger(Upkeep):
     """One task for all sandboxes of a backend."""
 
+    name = "sandbox-pinger"
+
     def __init__(self, living: Callable[[], Collection[GuestSandbox]]) -> None:
+        super().__init__()
         self._living = living
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin, if it has not."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="sandbox-pinger")
-
-    async def stop(self) -> None:
-        """End."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
 
     async def _run(self) -> None:
         """Waits for a share of the shortest TTL; unblocked by time, ended by `stop`."""

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import posixpath
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterable
 
-from sandbox.base import ExecResult, Sandbox, SandboxSpec, Snapshot
+from sandbox.base import Command, ExecResult, Sandbox, SandboxSpec
 from sandbox.guest.client import GuestClient
 
 
-class GuestSandbox(ABC):
-    """A `Sandbox` whose commands and files go through a `GuestClient`."""
+class GuestSandbox(Sandbox):
+    """One whose commands and files go through a `GuestClient`."""
 
     def __init__(self, spec: SandboxSpec, client: GuestClient) -> None:
         self.spec = spec
         self.client = client
 
-    async def exec(
-        self,
-        cmd: str | list[str],
-        timeout: float,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        max_output: int = 1 << 16,
-    ) -> ExecResult:
-        """See `Sandbox.exec`."""
-        argv = ["bash", "-c", cmd] if isinstance(cmd, str) else cmd
-        if not argv or timeout <= 0:
-            raise ValueError(f"a command needs words and a positive timeout, got {argv!r} and {timeout}")
-        return await self.client.exec(argv, timeout, self._absolute(cwd or ""), env, max_output)
+    async def run(self, command: Command) -> ExecResult:
+        """See `Sandbox.run`."""
+        place = self._absolute(command.cwd)
+        return await self.client.exec(command.argv, command.timeout, place, command.env, command.max_output)
 
     async def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """See `Sandbox.write`."""
@@ -44,22 +32,6 @@ class GuestSandbox(ABC):
     async def kill_all(self) -> None:
         """See `Sandbox.kill_all`."""
         await self.client.kill_all()
-
-    @abstractmethod
-    async def snapshot(self) -> Snapshot:
-        """See `Sandbox.snapshot`."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """See `Sandbox.close`."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def _absolute(self, path: str) -> str:
         return posixpath.join(self.spec.workdir, path) if path else self.spec.workdir
