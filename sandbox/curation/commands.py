@@ -22,7 +22,7 @@ from sandbox.curation.injected import inject_faults
 from sandbox.curation.recipes import PYTEST, Recipe, check_recipe, read_recipes
 from sandbox.curation.releases import release_pair
 from sandbox.curation.survey import Workshop, open_package
-from sandbox.curation.validate import PAPER, Rules, validate
+from sandbox.curation.validate import PAPER, Rules, validate, with_expected
 from sandbox.tasks.loading import load_tasks, save_tasks
 from sandbox.tasks.task import Task
 
@@ -108,6 +108,7 @@ async def _keep_valid(shop: Workshop, tasks: list[Task], rules: Rules, options: 
             progress.advance(bar)
             task = by_id[check.task_id]
             if check.kept:
+                task = with_expected(task, check.expected)
                 kept.append(replace(task, flaky=tuple(sorted({*task.flaky, *check.flaky}))))
             else:
                 progress.console.print(f"left out {check.task_id}: {'; '.join(check.reasons)}", markup=False)

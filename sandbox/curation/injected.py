@@ -8,7 +8,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from msgspec.structs import replace
 
@@ -36,10 +36,10 @@ async def inject_faults(shop: Workshop, package: Package, count: int, seed: int)
     first = await look(shop, package.base, [])
     deadline_s = max(_MIN_DEADLINE_S, 3 * (time.monotonic() - started))
     second = await look(shop, package.base, [])
-    steady = first.passed & second.passed
+    steady = {test: outcome for test, outcome in first.passed.items() if second.passed.get(test) == outcome}
     if not steady:
         raise TaskError(f"{package.requirement}: none of its tests pass here: {first.log[-500:]}", kind="tests")
-    flaky = tuple(sorted(first.passed ^ second.passed))
+    flaky = tuple(sorted((first.passed.keys() | second.passed.keys()) - steady.keys()))
 
     candidates = iter(_draw_candidates(package, random.Random(f"{package.requirement} {seed}")))
     num_tries, num_made = 0, 0
@@ -77,7 +77,7 @@ async def _try(
     path: str,
     text: str,
     fault: Fault,
-    steady: set[str],
+    steady: Mapping[str, str],
     flaky: tuple[str, ...],
     deadline_s: float,
 ) -> Task | None:
@@ -92,8 +92,8 @@ async def _try(
     except LonghaulError as error:
         log.warning("%s: %s in %s could not be tried: %s", package.requirement, fault.kind, path, error)
         return None
-    steady = {test for test in steady if test.partition("::")[0] in concerned.test_files}
-    failing = sorted(steady - seen.passed)
+    steady = {test: outcome for test, outcome in steady.items() if test.partition("::")[0] in concerned.test_files}
+    failing = sorted(test for test, outcome in steady.items() if seen.passed.get(test) != outcome)
     if not seen.finished or not 0 < len(failing) <= _MAX_FAILING:
         return None
     return _task(package, path, text, broken, fault, failing, steady, flaky, seen)
@@ -116,12 +116,13 @@ def _task(
     broken: str,
     fault: Fault,
     failing: list[str],
-    steady: set[str],
+    steady: Mapping[str, str],
     flaky: tuple[str, ...],
     seen: Seen,
 ) -> Task:
     modules = tuple(sorted({test.partition("::")[0] for test in failing}))
     good, bad = (Change(path=path, kind="file", content=t.encode()) for t in (text, broken))
+    named = {test: outcome for test, outcome in steady.items() if test.partition("::")[0] in modules}
     tests = package.base.tests
     kind = fault.kind.replace(" ", "-")
     return check_task(
@@ -131,14 +132,19 @@ def _task(
             repository=package.name,
             issue=_issue(path, text, fault, seen),
             fail_to_pass=tuple(failing),
-            pass_to_pass=tuple(sorted(t for t in steady - set(failing) if t.partition("::")[0] in modules)),
+            pass_to_pass=tuple(sorted(named.keys() - set(failing))),
             sdist=package.requirement,
             sdist_sha256=package.sdist_sha256,
             removed=modules,
             setup_patch=git_diff([(good, bad)]),
             gold_patch=git_diff([(bad, good)]),
             test_files={module: package.base.test_files[module] for module in modules},
-            tests=TestSpec(runner="pytest", requirements=tests.requirements, import_paths=tests.import_paths),
+            tests=TestSpec(
+                runner="pytest",
+                requirements=tests.requirements,
+                import_paths=tests.import_paths,
+                expected={test: outcome for test, outcome in named.items() if outcome != "passed"},
+            ),
             flaky=flaky,
             metadata={"fault": fault.kind, "function": fault.function, "path": path},
         )

@@ -42,14 +42,16 @@ async def release_pair(shop: Workshop, old: Package, new: Package) -> Task:
     changes = [after or Change(path=path, kind="deleted") for path, (_, after) in pairs.items()]
     # the older source may end the run half-way; flaky tests are for validation to find
     before, after = (await look(shop, task, [])).passed, (await look(shop, task, changes)).passed
-    fail_to_pass = sorted(after - before)
+    fail_to_pass = sorted(test for test, outcome in after.items() if before.get(test) != outcome)
+    pass_to_pass = sorted(after.keys() - set(fail_to_pass))
     if not fail_to_pass:
         raise TaskError(f"{task.task_id}: no test of the newer release fails on the older source", kind="no_f2p")
     return check_task(
         replace(
             task,
             fail_to_pass=tuple(fail_to_pass),
-            pass_to_pass=tuple(sorted(after & before)),
+            pass_to_pass=tuple(pass_to_pass),
+            tests=replace(spec, expected={test: outcome for test, outcome in after.items() if outcome != "passed"}),
             gold_patch=git_diff(pairs.values()),
         )
     )

@@ -12,12 +12,13 @@ from protocol.errors import TaskError
 from sandbox.base import Backend, Limits
 from sandbox.curation.layout import Layout, layout_of
 from sandbox.judgement.reports import run_hidden_tests
-from sandbox.judgement.verdicts import PASSING, Report
+from sandbox.judgement.verdicts import Report
 from sandbox.patches import Change
 from sandbox.tasks.packages import fetch_sdist, file_sha256
 from sandbox.tasks.sources import materialise, sandbox_spec
 from sandbox.tasks.task import Task, TestSpec
 
+_PASSING = frozenset({"passed", "xfailed", "xpassed"})
 LIMITS = Limits(memory_mib=1024, max_processes=256, cpus=1.0, disk_mib=512)
 """Of the sandboxes in which tasks are made and validated."""
 
@@ -56,9 +57,9 @@ class Seen(Struct, frozen=True, kw_only=True):
     log: str
 
     @property
-    def passed(self) -> set[str]:
-        """Tests that passed, or failed as expected."""
-        return {test for test, outcome in self.outcomes.items() if outcome in PASSING}
+    def passed(self) -> dict[str, str]:
+        """Tests that passed, or failed as expected, with that outcome."""
+        return {test: outcome for test, outcome in self.outcomes.items() if outcome in _PASSING}
 
 
 async def open_package(shop: Workshop, requirement: str) -> Package:

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -48,6 +48,7 @@ class Check(Struct, frozen=True, kw_only=True):
     fingerprint: str  # of the task and the rules: a changed task is validated again
     reasons: tuple[str, ...] = ()
     flaky: tuple[str, ...] = ()
+    expected: dict[str, str] = {}  # outcomes under the gold patch of named tests that do not plainly pass
     num_untouched_zero: int = 0
     num_gold_one: int = 0
     duration_s: float = 0.0
@@ -101,6 +102,10 @@ async def validate_task(shop: Workshop, task: Task, rules: Rules) -> Check:
     try:
         gold = await gold_patch(shop.backend, task, shop.run, LIMITS, shop.cache_dir)
         untouched, solved = await _runs(shop, task, gold, rules.num_runs)
+        expected = _learned(task, solved)
+        if expected:
+            task = with_expected(task, expected)
+            untouched, solved = await _runs(shop, task, gold, rules.num_runs)
         flaky = _unsteady(untouched) | _unsteady(solved)
         if flaky and rules.keep_flaky:
             task = msgspec.structs.replace(task, flaky=tuple(sorted({*task.flaky, *flaky})))
@@ -113,6 +118,7 @@ async def validate_task(shop: Workshop, task: Task, rules: Rules) -> Check:
         check,
         reasons=tuple(reasons_of_runs(task, rules, untouched, solved)),
         flaky=tuple(sorted(flaky)),
+        expected=expected,
         num_untouched_zero=sum(not v.resolved for v in untouched),
         num_gold_one=sum(v.resolved for v in solved),
         duration_s=time.monotonic() - started,
@@ -170,6 +176,21 @@ async def _judge(shop: Workshop, task: Task, patch: Patch) -> Verdict:
         cache_dir=shop.cache_dir,
         timeout_s=shop.timeout_s,
     )
+
+
+def _learned(task: Task, solved: list[Verdict]) -> dict[str, str]:
+    """Outcomes under the gold patch, the same in all runs, that the task does not expect yet."""
+    if task.tests.runner == "expected-output" or any(verdict.tampered for verdict in solved):
+        return {}
+    first, *others = [verdict.unusual for verdict in solved]
+    steady = {test: outcome for test, outcome in first.items() if all(o.get(test) == outcome for o in others)}
+    return {test: outcome for test, outcome in steady.items() if task.tests.expected_outcome(test) != outcome}
+
+
+def with_expected(task: Task, learned: Mapping[str, str]) -> Task:
+    """`task` with outcomes that validation has learned."""
+    tests = msgspec.structs.replace(task.tests, expected={**task.tests.expected, **learned})
+    return msgspec.structs.replace(task, tests=tests)
 
 
 def _unsteady(verdicts: list[Verdict]) -> set[str]:

@@ -9,12 +9,12 @@ from sandbox.base import Sandbox
 from sandbox.judgement.checkout import git_apply, put_changes
 from sandbox.judgement.log_canaries import Planted, plant_for_log
 from sandbox.judgement.parsers import between_markers, parse_log, parse_r2e
-from sandbox.judgement.verdicts import Verdict, split_outcomes
+from sandbox.judgement.verdicts import Verdict, reason_of_failure, split_outcomes, unusual_outcomes
 from sandbox.patches import Change
 from sandbox.tasks.task import Task
 
 MAX_LOG_BYTES = 16 << 20
-"""Of a longer log the head and the tail are read; pytest's summary is at the end."""
+"""A longer log is cut in the middle, and then it is no evidence: nobody knows what stood there."""
 _SHOWN_CHARS = 2000
 _SETUP_TIMEOUT_S = 600.0
 
@@ -37,6 +37,9 @@ async def grade_by_log(sandbox: Sandbox, task: Task, taken: list[Change], timeou
     result = await sandbox.exec(command, timeout=timeout_s, max_output=MAX_LOG_BYTES)
     if result.timed_out:
         verdict = Verdict(resolved=False, reason="the tests did not end in time", failed=task.fail_to_pass)
+    elif result.truncated:
+        reason = f"the log has {result.total_bytes} bytes, more than {MAX_LOG_BYTES}: one that was cut is no evidence"
+        verdict = Verdict(resolved=False, reason=reason, failed=task.fail_to_pass)
     elif task.tests.runner == "expected-output":
         verdict = _judge_expected(task, result.text, planted)
     else:
@@ -56,8 +59,9 @@ def _judge_named(task: Task, log: str, planted: Planted | None) -> Verdict:
     if planted and (wrong := planted.wrong(parsed.outcomes, resolved=not failed)):
         return _tampered(task, wrong)
     if failed:
-        reason = f"{len(failed)} of {len(passed) + len(failed)} tests fail, first {failed[0]}"
-        return Verdict(resolved=False, reason=reason, passed=passed, failed=failed)
+        reason = reason_of_failure(task, passed, failed, parsed.outcomes)
+        unusual = unusual_outcomes(task, parsed.outcomes)
+        return Verdict(resolved=False, reason=reason, passed=passed, failed=failed, unusual=unusual)
     return Verdict(resolved=True, reason=f"all {len(passed)} tests pass", passed=passed)
 
 

@@ -72,8 +72,13 @@ def _parse_pytest(log: str) -> ParsedLog:
         cut = test.count("[") > test.count("]")
         if outcomes.get(test, outcome) != outcome and status != "ERROR" and not cut:
             contradicted.append(test)
-        outcomes[test] = outcome if outcomes.get(test) != "failed" else "failed"
+        outcomes[test] = worse(outcomes.get(test, outcome), outcome)
     return ParsedLog(outcomes=outcomes, contradicted=contradicted)
+
+
+def worse(one: str, other: str) -> str:
+    """Of two outcomes under one name the one that is less of a pass: no plain pass hides a skip."""
+    return max(one, other, key=lambda outcome: (outcome != "passed", outcome == "failed"))
 
 
 def _parse_by_swebench(parser: str, log: str) -> ParsedLog:

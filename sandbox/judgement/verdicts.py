@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from sandbox.judgement.canaries import Canaries, disturbed
-from sandbox.tasks.task import Task
-
-PASSING = frozenset({"passed", "xfailed", "xpassed"})
+from sandbox.tasks.task import STORED_OUTCOMES, Task
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -21,6 +19,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     tampered: bool = False  # something other than honest test outcomes was seen
     passed: tuple[str, ...] = ()  # of the tests that the task names
     failed: tuple[str, ...] = ()  # of the same: failed, or not run
+    unusual: dict[str, str] = {}  # of the same: ran, neither failed nor plainly passed, and what they did
     ignored: tuple[str, ...] = ()  # paths of the patch that judgement does not take (tests, test configuration)
     duration_s: float = 0.0
     log: str = ""  # end of what the tests printed, for people
@@ -50,9 +49,12 @@ def judge(task: Task, report: Report | str, nonce: str, canaries: Canaries) -> V
         return Verdict(resolved=False, tampered=True, reason=report, failed=task.fail_to_pass)
     outcomes = report.outcomes
     passed, failed = split_outcomes(task, outcomes)
+    unusual = unusual_outcomes(task, outcomes)
 
     def verdict(reason: str, *, resolved: bool = False, tampered: bool = False) -> Verdict:
-        return Verdict(resolved=resolved, tampered=tampered, reason=reason, passed=passed, failed=failed)
+        return Verdict(
+            resolved=resolved, tampered=tampered, reason=reason, passed=passed, failed=failed, unusual=unusual
+        )
 
     if not secrets.compare_digest(report.nonce.encode(), nonce.encode()):
         return verdict("the report is not of this run", tampered=True)
@@ -67,27 +69,42 @@ def judge(task: Task, report: Report | str, nonce: str, canaries: Canaries) -> V
     if problem := disturbed(canaries, outcomes):
         return verdict(problem, tampered=True)
     if failed:
-        return verdict(f"{len(failed)} of {len(passed) + len(failed)} tests fail, first {failed[0]}")
+        return verdict(reason_of_failure(task, passed, failed, outcomes))
     return verdict(f"all {len(passed)} tests pass", resolved=True)
 
 
 def split_outcomes(task: Task, outcomes: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The task's tests that count as passed, and those that do not.
 
-    An expected failure passes. A missing test fails. A skipped test passes only if it is not one that has to turn.
+    A test has passed only with the outcome that it had under the gold patch, which is stored where it is not plainly
+    `passed`: code under test can call `pytest.xfail` and `pytest.skip`. A missing test has failed.
     """
     passed: list[str] = []
     failed: list[str] = []
-    for tests, passing in ((task.fail_to_pass, PASSING), (task.pass_to_pass, PASSING | {"skipped"})):
-        for test in tests:
-            seen = _outcomes_of(test, outcomes)
-            (passed if seen and set(seen) <= passing else failed).append(test)
+    for test in (*task.fail_to_pass, *task.pass_to_pass):
+        seen = _outcomes_of(test, outcomes)
+        (passed if seen == {task.tests.expected_outcome(test)} else failed).append(test)
     return tuple(passed), tuple(failed)
 
 
-def _outcomes_of(test: str, outcomes: Mapping[str, str]) -> list[str]:
+def unusual_outcomes(task: Task, outcomes: Mapping[str, str]) -> dict[str, str]:
+    """The named tests that have one outcome which could be stored as expected and is not `passed`."""
+    seen = {test: _outcomes_of(test, outcomes) for test in (*task.fail_to_pass, *task.pass_to_pass)}
+    storable = set(STORED_OUTCOMES) - {"passed"}
+    return {test: min(found) for test, found in seen.items() if len(found) == 1 and found <= storable}
+
+
+def reason_of_failure(task: Task, passed: tuple[str, ...], failed: tuple[str, ...], outcomes: Mapping[str, str]) -> str:
+    """What to say of a run in which `failed` is not empty."""
+    first = failed[0]
+    found = ", ".join(sorted(_outcomes_of(first, outcomes))) or "not run"
+    how = "" if found == "failed" else f" ({found}, expected {task.tests.expected_outcome(first)})"
+    return f"{len(failed)} of {len(passed) + len(failed)} tests fail, first {first}{how}"
+
+
+def _outcomes_of(test: str, outcomes: Mapping[str, str]) -> set[str]:
     """What became of a test; SWE-bench has names cut inside their parameters, which stand for all that they begin."""
     if test in outcomes:
-        return [outcomes[test]]
+        return {outcomes[test]}
     is_cut = test.count("[") > test.count("]")
-    return [outcome for name, outcome in outcomes.items() if name.startswith(test)] if is_cut else []
+    return {outcome for name, outcome in outcomes.items() if name.startswith(test)} if is_cut else set()

@@ -11,6 +11,8 @@ from protocol.errors import TaskError
 from protocol.messages import TaskRef
 
 RunnerKind = Literal["functions", "pytest", "log", "expected-output"]
+STORED_OUTCOMES = ("passed", "xfailed", "xpassed", "skipped")
+"""What a named test may be expected to do. Nothing else can be had twice, or it is a failure."""
 
 
 class TestSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -18,7 +20,8 @@ class TestSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
     `functions`: call the `test_*` functions of the hidden test files, standard library only (tens of milliseconds).
     `pytest`: pytest with a machine-readable report. `log`: run `command`, read its log with the parser named `parser`.
-    `expected-output`: the same, and the whole outcome must equal `expected` (R2E-Gym).
+    `expected-output`: the same, and the whole outcome must equal `expected` (R2E-Gym). For the others `expected` holds
+    the outcome under the gold patch of those named tests that do not plainly pass (`STORED_OUTCOMES`).
     """
 
     __test__ = False  # not a test class for pytest
@@ -33,6 +36,10 @@ class TestSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     requirements: tuple[str, ...] = ()  # pinned packages that the tests need, bound read-only into the sandbox
     modules: tuple[str, ...] = ()  # hidden test modules to run besides those that hold a named test
     expected: dict[str, str] = {}
+
+    def expected_outcome(self, test: str) -> str:
+        """The one outcome with which a named test has passed."""
+        return self.expected.get(test, "passed")
 
 
 class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -97,4 +104,10 @@ def check_task(task: Task) -> Task:
         raise fail("tests.command", f"runner {task.tests.runner!r} needs a command")
     if task.tests.runner in ("functions", "pytest") and not task.test_files:
         raise fail("test_files", f"runner {task.tests.runner!r} needs hidden test files")
+    if task.tests.runner != "expected-output":
+        for test, outcome in task.tests.expected.items():
+            if outcome not in STORED_OUTCOMES:
+                raise fail("tests.expected", f"{test!r} is expected to have {outcome!r}, which is no {STORED_OUTCOMES}")
+            if test not in task.fail_to_pass and test not in task.pass_to_pass:
+                raise fail("tests.expected", f"{test!r} is no test that the task names")
     return task

@@ -212,7 +212,12 @@ def _call_pytest(plan: dict[str, Any], paths: list[str], say: Say) -> None:
             if hasattr(report, "wasxfail"):
                 outcome = "xfailed" if outcome == "skipped" else "xpassed"
             counts = report.when == "call" or outcome != "passed"
-            if counts and self.worst.get(report.nodeid) != "failed":
+            # a later pass (of the test around a skipped subtest, of another try) takes nothing back
+            if (
+                counts
+                and self.worst.get(report.nodeid) != "failed"
+                and (outcome != "passed" or report.nodeid not in self.worst)
+            ):
                 self.worst[report.nodeid] = outcome
 
         def pytest_runtest_logfinish(self, nodeid: str) -> None:

@@ -22,7 +22,7 @@ from sandbox.judgement.verdicts import Report, split_outcomes
 from sandbox.patches import Change
 from sandbox.tasks.micro import make_tasks
 from sandbox.tasks.sources import sandbox_spec
-from sandbox.tasks.task import Task, TestSpec
+from sandbox.tasks.task import STORED_OUTCOMES, Task, TestSpec, check_task
 
 TASK = Task(
     task_id="t/1",
@@ -115,22 +115,29 @@ def test_canaries_have_names_of_their_own(canaries: Canaries) -> None:
     assert not names & {*TASK.fail_to_pass, *TASK.pass_to_pass}
 
 
-@pytest.mark.parametrize(
-    ("outcome", "turns", "stays"),
-    [
-        ("passed", True, True),
-        ("xfailed", True, True),
-        ("xpassed", True, True),
-        ("skipped", False, True),
-        ("failed", False, False),
-        (None, False, False),
-    ],
-)
-def test_what_counts_as_passed(outcome: str | None, turns: bool, stays: bool) -> None:
-    outcomes = {test: outcome for test in (*TASK.fail_to_pass, *TASK.pass_to_pass) if outcome}
-    passed, failed = split_outcomes(TASK, outcomes)
-    assert (TASK.fail_to_pass[0] in passed, TASK.pass_to_pass[0] in passed) == (turns, stays)
-    assert {*passed, *failed} == {*TASK.fail_to_pass, *TASK.pass_to_pass}
+OUTCOMES = ("passed", "xfailed", "xpassed", "skipped", "failed", "rerun", None)
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.parametrize("expected", STORED_OUTCOMES)
+def test_a_test_has_passed_with_its_one_outcome_only(outcome: str | None, expected: str) -> None:
+    named = (*TASK.fail_to_pass, *TASK.pass_to_pass)
+    task = replace(TASK, tests=TestSpec(expected={} if expected == "passed" else dict.fromkeys(named, expected)))
+    passed, failed = split_outcomes(check_task(task), {test: outcome for test in named if outcome})
+    assert (passed, failed) == ((named, ()) if outcome == expected else ((), named))
+
+
+def test_a_cut_name_hides_no_outcome() -> None:
+    task = replace(TASK, fail_to_pass=("t.py::d[a",), pass_to_pass=())
+    for second, solved in (("passed", True), ("xfailed", False), ("skipped", False)):
+        _, failed = split_outcomes(task, {"t.py::d[a b]": "passed", "t.py::d[a c]": second})
+        assert (not failed) == solved
+
+
+@pytest.mark.parametrize("expected", [{"tests/test_f.py::test_two": "failed"}, {"other": "xfailed"}])
+def test_what_cannot_be_expected(expected: dict[str, str]) -> None:
+    with pytest.raises(TaskError, match=r"tests\.expected"):
+        check_task(replace(TASK, tests=TestSpec(expected=expected)))
 
 
 @pytest.mark.parametrize(

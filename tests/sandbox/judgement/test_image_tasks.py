@@ -349,11 +349,29 @@ async def test_failures_are_named(images: Images, cache_dir: Path) -> None:
     assert (verdict.reward, verdict.reason) == (0.0, "the tests did not end in time")
 
 
-async def test_a_command_that_prints_50_megabytes_of_no_text(images: Images, cache_dir: Path) -> None:
+async def test_a_log_that_was_cut_is_no_evidence(images: Images, cache_dir: Path) -> None:
     noisy = f"head -c 50000000 /dev/zero | tr '\\0' '\\377'; {COMMAND}"
-    task = make_task(tests=replace(make_task().tests, command=noisy))
-    assert (await judged(images, task, Patch(), cache_dir)).failed == task.fail_to_pass
-    assert (await judged(images, task, edit("pkg/mod.py", "def f():\n    return 2\n"), cache_dir)).reward == 1.0
+    for command in (noisy, f"{COMMAND}; head -c 50000000 /dev/zero"):
+        task = make_task(tests=replace(make_task().tests, command=command))
+        verdict = await judged(images, task, edit("pkg/mod.py", "def f():\n    return 2\n"), cache_dir)
+        assert (verdict.reward, verdict.tampered) == (0.0, False)
+        assert "cut" in verdict.reason
+
+
+NOT_A_PASS = {
+    "xfail": "pytest.xfail('x')",
+    "skip": "pytest.skip('x')",
+    "exit": "pytest.exit('x', returncode=0)",
+    "importorskip": "pytest.importorskip('no_such_module')",
+    "SkipTest": "raise __import__('unittest').SkipTest('x')",
+    "warn": "__import__('warnings').warn('x')",
+}
+
+
+@pytest.mark.parametrize("kind", NOT_A_PASS)
+async def test_only_a_pass_is_a_pass_in_a_log(images: Images, cache_dir: Path, kind: str) -> None:
+    patch = edit("pkg/mod.py", f"def f():\n    import pytest\n    {NOT_A_PASS[kind]}\n")
+    assert (await judged(images, make_task(), patch, cache_dir)).reward == 0.0
 
 
 class Dead(Images):

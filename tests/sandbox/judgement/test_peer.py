@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from benchmarks.grading.peers import resolved_by_swebench
 from sandbox.judgement.parsers import parse_log
 from sandbox.judgement.verdicts import split_outcomes
-from sandbox.tasks.task import Task
+from sandbox.tasks.task import Task, TestSpec
 
 pytest.importorskip("swebench", reason="the extra `grading` is not installed")
 
 NAMES = ("t.py::a", "t.py::T::b", "t.py::c[1-x]", "t.py::c[2]", "t.py::d[log(x")
 STATUSES = ("PASSED", "FAILED", "ERROR", "SKIPPED", "XFAIL", "")
+STORED = {"XFAIL": "xfailed", "SKIPPED": "skipped"}
 REASONS = {"FAILED": " - assert 1 == 2", "ERROR": " - boom", "XFAIL": " - known"}
 
 
-def make_task(fail_to_pass: list[str], pass_to_pass: list[str]) -> Task:
+def make_task(fail_to_pass: list[str], pass_to_pass: list[str], expected: dict[str, str] | None = None) -> Task:
     return Task(
         task_id="o__r-1",
         source="swe-bench",
@@ -27,6 +28,7 @@ def make_task(fail_to_pass: list[str], pass_to_pass: list[str]) -> Task:
         image="i",
         fail_to_pass=tuple(fail_to_pass),
         pass_to_pass=tuple(pass_to_pass),
+        tests=TestSpec(expected=expected or {}),
     )
 
 
@@ -42,7 +44,10 @@ def ours(task: Task, log: str) -> bool:
 )
 def test_honest_logs_have_one_verdict(statuses: list[str], num_turning: int, order) -> None:  # type: ignore[no-untyped-def]
     names = order.sample(NAMES, len(NAMES))
-    task = make_task(names[:num_turning], names[num_turning:])
+    # where theirs takes an expected failure or a skip for good, ours asks that the gold patch had it
+    stored = {name: status for name, status in zip(names, statuses, strict=True) if status in ("XFAIL", "SKIPPED")}
+    expected = {n: STORED[s] for n, s in stored.items() if s == "XFAIL" or n in names[num_turning:]}
+    task = make_task(names[:num_turning], names[num_turning:], expected)
     lines = [
         f"{status} {name}{' y)] ' if name.endswith('(x') else ''}{REASONS.get(status, '')}"
         for name, status in zip(names, statuses, strict=True)
@@ -52,7 +57,7 @@ def test_honest_logs_have_one_verdict(statuses: list[str], num_turning: int, ord
     assert ours(task, log) == resolved_by_swebench(task, log), log
 
 
-@pytest.mark.parametrize(("second", "solved"), [("PASSED", True), ("XFAIL", True), ("FAILED", False)])
+@pytest.mark.parametrize(("second", "solved"), [("PASSED", True), ("XFAIL", False), ("FAILED", False)])
 def test_a_cut_name_stands_for_all_that_it_begins(second: str, solved: bool) -> None:
     """SWE-bench Verified has 676 such names, and parsers that keep the spaces of a name."""
     task = make_task(["t.py::d[log(x"], [])
