@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.agent.chat import ChatTokenizer
-from actors.agent.loop import Agent, Limits
+from actors.agent.loop import Agent, Episode, Limits
 from actors.agent.scaffolds import make_scaffold
 from actors.policies.openai_policy import OpenAIPolicy, read_transcript, transcript_tokenizer
 from actors.policy import Request
 from protocol.config import EpisodeSettings
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling
+from sandbox.base import Sandbox
 
 Answer = Callable[[dict[str, Any]], web.Response]
 
@@ -164,20 +165,26 @@ def test_what_was_said_is_read_back_and_cannot_forge_a_message(chatml: ChatToken
     assert read_transcript(chatml, ids) == expected
 
 
-async def test_an_episode_against_an_endpoint(endpoint, chatml, open_sandbox) -> None:
-    endpoint.answers = [said("```command\necho hi > out; cat out\n```"), said("```command\nsubmit\n```")]
-    settings = EpisodeSettings(prompt="full", max_turn_tokens=300)
+async def play(endpoint: Endpoint, chatml: ChatTokenizer, sandbox: Sandbox, settings: EpisodeSettings) -> Episode:
+    """One episode of at most five turns against the endpoint."""
     policy = OpenAIPolicy(endpoint.address, "some-model", chatml)
     agent = Agent(policy, chatml, make_scaffold(settings, chatml), settings)
     episode = await agent.run(
         "greet",
-        await open_sandbox({}),
+        sandbox,
         episode_id="e",
         version=0,
         sampling=Sampling(),
         limits=Limits(max_turns=5, max_context=5000, wall_time_s=20),
     )
     await policy.close()
+    return episode
+
+
+async def test_an_episode_against_an_endpoint(endpoint, chatml, open_sandbox) -> None:
+    endpoint.answers = [said("```command\necho hi > out; cat out\n```"), said("```command\nsubmit\n```")]
+    settings = EpisodeSettings(prompt="full", max_turn_tokens=300)
+    episode = await play(endpoint, chatml, await open_sandbox({}), settings)
     assert episode.end_reason == "submitted"
     assert [m["role"] for m in endpoint.requests[1]["messages"]] == ["system", "user", "assistant", "user"]
     assert endpoint.requests[1]["messages"][2:] == [
@@ -191,16 +198,5 @@ async def test_an_endpoints_full_context_ends_the_episode(endpoint, chatml, open
         said("```command\nls\n```"),
         lambda _: web.json_response({"error": {"message": "maximum context length is 10"}}, status=400),
     ]
-    settings = EpisodeSettings()
-    policy = OpenAIPolicy(endpoint.address, "some-model", chatml)
-    agent = Agent(policy, chatml, make_scaffold(settings, chatml), settings)
-    episode = await agent.run(
-        "greet",
-        await open_sandbox({}),
-        episode_id="e",
-        version=0,
-        sampling=Sampling(),
-        limits=Limits(max_turns=5, max_context=5000, wall_time_s=20),
-    )
-    await policy.close()
+    episode = await play(endpoint, chatml, await open_sandbox({}), EpisodeSettings())
     assert (episode.end_reason, len(episode.steps)) == ("context", 1)
