@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cluster import preflight, run_files
 from cluster.cleanup import reap_dead_runs, remove_everything
-from cluster.command_line.cli import exit_with
+from cluster.command_line.cli import exit_with, program_name
 from cluster.evaluation.evaluation import with_evaluation_tasks, write_evaluation
 from cluster.placement import Cluster
 from cluster.reporting.progress import open_progress
@@ -60,13 +60,16 @@ async def run(settings: Settings) -> int:
         if not isinstance(life.failure, LearnerLost) or step <= reached or stop.received:
             break
         print(
-            f"launch.py: {life.failure}\nlaunch.py: the run goes on from its checkpoint of step {step}", file=sys.stderr
+            f"{program_name()}: {life.failure}\n{program_name()}: the run goes on from its checkpoint of step {step}",
+            file=sys.stderr,
         )
         reached = step
         settings = settings.model_copy(update={"run_dir": life.directory, "resume": "auto"})
     _report(settings, lives, time.monotonic() - started)
     if life.failure is not None:
-        print(f"launch.py: {life.failure}\nContinue with --run-dir {life.directory} --resume auto", file=sys.stderr)
+        print(
+            f"{program_name()}: {life.failure}\nContinue with --run-dir {life.directory} --resume auto", file=sys.stderr
+        )
         return 1
     return 128 + stop.received if stop.received else 0
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 
-def main(arguments: list[str], out: TextIO) -> int:
+def main(arguments: Sequence[str], program: str = "python -m actors.episodes.show") -> int:
     """Print what was asked for; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m actors.episodes.show", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description="Recorded episodes, in a line each or one whole.")
     parser.add_argument("run", type=Path, help="run directory, or one JSONL file of trajectories")
     parser.add_argument("episode", nargs="?", help="episode id to print whole")
     chosen = parser.parse_args(arguments)
@@ -23,13 +23,13 @@ def main(arguments: list[str], out: TextIO) -> int:
     records = read_records(files)
     if chosen.episode is None:
         for record in records:
-            print(summary(record), file=out)
+            print(summary(record))
         return 0
     found = [record for record in records if record["episode_id"] == chosen.episode]
     if not found:
         print(f"episode {chosen.episode!r} was not recorded in {chosen.run}", file=sys.stderr)
         return 2
-    print(conversation(found[-1]), file=out)
+    print(conversation(found[-1]))
     return 0
 
 
@@ -68,4 +68,4 @@ def conversation(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], sys.stdout))
+    sys.exit(main(sys.argv[1:]))

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from cluster.command_line.help import help_text
 from protocol.config import Settings
 from protocol.errors import ConfigError
 
@@ -25,7 +26,6 @@ class CommandLine(Settings, BaseSettings):
 
     model_config = SettingsConfigDict(
         cli_kebab_case=True,
-        cli_prog_name="python launch.py",
         cli_hide_none_type=True,
         cli_avoid_json=True,
         cli_implicit_flags=True,
@@ -51,13 +51,16 @@ class CommandLine(Settings, BaseSettings):
         return (init_settings,)  # no environment variables: a run is what its flags and file say
 
 
-def parse(arguments: Sequence[str]) -> tuple[Settings, CommandLine]:
+def parse(arguments: Sequence[str], program: str = "python launch.py") -> tuple[Settings, CommandLine]:
     """The settings of this run, and the command line they came from.
 
     Raises:
         ConfigError: unknown key (with the nearest valid one), bad value, or unreadable file.
         SystemExit: after `--help`.
     """
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(CommandLine, program))
+        raise SystemExit(0)
     known = set(setting_names())
     _check_flags(arguments, known)
     from_file = _read_toml(_config_path(arguments), known)
@@ -83,23 +86,28 @@ def setting_names(model: type[BaseModel] = CommandLine, prefix: str = "") -> Ite
             yield from setting_names(field.annotation, key + ".")
 
 
-def run_command_line(arguments: Sequence[str]) -> tuple[Settings, CommandLine]:
+def run_command_line(arguments: Sequence[str], program: str) -> tuple[Settings, CommandLine]:
     """`parse`, with mistakes printed as one line and turned into exit status 2."""
     try:
-        return parse(arguments)
+        return parse(arguments, program)
     except ConfigError as error:
         exit_with(error)
 
 
 def exit_with(error: ConfigError) -> NoReturn:
     """Print the user's mistake as one line and leave with status 2."""
-    print(f"launch.py: {error}", file=sys.stderr)
+    print(f"{program_name()}: {error}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def program_name() -> str:
+    """What the user called: `launch.py` or `longhaul`."""
+    return Path(sys.argv[0]).name
 
 
 def _check_flags(arguments: Sequence[str], known: set[str]) -> None:
     for argument in arguments:
-        if argument == "--help" or not argument.startswith("--"):
+        if not argument.startswith("--"):
             continue
         flag = argument.split("=", 1)[0][2:]
         key = flag.replace("-", "_")

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,11 +206,9 @@ def report(
     ]
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str], program: str = "python -m learner.training.plan") -> int:
     """Print the plan of a configuration file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m learner.training.plan", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="settings file (TOML)")
     parser.add_argument("--model", type=Path, help="directory with a config.json (default: model.path of the settings)")
     parser.add_argument("--tokens", type=int, help="tokens of a micro-batch (default: learner.pack_tokens)")

@@ -31,9 +31,19 @@ DEFAULT_CACHE = TaskSettings().cache_dir
 _ALL = 1 << 31
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def build(arguments: Sequence[str], program: str) -> int:
+    """`main(["build", ...])`, called by another name."""
+    return main(["build", *arguments], program.removesuffix(" build"))
+
+
+def check(arguments: Sequence[str], program: str) -> int:
+    """`main(["validate", ...])`, called by another name."""
+    return main(["validate", *arguments], program.removesuffix(" validate"))
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "python -m sandbox.curation") -> int:
     """Exit status: 0 if at least one task came out, 1 if none did, 2 for a mistake in the arguments."""
-    options = make_parser().parse_args(arguments)
+    options = make_parser(program).parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         return asyncio.run(_build(options) if options.command == "build" else _validate(options))
@@ -140,9 +150,9 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(program: str = "python -m sandbox.curation") -> argparse.ArgumentParser:
     """The arguments of both commands."""
-    parser = argparse.ArgumentParser(prog="python -m sandbox.curation", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     build = commands.add_parser("build", help="make validated tasks of released packages (pip fetches them)")

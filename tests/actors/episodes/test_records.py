@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -141,15 +140,13 @@ def test_episodes_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     records.close()
     with (tmp_path / "trajectories/actor-0.jsonl").open("a") as file:
         file.write('{"half": ')
-    out = io.StringIO()
-    assert main([str(tmp_path)], out) == 0
-    assert out.getvalue() == (
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == (
         "g/0  calc-1  solved  submitted after 2 turns, 8 tokens, format errors: 1\n"
         "g/1  calc-1  failed  submitted after 2 turns, 8 tokens, format errors: 1\n"
     )
-    whole = io.StringIO()
-    assert main([str(tmp_path), "g/1"], whole) == 0
-    assert "--- assistant (format error)\nI look.\n--- tool\nno command\n" in whole.getvalue()
-    assert main([str(tmp_path), "g/9"], io.StringIO()) == 2
-    assert main([str(tmp_path / "nowhere")], io.StringIO()) == 2
+    assert main([str(tmp_path), "g/1"]) == 0
+    assert "--- assistant (format error)\nI look.\n--- tool\nno command\n" in capsys.readouterr().out
+    assert main([str(tmp_path), "g/9"]) == 2
+    assert main([str(tmp_path / "nowhere")]) == 2
     assert "found none" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""Every command of `longhaul`: one entry each, and a function elsewhere that does the work.
+
+A new command is an entry here and a function `main(arguments, program) -> exit status`. `program` (such as
+`longhaul tasks build`) is what its parser calls itself: `ArgumentParser(prog=program)`. The function is named as text
+and imported when its command is called, so that `longhaul --help` loads nothing else; the tests hold that it exists.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Example(NamedTuple):
+    """One line that teaches."""
+
+    line: str  # as it is typed
+    meaning: str
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Args:
+        name: the words after `longhaul`; the first of two is a group.
+        does: what it is for, in a few words.
+        target: `module:function` of what does it.
+        examples: shown before its own help; none where its own help begins with examples.
+    """
+
+    name: str
+    does: str
+    target: str
+    examples: tuple[Example, ...] = ()
+
+
+GROUPS = {
+    "tasks": "task files: make them, check them",
+}
+
+COMMANDS = (
+    Command("run", "train: rejection fine-tuning, RL, or stages of both", "cluster.front_door.launching:run"),
+    Command("eval", "score a model or an endpoint on tasks; no learner", "cluster.front_door.launching:evaluate"),
+    Command(
+        "tasks build",
+        "make validated tasks of released packages",
+        "sandbox.curation.commands:build",
+        (
+            Example("longhaul tasks build toolz==1.0.0 --count 4 --out toolz.jsonl", "four tasks of one package"),
+            Example("longhaul tasks build --recipes configs/packages.toml --out tasks.jsonl", "a list of packages"),
+            Example("longhaul eval --eval.tasks toolz.jsonl", "then score a model on them"),
+        ),
+    ),
+    Command(
+        "tasks validate",
+        "keep the tasks whose untouched tree scores 0 and gold patch 1",
+        "sandbox.curation.commands:check",
+        (
+            Example("longhaul tasks validate tasks.jsonl --runs 3 --out kept.jsonl", "a file, three runs of each task"),
+            Example(
+                "longhaul tasks validate nebius/SWE-rebench --paper --out kept.jsonl", "a dataset, as in the paper"
+            ),
+        ),
+    ),
+    Command(
+        "show",
+        "read recorded episodes",
+        "actors.episodes.show:main",
+        (
+            Example("longhaul show runs/x", "every recorded episode in one line each"),
+            Example("longhaul show runs/x 0f3a-2", "one of them as a conversation"),
+        ),
+    ),
+    Command(
+        "plan",
+        "what fits into the memory of which GPUs, and how long a step takes",
+        "learner.training.plan:main",
+        (
+            Example(
+                "longhaul plan --config configs/paper-stage2.toml --model configs/models/qwen2.5-72b",
+                "the 72B recipe, from config.json alone",
+            ),
+            Example("longhaul plan --config my.toml --gpu-gib 74 --gpu-tflops 989", "the same on H100s"),
+        ),
+    ),
+)
