@@ -15,13 +15,14 @@ from cluster import preflight, run_files
 from cluster.cleanup import reap_dead_runs, remove_everything
 from cluster.command_line.cli import exit_with, program_name
 from cluster.evaluation.evaluation import with_evaluation_tasks, write_evaluation
+from cluster.part import LearnerLost
 from cluster.placement import Cluster
 from cluster.reporting.progress import open_progress
 from cluster.reporting.ray_metrics import RaySink
 from cluster.reporting.summary import print_summary, summarise
 from cluster.run_files import RunFiles
 from cluster.stop_signals import StopSignals
-from cluster.supervisor import LearnerLost, Supervisor
+from cluster.supervisor import Supervisor
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import TaskRef

@@ -12,17 +12,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from cluster import processes
+from cluster.part import LearnerLost, Part, PartFailed, cause_of, error_line
 from cluster.placement import Cluster
 from cluster.reporting.observer import Observer, hopeless
 from cluster.reporting.progress import Progress
 from cluster.stop_signals import StopSignals
+from cluster.waits import all_of, deadline, within
 from learner.training import layout
 from protocol.config import Settings
-from protocol.errors import DeadlineError, LonghaulError
+from protocol.errors import LonghaulError
 from protocol.messages import TaskRef
 from protocol.metrics import Sink, Values
 
@@ -33,65 +34,6 @@ _STALLED_AFTER_S = 60.0
 _MAX_RESTARTS = 5
 _LEARNER_LAST_WORDS_S = 5.0
 _PART_STOP_S = 3.0
-
-
-class PartFailed(LonghaulError, boundary="part"):
-    """A process of the run failed; the message holds its name, its own error and the end of its log."""
-
-
-class LearnerLost(PartFailed):
-    """A learner rank died or hung; nothing is wrong with what it computed."""
-
-
-class Part:
-    """One process: how to make it, its current Ray handle, and the task that waits for it to end."""
-
-    def __init__(
-        self, name: str, role: str, place: Callable[[str], Any], start: Callable[[Any], Awaitable[Any]]
-    ) -> None:
-        self.name, self.role = name, role
-        self._place, self._start = place, start
-        self.num_restarts = 0
-        self.status: Values = {}
-        self.answered_at = time.monotonic()
-        self.ending: asyncio.Task[None] | None = None
-        self.handle: Any = place(name)
-
-    async def start(self) -> Any:
-        """Wait until the process is ready for work; what its `start` returns."""
-        result = await self._start(self.handle)
-        self.answered_at = time.monotonic()
-        return result
-
-    def run(self) -> None:
-        """Let it work; `ending` finishes when it ends."""
-        self.ending = asyncio.create_task(_wait(self.handle.run.remote()), name=self.name)
-
-    @property
-    def failed(self) -> bool:
-        """Whether its work ended with an error."""
-        return self.error is not None
-
-    @property
-    def error(self) -> BaseException | None:
-        """What its work ended with, if that was an error."""
-        return self.ending.exception() if self.ending is not None and self.ending.done() else None
-
-    def replace(self) -> None:
-        """A fresh process in the place of one that died."""
-        self.num_restarts += 1
-        self.handle = self._place(
-            f"{self.name}.{self.num_restarts}"
-        )  # Ray frees a dead actor's name only in its own time
-
-
-async def _wait(ref: Awaitable[Any]) -> Any:
-    return await ref
-
-
-def _can_answer(part: Part) -> bool:
-    """Whether its process is there: at work, or done with it and not yet stopped."""
-    return part.ending is not None and not (part.ending.done() and part.ending.exception())
 
 
 class Supervisor:
@@ -142,7 +84,7 @@ class Supervisor:
     # --- start ----------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        async with _deadline(self.settings.start_timeout_s, lambda: self._not_ready()):
+        async with deadline(self.settings.start_timeout_s, lambda: self._not_ready()):
             starting = asyncio.create_task(self._start_parts())
             stopped = asyncio.create_task(self.stop.requested.wait())
             await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -166,11 +108,11 @@ class Supervisor:
         generators = [self._first_start(part) for part in self._generators]
         actors = [self._first_start(part) for part in self._actors]
         if self.cluster.is_networked:  # ports are known once they are bound
-            self._generator_endpoints = await _all(generators, besides=learners)
-            await _all(actors)
+            self._generator_endpoints = await all_of(generators, besides=learners)
+            await all_of(actors)
         else:
             self._generator_endpoints = [self.cluster.endpoint(part.name) for part in self._generators]
-            await _all([*generators, *learners, *actors])
+            await all_of([*generators, *learners, *actors])
         for part in self.parts:
             part.run()
         self.progress.note(f"all {len(self.parts)} processes are ready")
@@ -305,7 +247,7 @@ class Supervisor:
                 await actor.handle.update_generators.remote(self._generator_endpoints)
 
     async def _sample(self) -> None:
-        parts = [part for part in self.parts if _can_answer(part)]
+        parts = [part for part in self.parts if part.can_answer]
         await asyncio.gather(*(self._ask(part) for part in parts))
         by_role: dict[str, list[Values]] = {}
         for part in self.parts:
@@ -360,11 +302,11 @@ class Supervisor:
         self.progress.note("stopping")
         await asyncio.gather(
             self._stop_learners([part for part in running if part.role == "learner"]),
-            _within(_PART_STOP_S, *(self._stop_part(part) for part in running if part.role == "actors")),
+            within(_PART_STOP_S, *(self._stop_part(part) for part in running if part.role == "actors")),
         )
         await self._collect_steps()
         rest = [part for part in running if part.role in ("generator", "replay")]
-        await _within(_PART_STOP_S, *(self._stop_part(part) for part in rest))
+        await within(_PART_STOP_S, *(self._stop_part(part) for part in rest))
         for part in self.parts:
             if part.ending is not None:
                 part.ending.cancel()
@@ -405,52 +347,14 @@ class Supervisor:
 
         log = self.cluster.files.logs / f"{part.name}.log"
         text = f"{part.name} failed: {error_line(error)}"
-        if not isinstance(_cause(error), LonghaulError):  # not one that explains itself: show where it came from
+        if not isinstance(cause_of(error), LonghaulError):  # not one that explains itself: show where it came from
             text += f"\n{error}\n--- end of {log}\n{processes.last_lines(log)}"
-        lost = isinstance(error, RayActorError) or getattr(_cause(error), "kind", "") == "rank_lost"
+        lost = isinstance(error, RayActorError) or getattr(cause_of(error), "kind", "") == "rank_lost"
         return (LearnerLost if lost and part.role == "learner" else PartFailed)(text, kind=part.role)
 
     def _not_ready(self) -> str:
         waiting = [part.name for part in self.parts if part.ending is None]
         return f"{', '.join(waiting) or 'processes'} to be ready (logs are in {self.cluster.files.logs})"
-
-
-def error_line(error: BaseException) -> str:
-    """The error of a process in one line, without Ray's wrapping."""
-    cause = _cause(error)
-    first = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
-    return first if isinstance(cause, LonghaulError) else f"{type(cause).__name__}: {first}"
-
-
-def _cause(error: BaseException) -> BaseException:
-    return getattr(error, "cause", None) or error
-
-
-@contextlib.asynccontextmanager
-async def _deadline(seconds: float, waiting_for: Callable[[], str]) -> Any:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise DeadlineError(f"waited {seconds:g} s for {waiting_for()}", kind="start") from error
-
-
-async def _within(seconds: float, *work: Coroutine[Any, Any, Any]) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await asyncio.gather(*work)
-
-
-async def _all(work: Iterable[Coroutine[Any, Any, Any]], besides: Iterable[Coroutine[Any, Any, Any]] = ()) -> list[Any]:
-    """Results of `work` in order; `besides` runs along. The first error cancels the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-            for one in besides:
-                group.create_task(one)
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _num_gpus() -> int:

@@ -1,0 +1,81 @@
+"""One process of a run as the supervisor sees it, and what is said when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from protocol.errors import LonghaulError
+from protocol.metrics import Values
+
+
+class PartFailed(LonghaulError, boundary="part"):
+    """A process of the run failed; the message holds its name, its own error and the end of its log."""
+
+
+class LearnerLost(PartFailed):
+    """A learner rank died or hung; nothing is wrong with what it computed."""
+
+
+class Part:
+    """One process: how to make it, its current Ray handle, and the task that waits for it to end."""
+
+    def __init__(
+        self, name: str, role: str, place: Callable[[str], Any], start: Callable[[Any], Awaitable[Any]]
+    ) -> None:
+        self.name, self.role = name, role
+        self._place, self._start = place, start
+        self.num_restarts = 0
+        self.status: Values = {}
+        self.answered_at = time.monotonic()
+        self.ending: asyncio.Task[None] | None = None
+        self.handle: Any = place(name)
+
+    async def start(self) -> Any:
+        """Wait until the process is ready for work; what its `start` returns."""
+        result = await self._start(self.handle)
+        self.answered_at = time.monotonic()
+        return result
+
+    def run(self) -> None:
+        """Let it work; `ending` finishes when it ends."""
+        self.ending = asyncio.create_task(_wait(self.handle.run.remote()), name=self.name)
+
+    @property
+    def failed(self) -> bool:
+        """Whether its work ended with an error."""
+        return self.error is not None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What its work ended with, if that was an error."""
+        return self.ending.exception() if self.ending is not None and self.ending.done() else None
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether its process is there: at work, or done with it and not yet stopped."""
+        return self.ending is not None and not self.failed
+
+    def replace(self) -> None:
+        """A fresh process in the place of one that died."""
+        self.num_restarts += 1
+        # Ray frees a dead actor's name only in its own time
+        self.handle = self._place(f"{self.name}.{self.num_restarts}")
+
+
+async def _wait(ref: Awaitable[Any]) -> Any:
+    return await ref
+
+
+def error_line(error: BaseException) -> str:
+    """The error of a process in one line, without Ray's wrapping."""
+    cause = cause_of(error)
+    first = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
+    return first if isinstance(cause, LonghaulError) else f"{type(cause).__name__}: {first}"
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The error of a process itself, out of Ray's wrapping."""
+    return getattr(error, "cause", None) or error
