@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from msgspec import Struct
+
+from protocol.errors import SandboxError
 
 
 class ExecResult(Struct, frozen=True, kw_only=True):
@@ -134,6 +137,14 @@ class Sandbox(Protocol):
         Raises `SandboxError` (kinds: missing, too_large, not_a_file, which is also what may not be read, bad_path).
         """
         ...
+
+    async def listen(self, accept: Callable[[socket.socket], Awaitable[None]]) -> int:
+        """Listen on a free port of the sandbox's own loopback; the port. Once a sandbox.
+
+        Every connection from inside is handed to `accept` as a socket of this process: nothing else becomes reachable.
+        Where a sandbox carries none: `SandboxError` (kind: unsupported).
+        """
+        raise SandboxError(f"{type(self).__name__} carries no connections out of it", kind="unsupported")
 
     @abstractmethod
     async def kill_all(self) -> None:

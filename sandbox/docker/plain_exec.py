@@ -21,6 +21,7 @@ from protocol.errors import SandboxError
 from sandbox.base import Command, ExecResult
 from sandbox.docker.container import START_DEADLINE_S, DockerSandbox
 from sandbox.docker.daemon import Failures
+from sandbox.guest.tunnel import Accept
 
 MARK = "LONGHAUL_COMMAND"
 POLL_S = 0.1  # of whether a command has ended: what it left in the background may hold its output open
@@ -125,6 +126,10 @@ class PlainDockerSandbox(DockerSandbox):
         file = tar.extractfile(entry)
         assert file is not None
         return file.read()
+
+    async def listen(self, accept: Accept) -> int:
+        """See `Sandbox.listen`; there is nobody inside to listen."""
+        raise SandboxError("a sandbox without its command server carries no connections", kind="unsupported")
 
     async def kill_all(self) -> None:
         """See `Sandbox.kill_all`."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from protocol.errors import ConfigError
 
 SOURCES = Path(__file__).parent
-PROGRAMS = {"guest": ["guest.c", "jobs.c", "files.c", "filter.c"], "stage": ["stage.c"]}
+PROGRAMS = {"guest": ["guest.c", "jobs.c", "files.c", "tunnel.c", "filter.c"], "stage": ["stage.c"]}
 FLAGS = ["-O2", "-static", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 DEADLINE_S = 120
 

@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager
 
 from protocol.errors import SandboxError
 from sandbox.base import ExecResult
+from sandbox.guest.tunnel import Accept, Tunnel
 
-EXEC, WRITE, READ, PING, KILL, KILL_ALL, STOP, CONTINUE = 1, 2, 3, 4, 5, 6, 7, 8
+EXEC, WRITE, READ, PING, KILL, KILL_ALL, STOP, CONTINUE, LISTEN, TUNNEL = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 HELLO_ID = 0
 PROTOCOL_VERSION = 1
 MAX_FRAME = 80 << 20
@@ -63,6 +64,7 @@ class GuestClient:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._cancelled: set[int] = set()
+        self._tunnels: dict[int, Tunnel] = {}  # by the request that opened it
         self._buffer = bytearray()
         self._error: SandboxError | None = None
         self._hello = self._expect(HELLO_ID)
@@ -104,6 +106,8 @@ class GuestClient:
             return
         self._error = SandboxError(f"{self._name}: {reason}", kind=kind)
         self._buffer.clear()
+        for tunnel in self._tunnels.values():
+            tunnel.close()
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(self._error)
@@ -156,6 +160,31 @@ class GuestClient:
         """Kill everything but the guest."""
         await self._call(KILL_ALL, b"", GRACE_S, "killing everything")
 
+    async def listen(self, accept: Accept) -> int:
+        """Listen on loopback inside; the port. See `Sandbox.listen`."""
+        if self._error is not None:
+            raise self._error
+        request = next(self._ids)
+
+        def send(payload: bytes) -> None:
+            if self._error is None:
+                self._send(HEADER.pack(HEADER.size - 4 + len(payload), request, TUNNEL) + payload)
+
+        self._tunnels[request] = Tunnel(send, accept)
+        future = self._expect(request)
+        self._send(HEADER.pack(HEADER.size - 4, request, LISTEN))
+        try:
+            payload = await self._answer(request, future, GRACE_S, "listening")
+        except GuestError as error:
+            del self._tunnels[request]
+            raise SandboxError(f"{self._name}: cannot listen: {error}", kind="listen") from None
+        if len(payload) != WORD.size:
+            self._broken("a port of several bytes")
+            assert self._error is not None
+            raise self._error
+        port: int = WORD.unpack(payload)[0]
+        return port
+
     @asynccontextmanager
     async def stopped(self) -> AsyncIterator[None]:
         """Every process but the guest stands still inside this context."""
@@ -202,10 +231,15 @@ class GuestClient:
 
     def _deliver(self, request: int, status: int, payload: bytes) -> bool:
         future = self._waiting.get(request)
-        if future is None:
+        if future is None or (future.done() and request in self._tunnels):
             if request in self._cancelled:
                 self._cancelled.discard(request)
                 return True
+            if request in self._tunnels:
+                if self._tunnels[request].feed(payload):
+                    return True
+                self._broken("a frame that no tunnel sends")
+                return False
             self._broken(f"an answer to request {request}, which was not asked")
             return False
         if status == 0:

@@ -98,6 +98,8 @@ static void handle(uint32_t id, int op, char *payload, size_t len) {
         else reply(id, STATUS_OK, 0, 0, 0, 0, 0, 0);
         break;
     case OP_CONTINUE: jobs_continue(); reply(id, STATUS_OK, 0, 0, 0, 0, 0, 0); break;
+    case OP_LISTEN: tunnel_listen(id); break;
+    case OP_TUNNEL: tunnel_frame(&c); break; /* no reply */
     case OP_PING: reply(id, STATUS_OK, 0, 0, 0, 0, 0, 0); break;
     default: reply_errno(id, ENOSYS, "unknown op");
     }
@@ -167,15 +169,16 @@ int main(int argc, char **argv) {
     uint32_t hello[2] = {PROTOCOL_VERSION, (uint32_t)getpid()};
     reply(0, STATUS_OK, hello, sizeof hello, 0, 0, 0, 0);
     for (;;) {
-        struct pollfd fds[2 + MAX_JOBS + MAX_DRAINS] = {{in_fd, POLLIN, 0}, {wake_pipe[0], POLLIN, 0}};
-        int num_jobs = jobs_poll(fds + 2);
+        struct pollfd fds[2 + MAX_JOBS + MAX_DRAINS + MAX_LINKS + 1] = {{in_fd, POLLIN, 0}, {wake_pipe[0], POLLIN, 0}};
+        int num_jobs = jobs_poll(fds + 2), num_links = tunnel_poll(fds + 2 + num_jobs);
         uint64_t now = now_ms(), wake = ttl_ms ? last_heard + ttl_ms : now + 3600000;
         if (jobs_deadline() < wake) wake = jobs_deadline();
         if (max_memory && jobs_running() && now + 100 < wake) wake = now + 100;
-        if (poll(fds, (nfds_t)(2 + num_jobs), wake > now ? (int)(wake - now) : 0) < 0 && errno != EINTR) _exit(9);
+        if (poll(fds, (nfds_t)(2 + num_jobs + num_links), wake > now ? (int)(wake - now) : 0) < 0 && errno != EINTR) _exit(9);
         char drop[64];
         while (read(wake_pipe[0], drop, sizeof drop) > 0) {}
         jobs_feed(fds + 2, num_jobs);
+        tunnel_feed(fds + 2 + num_jobs, num_links);
         if (fds[0].revents) read_frames();
         jobs_reap();
         now = now_ms();

@@ -2,7 +2,8 @@
  *
  * Frames, both ways, little-endian: u32 length of the rest | u32 id | u8 op (request) or status (reply) | payload.
  * A reply carries the id of its request; id 0 is the hello. Strings are u32 length + bytes + NUL.
- * guest.c: the loop and the frames; jobs.c: commands; files.c: read and write; filter.c: refused system calls.
+ * guest.c: the loop and the frames; jobs.c: commands; files.c: read and write; tunnel.c: a port whose connections the
+ * owner takes; filter.c: refused system calls.
  */
 #ifndef GUEST_H
 #define GUEST_H
@@ -11,12 +12,14 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum { OP_EXEC = 1, OP_WRITE = 2, OP_READ = 3, OP_PING = 4, OP_KILL = 5, OP_KILL_ALL = 6, OP_STOP = 7, OP_CONTINUE = 8 };
+enum { OP_EXEC = 1, OP_WRITE = 2, OP_READ = 3, OP_PING = 4, OP_KILL = 5, OP_KILL_ALL = 6, OP_STOP = 7, OP_CONTINUE = 8,
+       OP_LISTEN = 9, OP_TUNNEL = 10 };
 enum { STATUS_OK = 0, STATUS_ERROR = 1 };
 
 #define PROTOCOL_VERSION 1
 #define MAX_FRAME (80u << 20)
 #define MAX_JOBS 32   /* commands that run at once */
+#define MAX_LINKS 64  /* connections that a tunnel carries at once */
 #define MAX_DRAINS 32 /* pipes kept open for background children of finished commands */
 
 struct cursor { /* a payload being read; `bad` once something did not fit */
@@ -51,6 +54,12 @@ uint64_t memory_in_use(void); /* bytes resident in all processes but this one */
 void make_dirs(const char *path); /* and its parents */
 void file_write(uint32_t id, struct cursor *c);
 void file_read(uint32_t id, struct cursor *c);
+
+/* tunnel.c */
+void tunnel_listen(uint32_t id);
+void tunnel_frame(struct cursor *c);
+int tunnel_poll(struct pollfd *fds); /* as jobs_poll; at most MAX_LINKS + 1 */
+void tunnel_feed(const struct pollfd *fds, int num_fds);
 
 /* filter.c */
 int install_filter(void);

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from sandbox.base import Command, ExecResult, Sandbox, SandboxSpec
 from sandbox.guest.client import GuestClient
+from sandbox.guest.tunnel import Accept
 
 
 class GuestSandbox(Sandbox):
@@ -28,6 +29,10 @@ class GuestSandbox(Sandbox):
     async def read(self, path: str, max_bytes: int = 1 << 24) -> bytes:
         """See `Sandbox.read`."""
         return await self.client.read(self._absolute(path), max_bytes)
+
+    async def listen(self, accept: Accept) -> int:
+        """See `Sandbox.listen`."""
+        return await self.client.listen(accept)
 
     async def kill_all(self) -> None:
         """See `Sandbox.kill_all`."""
