@@ -39,6 +39,10 @@ class ChatTokenizer:
         template: Jinja source of the chat template.
         specials: `eos_token` and the like, for the template.
         stop_token_ids: tokens that end an assistant turn.
+
+    Attributes:
+        controls: spellings of the control tokens.
+        takes_system: the template knows system messages; elsewhere their text goes before the one that follows.
     """
 
     def __init__(
@@ -50,8 +54,9 @@ class ChatTokenizer:
         self._specials = dict(specials)
         self.stop_token_ids = sorted(set(stop_token_ids))
         controls = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
+        self.controls = controls
         self._control = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
-        self._takes_system = self._renders([{"role": "system", "content": _GIVEN}, {"role": "user", "content": "-"}])
+        self.takes_system = self._renders([{"role": "system", "content": _GIVEN}, {"role": "user", "content": "-"}])
         self._around_answer = lru_cache(maxsize=8)(self._render_around_answer)
 
     @staticmethod
@@ -101,6 +106,15 @@ class ChatTokenizer:
         finally:
             self._tokenizer.encode_special_tokens = False
 
+    def encode_rendered(self, text: str) -> np.ndarray:
+        """Ids (int32) of what a template wrote, in which a control token's spelling is that token."""
+        return _ids(self._tokenizer, text)
+
+    def offsets_rendered(self, text: str) -> np.ndarray:
+        """Where in `text` each of the tokens of `encode_rendered` begins, int64 [tokens], in characters."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.array([start for start, _ in encoding.offsets], np.int64)
+
     def render(self, messages: Chat, *, tools: list[dict[str, Any]] | None = None, generate: bool = True) -> str:
         """The template's text of a conversation; raises `ConfigError` if the template refuses it."""
         with border(ConfigError, f"the chat template to take roles {[m['role'] for m in messages]}"):
@@ -113,7 +127,7 @@ class ChatTokenizer:
 
         Where the template knows no system message, its text goes before the one that follows it.
         """
-        *first, last = messages if self._takes_system else _without_system(messages)
+        *first, last = messages if self.takes_system else without_system(messages)
         text = self.render([*first, {**last, "content": _GIVEN}], tools=tools)
         before, _, after = text.rpartition(_GIVEN)
         return self._encode_around(before, last["content"], after)
@@ -148,7 +162,8 @@ class ChatTokenizer:
         return np.concatenate(parts)
 
 
-def _without_system(messages: Chat) -> Chat:
+def without_system(messages: Chat) -> Chat:
+    """The conversation with the system text at the head of the message after it."""
     first, *others = messages
     if first["role"] != "system":
         return messages
