@@ -12,8 +12,8 @@ run: setup ## Train the tiny model on `micro` tasks; ARGS adds flags
 	$(BIN)/python launch.py --num-actors 512 $(ARGS)
 
 package: setup ## Make tasks of a real package and run the tiny model on them, e.g. PACKAGE=more-itertools==10.7.0
-	$(BIN)/python -m sandbox.curation build $(PACKAGE) --count 4 --out $(PACKAGE_TASKS)
-	$(BIN)/python launch.py --phase eval --eval.tasks $(PACKAGE_TASKS) --eval.runs 4 $(ARGS)
+	$(BIN)/longhaul tasks build $(PACKAGE) --count 4 --out $(PACKAGE_TASKS)
+	$(BIN)/longhaul eval --eval.tasks $(PACKAGE_TASKS) --eval.runs 4 $(ARGS)
 
 test: setup ## The whole test suite; ARGS selects, e.g. ARGS="tests/learner -k loss"
 	$(BIN)/python -m pytest $(ARGS)

@@ -27,8 +27,8 @@ from actors.agent.chat import ChatTokenizer
 from actors.generator.own_process import GeneratorProcess
 from actors.policies.generator_client import GeneratorClient
 from actors.policy import Request
-from benchmarks.generator import update_every_second
 from benchmarks.report import parser, report
+from learner.publishing.publisher import WeightPublisher
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.messages import Sampling
 
@@ -54,7 +54,6 @@ def main() -> None:
 
 async def speeds(directory: Path, width: int, turns: int) -> dict[str, float | None]:
     """Sampled tokens a second, both ways, on one generator."""
-    from learner.publishing.publisher import WeightPublisher
     from tiny.model import build_model, save_random_model
 
     settings = Settings(
@@ -81,6 +80,15 @@ async def speeds(directory: Path, width: int, turns: int) -> dict[str, float | N
         process.close()
         publisher.close()
     return figures
+
+
+async def update_every_second(publisher: WeightPublisher, models: list[list[tuple[str, torch.nn.Parameter]]]) -> None:
+    """Publish other weights every second until cancelled."""
+    version = 0
+    while True:
+        version += 1
+        await asyncio.to_thread(publisher.publish, version, models[version % 2])
+        await asyncio.sleep(1)
 
 
 async def play(client: GeneratorClient, name: str, width: int, turns: int, *, renew: bool) -> float:

@@ -84,7 +84,7 @@ def gpu_figures(folder: Path) -> tuple[dict[str, float | None], dict[str, str]]:
     if not torch.cuda.is_available():
         return {"mfu": None, "mfu_131k": None}, {"mfu": "needs a GPU", "mfu_131k": "needs a GPU"}
     model = save_random_model(folder / "gpu-model", **GPU_SHAPE)
-    figures = json.loads(run("benchmarks.learner_mfu", model, *GPU_LENGTHS, threads=8, environment={}))
+    figures = json.loads(run("benchmarks.learner.mfu", model, *GPU_LENGTHS, threads=8, environment={}))
     return figures | {"mfu": figures.get("mfu_32k"), "mfu_131k": figures.get("mfu_128k")}, {}
 
 

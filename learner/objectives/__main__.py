@@ -1,4 +1,4 @@
-"""`python -m learner.objectives` prints the table of docs/objectives.md."""
+"""`python -m learner.objectives` prints the table of docs/08-objectives.md."""
 
 from learner.objectives.registry import markdown
 

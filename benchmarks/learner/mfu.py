@@ -1,7 +1,8 @@
-"""Share of a GPU's arithmetic that a learner's step uses: `python -m benchmarks.learner_mfu MODEL LENGTH...`.
+"""Share of a GPU's arithmetic that a learner's step uses: `python -m benchmarks.learner.mfu MODEL LENGTH...`.
 
 One rank, one document a step, bfloat16 beside float32 master weights, gradient checkpointing. The operations counted
-are the model's own (`learner.plan.step_flops`), not those of recomputation. Prints one JSON line, figures by length.
+are the model's own (`learner.training.plan.step_flops`), not those of recomputation. Prints one JSON line,
+figures by length.
 """
 
 from __future__ import annotations
