@@ -38,7 +38,7 @@ def _prepended(tree: Path, module: str, code: str) -> Change:
 
 
 def _lines(task: Task, outcome: str = "passed") -> list[str]:
-    return [json.dumps(["test", test, outcome]) for test in (*task.fail_to_pass, *task.pass_to_pass)]
+    return [json.dumps(["0" * 16, outcome]) for _ in (*task.fail_to_pass, *task.pass_to_pass)]
 
 
 def marker_block(task: Task, tree: Path, module: str) -> list[Change]:
@@ -92,19 +92,23 @@ def emptied_tests(task: Task, tree: Path, module: str) -> list[Change]:
 
 
 def forged_frames(task: Task, tree: Path, module: str) -> list[Change]:
-    """The package finds the runner's own function on the stack and reports every test as passed."""
+    """The package finds the runner's own functions on the stack and answers for every test to come."""
     code = (
-        "import sys, os\n_f = sys._getframe()\n_say = None\n"
-        "while _f is not None:\n    _say = _f.f_locals.get('say') or _say\n    _f = _f.f_back\n"
-        f"if _say:\n    for _t in {[*task.fail_to_pass, *task.pass_to_pass]!r}:\n        _say('test', _t, 'passed')\n"
-        "    _say('end')\n    os._exit(0)"
+        "import sys, os\n_f = sys._getframe()\n"
+        "while _f is not None:\n"
+        "    _answer, _ask = _f.f_locals.get('answer'), _f.f_locals.get('ask')\n"
+        "    if _answer and _ask:\n"
+        f"        _answer(_f.f_locals.get('token'), {[*task.fail_to_pass, *task.pass_to_pass]!r})\n"
+        "        while (_q := _ask()) is not None:\n            _answer(_q[0], 'passed')\n"
+        "        os._exit(0)\n"
+        "    _f = _f.f_back"
     )
     return [_prepended(tree, module, code)]
 
 
 def forged_pipe(task: Task, tree: Path, module: str) -> list[Change]:
     """The package writes results into every pipe it holds, then ends the process."""
-    text = "\n".join([*_lines(task), '["end", "", ""]', ""])
+    text = "\n".join([*_lines(task), ""])
     code = (
         f"import os\nfor _fd in range(3, 64):\n    try:\n        os.write(_fd, {text!r}.encode())\n"
         "    except OSError:\n        pass\nos._exit(0)"

@@ -30,7 +30,7 @@ from sandbox.curation.commands import DEFAULT_CACHE, build_recipe
 from sandbox.curation.gold import gold_patch
 from sandbox.curation.recipes import PYTEST, Recipe, read_recipes
 from sandbox.curation.survey import LIMITS, Workshop
-from sandbox.curation.validate import Check, Rules, validate
+from sandbox.curation.validate import Check, Rules, as_checked, validate
 from sandbox.judgement.grading import grade
 from sandbox.judgement.verdicts import Verdict
 from sandbox.patches import Patch
@@ -58,7 +58,7 @@ async def main(options: argparse.Namespace) -> None:
     try:
         tasks = await _made(shop, recipes, options.count, options.run_dir / "tasks")
         checks = await _checked(shop, tasks, options.runs, measured / "checks.jsonl")
-        kept = [task for task in tasks if checks[task.task_id].kept]
+        kept = [as_checked(task, checks[task.task_id]) for task in tasks if checks[task.task_id].kept]
         per_min = await _graded_per_min(shop, kept, 10.0 if options.quick else 60.0)
         injected = [task for task in kept if task.source == "injected"]
         attacked = _of_each(injected, 1)[: 1 if options.quick else None]

@@ -22,7 +22,7 @@ from sandbox.curation.injected import inject_faults
 from sandbox.curation.recipes import PYTEST, Recipe, check_recipe, read_recipes
 from sandbox.curation.releases import release_pair
 from sandbox.curation.survey import Workshop, open_package
-from sandbox.curation.validate import PAPER, Rules, validate, with_expected
+from sandbox.curation.validate import PAPER, Rules, as_checked, validate
 from sandbox.tasks.loading import load_tasks, save_tasks
 from sandbox.tasks.task import Task
 
@@ -118,8 +118,7 @@ async def _keep_valid(shop: Workshop, tasks: list[Task], rules: Rules, options: 
             progress.advance(bar)
             task = by_id[check.task_id]
             if check.kept:
-                task = with_expected(task, check.expected)
-                kept.append(replace(task, flaky=tuple(sorted({*task.flaky, *check.flaky}))))
+                kept.append(as_checked(task, check))
             else:
                 progress.console.print(f"left out {check.task_id}: {'; '.join(check.reasons)}", markup=False)
     order = {task_id: place for place, task_id in enumerate(by_id)}

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from sandbox.curation.gold import gold_patch
 from sandbox.curation.survey import LIMITS, Workshop
 from sandbox.judgement.grading import Verdict, grade
 from sandbox.patches import Patch
-from sandbox.tasks.task import Task
+from sandbox.tasks.task import Task, TestSpec
 from sandbox.tasks.test_paths import paths_of_diff
 
 FAILURE_KINDS = ("AttributeError", "ImportError", "ModuleNotFoundError")
@@ -48,7 +48,7 @@ class Check(Struct, frozen=True, kw_only=True):
     fingerprint: str  # of the task and the rules: a changed task is validated again
     reasons: tuple[str, ...] = ()
     flaky: tuple[str, ...] = ()
-    expected: dict[str, str] = {}  # outcomes under the gold patch of named tests that do not plainly pass
+    tests: TestSpec | None = None  # how the task's tests must be run and read, where that had to be learned
     num_untouched_zero: int = 0
     num_gold_one: int = 0
     duration_s: float = 0.0
@@ -102,9 +102,9 @@ async def validate_task(shop: Workshop, task: Task, rules: Rules) -> Check:
     try:
         gold = await gold_patch(shop.backend, task, shop.run, LIMITS, shop.cache_dir)
         untouched, solved = await _runs(shop, task, gold, rules.num_runs)
-        expected = _learned(task, solved)
-        if expected:
-            task = with_expected(task, expected)
+        given = task.tests
+        while (tests := _learned(task, solved)) is not None:
+            task = msgspec.structs.replace(task, tests=tests)
             untouched, solved = await _runs(shop, task, gold, rules.num_runs)
         flaky = _unsteady(untouched) | _unsteady(solved)
         if flaky and rules.keep_flaky:
@@ -118,7 +118,7 @@ async def validate_task(shop: Workshop, task: Task, rules: Rules) -> Check:
         check,
         reasons=tuple(reasons_of_runs(task, rules, untouched, solved)),
         flaky=tuple(sorted(flaky)),
-        expected=expected,
+        tests=task.tests if task.tests != given else None,
         num_untouched_zero=sum(not v.resolved for v in untouched),
         num_gold_one=sum(v.resolved for v in solved),
         duration_s=time.monotonic() - started,
@@ -178,19 +178,30 @@ async def _judge(shop: Workshop, task: Task, patch: Patch) -> Verdict:
     )
 
 
-def _learned(task: Task, solved: list[Verdict]) -> dict[str, str]:
-    """Outcomes under the gold patch, the same in all runs, that the task does not expect yet."""
-    if task.tests.runner == "expected-output" or any(verdict.tampered for verdict in solved):
-        return {}
+def _learned(task: Task, solved: list[Verdict]) -> TestSpec | None:
+    """What the runs of the gold patch teach of the tests, one thing at a time; None: nothing (more)."""
+    tests = task.tests
+    if tests.runner == "expected-output" or all(verdict.resolved for verdict in solved):
+        return None
+    if doubted := {test for verdict in solved for test in verdict.doubted} - set(tests.untwinned):
+        return msgspec.structs.replace(tests, untwinned=tuple(sorted({*tests.untwinned, *doubted})))
     first, *others = [verdict.unusual for verdict in solved]
     steady = {test: outcome for test, outcome in first.items() if all(o.get(test) == outcome for o in others)}
-    return {test: outcome for test, outcome in steady.items() if task.tests.expected_outcome(test) != outcome}
+    new = {test: outcome for test, outcome in steady.items() if tests.expected_outcome(test) != outcome}
+    if new and not any(verdict.tampered for verdict in solved):
+        return msgspec.structs.replace(tests, expected={**tests.expected, **new})
+    if tests.runner != "log" and tests.order == "drawn":
+        return msgspec.structs.replace(tests, order="file")
+    named = (*task.fail_to_pass, *task.pass_to_pass)
+    if len(tests.untwinned) < len(named):  # what a twin leaves behind may disturb its neighbours
+        return msgspec.structs.replace(tests, untwinned=tuple(sorted(named)))
+    return None
 
 
-def with_expected(task: Task, learned: Mapping[str, str]) -> Task:
-    """`task` with outcomes that validation has learned."""
-    tests = msgspec.structs.replace(task.tests, expected={**task.tests.expected, **learned})
-    return msgspec.structs.replace(task, tests=tests)
+def as_checked(task: Task, check: Check) -> Task:
+    """`task` with what its validation has learned of it."""
+    flaky = tuple(sorted({*task.flaky, *check.flaky}))
+    return msgspec.structs.replace(task, flaky=flaky, tests=check.tests or task.tests)
 
 
 def _unsteady(verdicts: list[Verdict]) -> set[str]:

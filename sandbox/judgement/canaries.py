@@ -1,7 +1,7 @@
-"""Canary tests: one that must pass and one that must fail, under names nobody knows before the run.
+"""Canary tests, under names nobody knows before the run, made of the words of the real tests' names.
 
-Names are made of the words of the real tests' names, so that code under test cannot tell a canary from a test that it
-would like to pass.
+The twins of hidden tests (`twins.py`) cannot be told from them without knowing the answers. Besides, every module gets
+one plain test that must pass and one that must fail, which show that the module was run as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from msgspec import Struct
+
+from sandbox.judgement.twins import Group, add_twins
 
 Style = Literal["functions", "methods"]
 """As what canaries are written: functions for our own runners, methods of a `unittest` class for most frameworks."""
@@ -28,26 +30,43 @@ class Canaries(Struct, frozen=True, kw_only=True):
     own_source: str
     own: dict[str, str]  # test id -> the outcome it must have
     inside: dict[str, dict[str, str]]  # path of a hidden module -> the same
-    sources: dict[str, str]  # path of a hidden module -> its text with canaries
+    sources: dict[str, str]  # path of a hidden module -> its text with canaries and twins
+    groups: tuple[Group, ...] = ()  # hidden tests that have twins
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """The outcomes that the plain canaries must have."""
+        return {test: outcome for pair in (self.own, *self.inside.values()) for test, outcome in pair.items()}
 
 
 def plant(
-    modules: Mapping[str, str], directory: str, tests: Iterable[str] = (), style: Style = "functions"
+    modules: Mapping[str, str],
+    directory: str,
+    tests: Iterable[str] = (),
+    style: Style = "functions",
+    twinned: Iterable[str] = (),
 ) -> Canaries:
     """Canaries for a run of the hidden `modules` (path -> text), with a module of their own in `directory`.
 
-    `tests` are the ids of real tests, whose words the canaries' names are made of.
+    `tests` are the ids of the tests that have to turn, whose words the canaries' names are made of. Some of those in
+    `twinned`, which must plainly pass, get twins: first those that have to turn.
     """
-    names = _Names(modules, tests)
+    turning, allowed = list(tests), list(twinned)
+    names = _Names(modules, turning)
+    first, second = ([t for t in allowed if (t in set(turning)) == turns] for turns in (True, False))
+    wanted = [*names.random.sample(first, len(first)), *names.random.sample(second, len(second))]
+    texts, groups = add_twins(modules, wanted, len(first), names.draw, names.random)
     inside: dict[str, dict[str, str]] = {}
     sources: dict[str, str] = {}
-    for path, text in modules.items():
+    for path, text in texts.items():
         added, expected = _pair(names, path, style)
         sources[path] = f"{text.rstrip()}\n\n\n{added}"
         inside[path] = expected
     own_path = f"{directory}/{names.draw()}.py".removeprefix("/")
     own_source, own = _pair(names, own_path, style)
-    return Canaries(own_path=own_path, own_source=own_source, own=own, inside=inside, sources=sources)
+    return Canaries(
+        own_path=own_path, own_source=own_source, own=own, inside=inside, sources=sources, groups=tuple(groups)
+    )
 
 
 def disturbed(canaries: Canaries, outcomes: Mapping[str, str]) -> str:

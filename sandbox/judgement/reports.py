@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from protocol.errors import GradingError, SandboxError
+from protocol.errors import GradingError
 from sandbox.base import ExecResult, Sandbox
 from sandbox.judgement.canaries import Canaries, plant
-from sandbox.judgement.checkout import put_changes, run_checked
+from sandbox.judgement.checkout import put_changes
 from sandbox.judgement.verdicts import Report
 from sandbox.patches import Change
 from sandbox.tasks.packages import PYTHON
@@ -22,8 +22,7 @@ from sandbox.tasks.task import Task
 
 _RUNNER_SOURCE = Path(__file__).with_name("runner") / "run_tests.py"
 _GRACE_S = 10.0
-_MAX_REPORT_BYTES = 16 << 20
-_MAX_LOG_BYTES = 1 << 16
+_MAX_REPORT_BYTES = 4 << 20
 _NOT_FOUND = 127
 
 
@@ -40,7 +39,7 @@ class SeenRun(Struct, frozen=True, kw_only=True):
         """Outcomes of the real tests. Only for trees that hold no agent's work: nothing is verified."""
         if isinstance(self.report, str):
             return {}
-        canaries = {test for pair in (self.canaries.own, *self.canaries.inside.values()) for test in pair}
+        canaries = self.canaries.plain
         return {test: outcome for test, outcome in self.report.outcomes.items() if test not in canaries}
 
 
@@ -50,7 +49,13 @@ async def run_hidden_tests(sandbox: Sandbox, task: Task, taken: list[Change], ti
     Raises `SandboxError` and `GradingError` when the place failed; whatever the tests did is in the result.
     """
     modules = {path: text for path, text in task.test_files.items() if text is not None and _is_module(task, path)}
-    canaries = plant(modules, posixpath.dirname(next(iter(modules), "")), task.fail_to_pass)
+    twinned = [
+        test
+        for test in (*task.fail_to_pass, *task.pass_to_pass)
+        if task.tests.expected_outcome(test) == "passed" and test not in {*task.tests.untwinned, *task.flaky}
+    ]
+    directory = posixpath.dirname(next(iter(modules), ""))
+    canaries = plant(modules, directory, task.fail_to_pass, twinned=twinned)
     hidden = [_hidden_file(path, canaries.sources.get(path, text)) for path, text in task.test_files.items()]
     if task.tests.runner == "pytest":
         hidden.append(_hidden_file(canaries.own_path, canaries.own_source))
@@ -59,27 +64,26 @@ async def run_hidden_tests(sandbox: Sandbox, task: Task, taken: list[Change], ti
     await put_changes(sandbox, [*taken, *hidden])
 
     place, nonce = f"/tmp/.{secrets.token_hex(8)}", secrets.token_hex(16)
+    files = {**canaries.sources, canaries.own_path: canaries.own_source}
     plan: dict[str, Any] = {
         "runner": task.tests.runner,
-        "files": {**canaries.sources, canaries.own_path: canaries.own_source},
+        # on disk for pytest; the functions runner gets the texts, which on disk would only be targets
+        "files": dict.fromkeys(files, "") if task.tests.runner == "pytest" else files,
         "import_paths": task.tests.import_paths,
         "site": ENVIRONMENT_INSIDE,
         "importlib": task.tests.import_mode == "importlib",
-        "nonce": f"{place}/nonce",
-        "report": f"{place}/report",
+        "order": task.tests.order,
         "deadline_s": timeout_s,
     }
     await sandbox.write(f"{place}/run_tests.py", _RUNNER_SOURCE.read_bytes())
     await sandbox.write(f"{place}/plan", msgspec.json.encode(plan))
     await sandbox.write(f"{place}/nonce", nonce.encode())
-    command = [PYTHON, "-I", "-S", "-B", f"{place}/run_tests.py", f"{place}/plan"]
-    result = await sandbox.exec(command, timeout=timeout_s + _GRACE_S, max_output=_MAX_LOG_BYTES)
-    await sandbox.kill_all()
-    report = await _read_report(sandbox, f"{place}/report", result)
-    await run_checked(sandbox, ["rm", "-rf", place])
+    command = [PYTHON, "-I", "-S", "-B", f"{place}/run_tests.py", place]
+    result = await sandbox.exec(command, timeout=timeout_s + _GRACE_S, max_output=2 * _MAX_REPORT_BYTES)
+    report, log = _read_report(result)
     if isinstance(report, Report) and report.broken:
         raise GradingError(f"task {task.task_id!r}: {report.broken}", kind="environment")
-    return SeenRun(report=report, nonce=nonce, canaries=canaries, log=result.text)
+    return SeenRun(report=report, nonce=nonce, canaries=canaries, log=log)
 
 
 def _is_module(task: Task, path: str) -> bool:
@@ -96,19 +100,17 @@ def _hidden_file(path: str, text: str | None) -> Change:
     )
 
 
-async def _read_report(sandbox: Sandbox, path: str, result: ExecResult) -> Report | str:
-    """The runner's report, or why there is none. What is wrong with the place itself is raised."""
+def _read_report(result: ExecResult) -> tuple[Report | str, str]:
+    """The runner's report, or why there is none, and what the tests printed. Only the runner's parent process holds
+    this way out. What is wrong with the place itself is raised."""
+    line, found, log = (result.head + result.tail).partition(b"\n")
+    if result.exit_code == _NOT_FOUND:
+        raise GradingError(f"no {PYTHON} in the sandbox to run the tests with: {result.text}", kind="python")
+    if result.exit_code > 0 and not result.timed_out:
+        raise GradingError(f"the test runner itself failed: {result.text[-2000:]}", kind="runner")
+    if result.exit_code != 0 or result.timed_out or not found:
+        return "the test run left no report", result.text
     try:
-        return msgspec.json.decode(await sandbox.read(path, max_bytes=_MAX_REPORT_BYTES), type=Report)
-    except msgspec.DecodeError as error:
-        return f"the report is not readable: {error}"
-    except SandboxError as error:
-        if error.kind not in ("missing", "too_large", "not_a_file"):
-            raise
-        if result.exit_code == _NOT_FOUND:
-            raise GradingError(
-                f"no {PYTHON} in the sandbox to run the tests with: {result.text}", kind="python"
-            ) from error
-        if result.exit_code > 0 and not result.timed_out:
-            raise GradingError(f"the test runner itself failed: {result.text[-2000:]}", kind="runner") from error
-        return f"the test run left no report ({error.kind})"
+        return msgspec.json.decode(line, type=Report), log.decode(errors="replace")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return f"the report is not readable: {error}", ""

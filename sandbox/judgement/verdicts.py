@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from sandbox.judgement.canaries import Canaries, disturbed
+from sandbox.judgement.twins import settle
 from sandbox.tasks.task import STORED_OUTCOMES, Task
 
 
@@ -20,6 +21,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     passed: tuple[str, ...] = ()  # of the tests that the task names
     failed: tuple[str, ...] = ()  # of the same: failed, or not run
     unusual: dict[str, str] = {}  # of the same: ran, neither failed nor plainly passed, and what they did
+    doubted: tuple[str, ...] = ()  # of the same: passed, and so did a test that asks for the opposite
     ignored: tuple[str, ...] = ()  # paths of the patch that judgement does not take (tests, test configuration)
     duration_s: float = 0.0
     log: str = ""  # end of what the tests printed, for people
@@ -47,13 +49,19 @@ def judge(task: Task, report: Report | str, nonce: str, canaries: Canaries) -> V
     """The verdict on one run. Pure: the rules of judgement, without the machinery."""
     if isinstance(report, str):
         return Verdict(resolved=False, tampered=True, reason=report, failed=task.fail_to_pass)
-    outcomes = report.outcomes
+    outcomes, wrong = settle(canaries.groups, report.outcomes)
     passed, failed = split_outcomes(task, outcomes)
     unusual = unusual_outcomes(task, outcomes)
 
     def verdict(reason: str, *, resolved: bool = False, tampered: bool = False) -> Verdict:
         return Verdict(
-            resolved=resolved, tampered=tampered, reason=reason, passed=passed, failed=failed, unusual=unusual
+            resolved=resolved,
+            tampered=tampered,
+            reason=reason,
+            passed=passed,
+            failed=failed,
+            unusual=unusual,
+            doubted=tuple(wrong),
         )
 
     if not secrets.compare_digest(report.nonce.encode(), nonce.encode()):
@@ -66,8 +74,13 @@ def judge(task: Task, report: Report | str, nonce: str, canaries: Canaries) -> V
         killed = report.exit is not None and report.exit < 0
         how = f"killed by signal {-(report.exit or 0)}" if killed else f"ended early with status {report.exit}"
         return verdict(f"the test process was {how}" if killed else f"the test process {how}", tampered=not killed)
+    if not report.outcomes:
+        return verdict("no test could be collected")
     if problem := disturbed(canaries, outcomes):
         return verdict(problem, tampered=True)
+    if wrong:
+        test, outcome = next(iter(wrong.items()))
+        return verdict(f"{test} passed, and so did its opposite, or it was kept from failing: {outcome}", tampered=True)
     if failed:
         return verdict(reason_of_failure(task, passed, failed, outcomes))
     return verdict(f"all {len(passed)} tests pass", resolved=True)

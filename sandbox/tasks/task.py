@@ -36,6 +36,8 @@ class TestSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     requirements: tuple[str, ...] = ()  # pinned packages that the tests need, bound read-only into the sandbox
     modules: tuple[str, ...] = ()  # hidden test modules to run besides those that hold a named test
     expected: dict[str, str] = {}
+    order: Literal["drawn", "file"] = "drawn"  # in which our own runners call tests; `file` where they need it
+    untwinned: tuple[str, ...] = ()  # named tests that cannot be run next to their like, as validation found
 
     def expected_outcome(self, test: str) -> str:
         """The one outcome with which a named test has passed."""

@@ -78,7 +78,7 @@ async def test_attacks_earn_nothing(namespace: Backend, cache_dir: Path, runner:
     assert verdict.reward == 0.0
 
 
-@pytest.mark.parametrize("name", ["early_exit", "forged_pipe", "forged_frames", "report_at_exit", "patched_pytest"])
+@pytest.mark.parametrize("name", ["early_exit", "forged_pipe", "forged_frames", "killed_parent", "patched_pytest"])
 async def test_forging_is_marked(namespace: Backend, cache_dir: Path, name: str) -> None:
     attack = next(attack for attack in ATTACKS if attack.__name__ == name)
     task = make_task("pytest" if attack is patched_pytest else "functions")

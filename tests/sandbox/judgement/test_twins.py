@@ -1,0 +1,146 @@
+"""Twins of hidden tests fail wherever their test passes, and nothing but the answer tells them apart."""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections.abc import Mapping
+
+import pytest
+
+from sandbox.judgement.canaries import plant
+from sandbox.judgement.twins import Group, settle
+from sandbox.tasks.micro import make_tasks
+
+SHAPES = {
+    "number": "def test_a():\n    x = 5\n    assert x == 5\n",
+    "negative": "def test_a():\n    assert 0 - 5 == -5\n",
+    "float": "def test_a():\n    assert 1 / 2 == 0.5, 'half'\n",
+    "text": "def test_a():\n    assert 'abc' + 'd' == 'abcd'\n",
+    "text of signs": "def test_a():\n    assert '--' == '--'\n",
+    "umlauts before it": "def test_a():\n    assert 'ä' and 'öü' == 'öü'\n    assert ('ä', 1) == ('ä', 1)\n",
+    "bytes": "def test_a():\n    assert bytes(1) + b'a' and b'ab' == b'ab'\n    assert b'x' == b'x'\n",
+    "nested": "def test_a():\n    assert {'a': [1, (2, None)], 3: set()} == {'a': [1, (2, None)], 3: set()}\n",
+    "left": "def test_a():\n    x = [7]\n    assert [7] == x\n",
+    "nothing": "def test_a():\n    assert [] == list()\n",
+    "truth": "def test_a():\n    assert (1 <\n        2)\n",
+    "in": "def test_a():\n    assert 3 in [1, 2, 3], 'not there'\n",
+    "fixture": "import pytest\n@pytest.fixture\ndef five():\n    return 5\ndef test_a(five):\n    assert five == 5\n",
+    "generator": "def test_a():\n    assert all(x for x in [1])\n",
+    "unittest": "import unittest\nclass A(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(2, 2)\n",
+    "true": "import unittest\nclass A(unittest.TestCase):\n    def test_a(self):\n        self.assertTrue(3)\n",
+    "form feed": "\x0c\nx = 1\x0c\ndef test_a():\n    assert x == 1\n\n\ndef test_b():\n    assert x == 1\n",
+}
+LEFT_ALONE = {
+    "decorated": "import pytest\n@pytest.mark.xfail\ndef test_a():\n    assert 1 == 1\n",
+    "returns early": "def test_a():\n    if 1:\n        return\n    assert 1 == 2\n",
+    "in a branch": "def test_a():\n    if 1 == 2:\n        assert 1 == 2\n",
+    "skips": "import pytest\ndef test_a():\n    pytest.importorskip('x')\n    assert 1 == 2\n",
+    "looks at its name": "def test_a(request):\n    assert request.node.name == 'test_a'\n",
+    "line numbers": "import sys\ndef f():\n    return sys._getframe().f_lineno\ndef test_a():\n    assert f() == 3\n",
+    "base class": "class A:\n    def test_a(self):\n        assert 1 == 1\nclass TestB(A):\n    pass\n",
+    "used elsewhere": "def test_a():\n    assert 1 == 1\nalso = test_a\n",
+    "no python": "def test_a(:\n",
+    "own assertions": "class TestA:\n    def assertEqual(self, a, b):\n        pass\n"
+    "    def test_a(self):\n        self.assertEqual(1, 1)\n",
+}
+
+
+def ids_of(text: str) -> list[str]:
+    found = []
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+            found.append(f"t.py::{node.name}")
+        if isinstance(node, ast.ClassDef):
+            found += [f"t.py::{node.name}::{n.name}" for n in node.body if isinstance(n, ast.FunctionDef)]
+    return [test for test in found if "::test" in test]
+
+
+def outcomes_of(text: str) -> dict[str, str]:
+    """Every test called as its framework would."""
+    import unittest
+
+    module: dict[str, object] = {"__name__": "t"}
+    exec(compile(text, "t.py", "exec"), module)
+    outcomes = {}
+    for test in ids_of(text):
+        _, *names = test.split("::")
+        try:
+            thing = module[names[0]]
+            if isinstance(thing, type) and issubclass(thing, unittest.TestCase):
+                result = unittest.TestResult()
+                thing(names[1]).run(result)
+                outcomes[test] = "passed" if result.wasSuccessful() else "failed"
+                continue
+            thing(*[5] * thing.__code__.co_argcount)  # type: ignore[attr-defined, operator]
+            outcomes[test] = "passed"
+        except AssertionError:
+            outcomes[test] = "failed"
+    return outcomes
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_twins_fail_where_the_test_passes(shape: str) -> None:
+    text = SHAPES[shape]
+    tests = [test for test in ids_of(text) if test.endswith("test_a")]
+    seen_true_elsewhere = False
+    for _ in range(12):
+        planted = plant({"t.py": text}, "", tests, twinned=tests)
+        [group] = planted.groups
+        assert group.test == tests[0]
+        outcomes = outcomes_of(planted.sources["t.py"])
+        assert outcomes[group.true] == "passed"
+        assert {outcomes[test] for test in group.turned} == {"failed"}
+        assert settle(planted.groups, outcomes) == ({**without(outcomes, group), group.test: "passed"}, {})
+        seen_true_elsewhere |= group.true != group.test
+    assert seen_true_elsewhere, "the name must not tell which body is the true one"
+
+
+def without(outcomes: Mapping[str, str], group: Group) -> dict[str, str]:
+    return {test: o for test, o in outcomes.items() if test not in (group.test, group.true, *group.turned)}
+
+
+@pytest.mark.parametrize("shape", LEFT_ALONE)
+def test_what_is_left_alone(shape: str) -> None:
+    text = LEFT_ALONE[shape]
+    named = ["t.py::test_a", "t.py::A::test_a", "t.py::TestA::test_a"]
+    planted = plant({"t.py": text}, "", named, twinned=named)
+    assert planted.groups == ()
+    assert planted.sources["t.py"].startswith(text.rstrip())
+
+
+def test_the_true_literal_has_no_certain_place() -> None:
+    text = "def test_a():\n    x = 50\n    assert x == 50\n"
+    places = set()
+    for _ in range(60):
+        planted = plant({"t.py": text}, "", ["t.py::test_a"], twinned=["t.py::test_a"])
+        values = sorted(
+            node.comparators[0].value
+            for node in ast.walk(ast.parse(planted.sources["t.py"]))
+            if isinstance(node, ast.Compare) and isinstance(node.comparators[0], ast.Constant)
+        )
+        places.add(values.index(50))
+    assert places == {0, 1, 2, 3}
+
+
+def test_what_twins_say() -> None:
+    group = Group("m::a", "m::drawn", ("m::a", "m::other"))
+    honest = {"m::drawn": "passed", "m::a": "failed", "m::other": "failed", "m::b": "passed"}
+    assert settle([group], honest) == ({"m::a": "passed", "m::b": "passed"}, {})
+    # whoever forces the name that it knows to pass
+    assert settle([group], {**honest, "m::a": "passed"})[1] == {"m::a": "passed"}
+    assert settle([group], {t: o for t, o in honest.items() if t != "m::other"})[1] == {"m::a": "not reported"}
+    assert settle([group], {**honest, "m::other": "skipped"})[1] == {"m::a": "skipped"}
+    # a wrong solution may give just what a twin asks for: no tampering, and no pass
+    assert settle([group], {**honest, "m::drawn": "failed", "m::other": "passed"}) == (
+        {"m::a": "failed", "m::b": "passed"},
+        {},
+    )
+
+
+def test_most_generated_tasks_have_twins_of_all_that_must_turn() -> None:
+    for task in make_tasks(20, random.Random(0).randrange(1 << 20), 1, "train"):
+        planted = plant(
+            {p: t for p, t in task.test_files.items() if t}, "", task.fail_to_pass, twinned=task.fail_to_pass
+        )
+        assert {group.test for group in planted.groups} == {*task.fail_to_pass[:3]} or len(planted.groups) == 3
