@@ -112,6 +112,7 @@ class SandboxActor(_Process):
             self.files.directory,
             run=self.files.name,
         )
+        await self._host.start()
 
     async def update_generators(self, endpoints: list[str]) -> None:
         """A generator was started again elsewhere."""

@@ -50,6 +50,12 @@ class TaskError(LonghaulError, boundary="task"):
     """A task record is unusable: a field is missing, wrong, or contradicts another."""
 
 
+class AgentError(LonghaulError):
+    """An agent from outside could not be run: nothing that the policy did."""
+
+    boundary = "agent"
+
+
 class GradingError(LonghaulError, boundary="grading"):
     """The judgement itself failed (not the tests): never a reward of 0."""
 

@@ -19,6 +19,7 @@ from actors.agent.prefix import Prefix
 from actors.agent.scaffold import Scaffold
 from actors.agent.tokens import History
 from actors.agent.tools import Outcome, Toolbox
+from actors.agent.tree import TokenTree
 from actors.policy import Policy, Request, Sampled
 from protocol.config import EpisodeSettings
 from protocol.errors import GeneratorError
@@ -52,7 +53,7 @@ class Step(Struct, frozen=True, kw_only=True):
 class Episode(Struct, frozen=True, kw_only=True):
     """One finished attempt."""
 
-    history: History
+    history: TokenTree
     steps: list[Step]
     end_reason: EndReason
 

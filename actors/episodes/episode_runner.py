@@ -8,13 +8,14 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
-from actors.agent.loop import Agent, Episode, Limits, Step
-from actors.agent.scaffolds import make_scaffold
+from actors.agent.loop import Episode, Limits, Step
 from actors.episodes.board import Board, State
 from actors.episodes.judgements import Judgements
+from actors.episodes.players import make_player
 from actors.policy import Policy
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError, TaskError
@@ -67,19 +68,22 @@ class EpisodeRunner:
         self._board = board
         self._run = run
         self._cache_dir: Path = settings.tasks.cache_dir.expanduser()
-        self._scaffold = make_scaffold(settings.episode, tokenizer)
-        self._agent = Agent(
-            policy,
-            tokenizer,
-            self._scaffold,
-            settings.episode,
-            request_timeout_s=settings.generator.request_timeout_s,
-            reuse_versions=settings.generator.reuse_versions,
-            on_activity=board.enter,
-        )
+        self._player = make_player(settings, policy, tokenizer, board.enter)
         self._starts = asyncio.Semaphore(settings.sandbox.max_starts)
         self._gradings = asyncio.Semaphore(settings.sandbox.max_grading)
         self.judgements = Judgements()
+
+    async def start(self) -> None:
+        """Make ready whoever plays the episodes. Raises `ConfigError` where that cannot be."""
+        await self._player.start()
+
+    async def stop(self) -> None:
+        """Let go of what `start` opened."""
+        await self._player.stop()
+
+    def status(self) -> dict[str, float]:
+        """Metrics by name."""
+        return self._player.status() | {"verdicts_shared": float(self.judgements.num_shared)}
 
     async def run(self, lease: Lease) -> Attempt:
         """Run `lease` through. Raises a `LonghaulError` when the infrastructure, not the agent, failed."""
@@ -88,7 +92,7 @@ class EpisodeRunner:
             raise TaskError(f"lease {lease.lease_id} names task {lease.task_id!r}, which is not loaded", kind="unknown")
         started_at = time.time()
         async with self._sandbox(task, lease) as sandbox:
-            episode = await self._agent.run(
+            episode = await self._player.run(
                 task.issue,
                 sandbox,
                 episode_id=lease.episode_id,
@@ -107,7 +111,7 @@ class EpisodeRunner:
         verdict = await self._judge(task, lease, patch)
         return Attempt(
             trajectory=to_trajectory(lease, episode, verdict, started_at),
-            opening=self._scaffold.open(task.issue),
+            opening=self._player.opening(task.issue),
             steps=episode.steps,
             patch=patch,
             verdict=verdict,
@@ -119,7 +123,8 @@ class EpisodeRunner:
         async with self._turn_for(lease, self._starts, "starting"):
             limits = make_limits(self._settings.sandbox)
             spec = await asyncio.to_thread(sandbox_spec, task, self._run, lease.lease_id, limits, self._cache_dir)
-            sandbox = await self._backend.create(spec)
+            shown = spec.read_only_binds | self._player.binds
+            sandbox = await self._backend.create(msgspec.structs.replace(spec, read_only_binds=shown))
         async with sandbox:
             await prepare(sandbox, task)
             yield sandbox

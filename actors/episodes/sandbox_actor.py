@@ -76,6 +76,10 @@ class SandboxActor:
         self._begun = self._stopping = False
         self._ended = asyncio.Event()
 
+    async def start(self) -> None:
+        """Make ready whoever plays the episodes; before `run`. Raises `ConfigError`."""
+        await self._runner.start()
+
     async def run(self) -> None:
         """Run episodes until the buffer needs no more.
 
@@ -96,7 +100,7 @@ class SandboxActor:
 
     def status(self) -> dict[str, float]:
         """Metrics by name."""
-        return self._board.metrics() | host_load() | {"verdicts_shared": float(self._runner.judgements.num_shared)}
+        return self._board.metrics() | host_load() | self._runner.status()
 
     async def stop(self) -> None:
         """End all episodes and `run`; leases that are open run out. Waits for sandboxes to be closed."""
@@ -108,6 +112,7 @@ class SandboxActor:
             await self._close()
 
     async def _close(self) -> None:
+        await self._runner.stop()
         await self._replay.close()
         self._records.close()
 

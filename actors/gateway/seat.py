@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Callable
+from typing import Literal
 
 from actors.gateway.asks import Answer, Ask, Refusal
 from actors.gateway.turns import Turns
 from protocol.errors import DeadlineError, GeneratorError, LonghaulError
+
+Activity = Literal["generating", "executing"]
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +32,16 @@ class _Work:
 class Seat:
     """Answers one episode's requests, several at once. Belongs to one asyncio loop; `close()` ends what is under way.
 
+    Args:
+        on_activity: hears when the first of several turns is begun (`generating`) and the last is done (`executing`).
+
     Attributes:
         faults: failures of ours that the agent has not got over by asking again.
     """
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, on_activity: Callable[[Activity], None] = lambda activity: None) -> None:
         self.turns = turns
+        self._on_activity = on_activity
         self.faults: dict[bytes, LonghaulError] = {}
         self._num_under_way = 0
         self._works: dict[bytes, _Work] = {}
@@ -81,6 +89,8 @@ class Seat:
     async def _turn(self, ask: Ask, mark: bytes) -> Answer:
         self._check_room()
         self._num_under_way += 1
+        if self._num_under_way == 1:
+            self._on_activity("generating")
         try:
             answer = await self.turns.play(ask)
         except (DeadlineError, GeneratorError) as error:
@@ -92,6 +102,8 @@ class Seat:
             raise self._fault(mark, LonghaulError(f"{type(error).__name__}: {error}", kind="bug")) from error
         finally:
             self._num_under_way -= 1
+            if not self._num_under_way:
+                self._on_activity("executing")
         self.faults.pop(mark, None)
         return answer
 

@@ -16,9 +16,9 @@ from msgspec import Struct
 from actors.agent.chat import ChatTokenizer
 from actors.agent.prefix import Prefix
 from actors.gateway.asks import Answer, Ask, Call, Ended, Refusal, TokenLogprob, Usage
-from actors.gateway.conversation import Conversation
 from actors.gateway.reading import Reader, Reading
 from actors.gateway.stops import cut_at
+from actors.history.conversation import Conversation, Prompt
 from actors.policy import Policy, Request, Sampled
 from protocol.errors import ConfigError, GeneratorError
 from protocol.messages import EndReason, Sampling
@@ -44,11 +44,13 @@ class Terms(Struct, frozen=True, kw_only=True):
 class TurnRecord(Struct, frozen=True, kw_only=True):
     """One turn that was answered, for people and for the trajectory's figures."""
 
+    start: int  # its tokens in the history
+    end: int
     text: str
     num_prompt: int
-    num_sampled: int
     cached_version: int | None
     generate_s: float
+    began_at: float  # monotonic
     finished_at: float
 
 
@@ -115,15 +117,17 @@ class Turns:
         sampled, stop_string = cut_at(ask.stop, sampled, self._tokenizer)
         reading = await self._reader.read(sampled.token_ids, [] if ask.tool_choice == "none" else ask.tools)
         answer = self._to_answer(ask, sampled, reading, stop_string, len(prompt.token_ids))
-        self._conversation.record(prompt, sampled, answer.message())
+        recorded = self._conversation.record(prompt, sampled, answer.message())
         self._keep(ask, answer)
         self.done.append(
             TurnRecord(
+                start=recorded.start,
+                end=recorded.end,
                 text=self._tokenizer.decode(sampled.token_ids),
                 num_prompt=len(prompt.token_ids),
-                num_sampled=len(sampled.token_ids),
                 cached_version=cached_version,
                 generate_s=time.monotonic() - began,
+                began_at=began,
                 finished_at=time.monotonic(),
             )
         )
@@ -133,7 +137,7 @@ class Turns:
         _check_choice(ask, answer)
         return answer
 
-    def _open(self, ask: Ask) -> Any:
+    def _open(self, ask: Ask) -> Prompt:
         if ask.tools and self.terms.no_tools:
             raise Refusal("invalid", self.terms.no_tools, param="tools")
         messages = ask.messages

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from protocol.config.actors.agent import AgentSettings
 from protocol.config.actors.episode import EpisodeSettings
 from protocol.config.actors.generator import GeneratorSettings
 from protocol.config.actors.processes import ActorSettings
@@ -28,6 +29,7 @@ from protocol.section import Amount, Count, Seconds, Section
 
 __all__ = [
     "ActorSettings",
+    "AgentSettings",
     "CheckpointSettings",
     "EpisodeSettings",
     "EvalSettings",
@@ -75,6 +77,7 @@ class Settings(Section):
     model: ModelSettings = ModelSettings()
     tasks: TaskSettings = TaskSettings()
     episode: EpisodeSettings = EpisodeSettings()
+    agent: AgentSettings = AgentSettings()
     sandbox: SandboxSettings = SandboxSettings()
     actors: ActorSettings = ActorSettings()
     generator: GeneratorSettings = GeneratorSettings()

@@ -16,7 +16,7 @@ from actors.gateway.turns import Terms, Turns
 from actors.policies.scripted import Script, ScriptedPolicy, replay
 from actors.policy import Policy
 from protocol.messages import Sampling
-from tests.actors.gateway.history import TEMPLATE, RenderedHistory
+from tests.actors.gateway.history import TEMPLATE, NotedHistory
 
 
 class Place:
@@ -27,9 +27,9 @@ class Place:
         self.gateway = Gateway("tiny")
         self.policy: Any = None
 
-    def seat(self, policy: Policy | None = None, **terms: Any) -> tuple[Seat, RenderedHistory, str]:
+    def seat(self, policy: Policy | None = None, **terms: Any) -> tuple[Seat, NotedHistory, str]:
         """One more episode: its seat, its history, its key."""
-        history = RenderedHistory(self.tokenizer)
+        history = NotedHistory(self.tokenizer)
         chosen = {"episode_id": "e", "version": 0, "sampling": Sampling(max_tokens=1000), "max_turns": 50}
         chosen |= {
             "max_context": 20_000,

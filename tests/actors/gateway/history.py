@@ -1,14 +1,15 @@
-"""A history for tests of the gateway alone: every conversation is rendered anew, every turn is noted."""
+"""A history for tests of the gateway alone: with what every turn was asked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
+from actors.history.conversation import Conversation, Prompt, Turn
 from actors.policy import Sampled
 
 TEMPLATE = """\
@@ -25,27 +26,30 @@ TEMPLATE = """\
 {% endif %}"""
 
 
-class Rendered(Struct, frozen=True):
-    """A prompt."""
+class Noted(Struct, frozen=True):
+    """What a turn was asked with."""
 
     token_ids: np.ndarray
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
 
 
-class RenderedHistory:
-    """A `Conversation` that reuses nothing."""
+class NotedHistory(Conversation):
+    """A history that notes what every turn was asked with, besides."""
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self.turns: list[tuple[Rendered, Sampled, dict[str, Any]]] = []
+        super().__init__(tokenizer)
+        self.noted: list[tuple[Noted, Sampled, dict[str, Any]]] = []
+        self._opened: dict[int, Noted] = {}
 
-    def open(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> Rendered:
+    def open(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:
         """See `Conversation.open`."""
-        shown = list(tools) if tools else None
-        text = self._tokenizer.render(list(messages), tools=shown)
-        return Rendered(self._tokenizer.encode(text), list(messages), shown)
+        prompt = super().open(messages, tools)
+        shown = [dict(tool) for tool in tools] if tools else None
+        self._opened[id(prompt)] = Noted(prompt.token_ids, [dict(message) for message in messages], shown)
+        return prompt
 
-    def record(self, prompt: Rendered, sampled: Sampled, message: dict[str, Any]) -> None:
+    def record(self, prompt: Prompt, sampled: Sampled, message: Mapping[str, Any]) -> Turn:
         """See `Conversation.record`."""
-        self.turns.append((prompt, sampled, message))
+        self.noted.append((self._opened[id(prompt)], sampled, dict(message)))
+        return super().record(prompt, sampled, message)

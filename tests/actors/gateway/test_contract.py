@@ -13,7 +13,7 @@ import pytest
 from msgspec import Struct
 
 from tests.actors.gateway.conftest import Place
-from tests.actors.gateway.history import RenderedHistory
+from tests.actors.gateway.history import NotedHistory
 
 CALL = '<tool_call>{"name": "shell", "arguments": {"command": "ls -la"}}</tool_call>'
 TWO_CALLS = 'I look.\n<tool_call>{"name": "shell", "arguments": {"command": "ls"}}</tool_call>\n' + (
@@ -208,7 +208,7 @@ def open_talk(open_place: Opener) -> Callable[..., contextlib.AbstractAsyncConte
     @contextlib.asynccontextmanager
     async def start(
         client: Any, stream: bool, texts: Any, **terms: Any
-    ) -> AsyncIterator[tuple[Any, RenderedHistory, Place]]:
+    ) -> AsyncIterator[tuple[Any, NotedHistory, Place]]:
         async with open_place(texts) as place:
             _, history, key = place.seat(**terms)
             talk = client(place.gateway.url, key, stream)
@@ -225,14 +225,14 @@ def open_talk(open_place: Opener) -> Callable[..., contextlib.AbstractAsyncConte
 async def test_a_text_is_given_with_the_tokens_that_were_counted(open_talk: Any, client: Any, stream: bool) -> None:
     async with open_talk(client, stream, ["hello there", "again"]) as (talk, history, _):
         got = await talk.say("hi")
-        prompt, sampled, message = history.turns[0]
+        prompt, sampled, message = history.noted[0]
         assert got.text == "hello there" and got.ended == "stop" and not got.calls
         assert (got.prompt, got.sampled) == (len(prompt.token_ids), len(sampled.token_ids))
         assert message == {"role": "assistant", "content": "hello there"}
         assert prompt.messages == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
         assert (await talk.say("and?")).text == "again"
-        assert [each["role"] for each in history.turns[1][0].messages] == ["system", "user", "assistant", "user"]
-        assert history.turns[1][0].messages[2] == message
+        assert [each["role"] for each in history.noted[1][0].messages] == ["system", "user", "assistant", "user"]
+        assert history.noted[1][0].messages[2] == message
 
 
 @EVERY
@@ -245,11 +245,11 @@ async def test_several_calls_of_one_turn_come_back_as_they_were_recorded(
         assert got.calls == [("shell", {"command": "ls"}), ("shell", {"command": "pwd"})]
         assert got.ended == "calls" and got.text == "I look."
         assert (await talk.results(["a.py", "/testbed"])).text == "done"
-        messages = history.turns[1][0].messages
-        assert messages[2] == history.turns[0][2]  # the very message that was recorded
+        messages = history.noted[1][0].messages
+        assert messages[2] == history.noted[0][2]  # the very message that was recorded
         assert [(each["role"], each["content"]) for each in messages[3:]] == [("tool", "a.py"), ("tool", "/testbed")]
         assert [each["tool_call_id"] for each in messages[3:]] == [call["id"] for call in messages[2]["tool_calls"]]
-        assert history.turns[0][0].tools[0]["function"]["name"] == "shell"
+        assert history.noted[0][0].tools[0]["function"]["name"] == "shell"
 
 
 @EVERY
@@ -259,8 +259,8 @@ async def test_reasoning_is_told_apart_and_comes_back(open_talk: Any, client: An
         got = await talk.say("is it?")
         assert (got.text, got.reasoning) == ("yes", "so it is")
         await talk.say("sure?")
-        assert history.turns[1][0].messages[2] == history.turns[0][2]
-        assert history.turns[0][2]["reasoning_content"] == "so it is"
+        assert history.noted[1][0].messages[2] == history.noted[0][2]
+        assert history.noted[0][2]["reasoning_content"] == "so it is"
 
 
 @EVERY
@@ -268,7 +268,7 @@ async def test_reasoning_is_told_apart_and_comes_back(open_talk: Any, client: An
 async def test_a_turn_ends_at_its_most_tokens(open_talk: Any, client: Any, stream: bool) -> None:
     async with open_talk(client, stream, ["one two three four five six seven"]) as (talk, history, _):
         got = await talk.say("count", most=3)
-        assert got.ended == "length" and got.sampled == 3 == len(history.turns[0][1].token_ids)
+        assert got.ended == "length" and got.sampled == 3 == len(history.noted[0][1].token_ids)
 
 
 @pytest.mark.parametrize("client", [Chat, Claude], ids=["chat", "claude"])
@@ -276,17 +276,17 @@ async def test_a_turn_ends_at_its_most_tokens(open_talk: Any, client: Any, strea
 async def test_a_stop_string_cuts_tokens_and_text(open_talk: Any, client: Any, stream: bool) -> None:
     async with open_talk(client, stream, ["before STOP after"]) as (talk, history, place):
         got = await talk.say("go", stop="STOP")
-        kept = place.tokenizer.decode(history.turns[0][1].token_ids)
+        kept = place.tokenizer.decode(history.noted[0][1].token_ids)
         assert got.text == "before " and kept.startswith("before STOP") and "after" not in kept
         assert got.ended == ("stop_string" if client is Claude else "stop")
-        assert len(history.turns[0][1].logprobs) == got.sampled
+        assert len(history.noted[0][1].logprobs) == got.sampled
 
 
 @pytest.mark.parametrize("client", [Chat, Responses], ids=["chat", "responses"])
 async def test_logprobs_are_those_of_the_sampled_tokens(open_talk: Any, client: Any) -> None:
     async with open_talk(client, False, ["hello there"]) as (talk, history, _):
         got = await talk.say("hi", logprobs=True)
-        assert got.logprobs == history.turns[0][1].logprobs[:-1].tolist()  # the stop token is no text
+        assert got.logprobs == history.noted[0][1].logprobs[:-1].tolist()  # the stop token is no text
 
 
 @EVERY
@@ -299,7 +299,7 @@ async def test_a_call_that_was_not_wanted_is_text_and_one_that_was_demanded_is_m
         assert CALL in (await talk.say("go", choice=none)).text
         with pytest.raises(client.status_error, match="did not call a tool") as caught:
             await talk.say("go", choice=forced)
-        assert caught.value.status_code == 400 and len(history.turns) == 2  # sampled is sampled
+        assert caught.value.status_code == 400 and len(history.noted) == 2  # sampled is sampled
 
 
 @EVERY
@@ -341,7 +341,7 @@ async def test_what_cannot_be_served_is_refused_in_the_api_s_own_words(open_talk
         talk.history.append({"role": "user", "content": [parts[client]]})
         with pytest.raises(client.status_error, match="only text") as caught:
             await talk._ask()
-        assert caught.value.status_code == 400 and not history.turns
+        assert caught.value.status_code == 400 and not history.noted
 
 
 @EVERY
@@ -360,11 +360,11 @@ async def test_limits_are_told_in_the_api_s_own_words(open_talk: Any, client: An
         await talk.say("go")
         with pytest.raises(client.status_error, match="max_turns") as caught:
             await talk.say("on")
-        assert caught.value.status_code == 403 and len(history.turns) == 1
+        assert caught.value.status_code == 403 and len(history.noted) == 1
     async with open_talk(client, stream, ["a"], max_context=10) as (talk, history, _):
         with pytest.raises(client.status_error, match="maximum context length") as caught:
             await talk.say("go")
-        assert caught.value.status_code == 400 and not history.turns
+        assert caught.value.status_code == 400 and not history.noted
 
 
 async def test_tokens_are_counted_before_they_are_asked_for(open_talk: Any) -> None:
@@ -372,14 +372,14 @@ async def test_tokens_are_counted_before_they_are_asked_for(open_talk: Any) -> N
         said = [{"role": "user", "content": "hi"}]
         counted = await talk.client.messages.count_tokens(model="m", messages=said, system="be brief", tools=talk.tools)
         await talk.say("hi")
-        assert counted.input_tokens == len(history.turns[0][0].token_ids)
+        assert counted.input_tokens == len(history.noted[0][0].token_ids)
 
 
 async def test_an_earlier_response_is_gone_on_from(open_talk: Any) -> None:
     async with open_talk(Responses, False, ["one", "two"]) as (talk, history, _):
         first = await talk.client.responses.create(model="m", input="hi")
         await talk.client.responses.create(model="m", input="on", previous_response_id=first.id)
-        assert [each["content"] for each in history.turns[1][0].messages] == ["hi", "one", "on"]
+        assert [each["content"] for each in history.noted[1][0].messages] == ["hi", "one", "on"]
 
 
 async def test_free_text_tools_and_namespaces_are_called_as_they_were_given(open_talk: Any) -> None:
@@ -396,7 +396,7 @@ async def test_free_text_tools_and_namespaces_are_called_as_they_were_given(open
         assert (got.output[1].name, got.output[1].namespace) == ("spawn", "team")
         items = [item.model_dump(exclude_none=True) for item in got.output]
         await talk.client.responses.create(model="m", input=[{"role": "user", "content": "go"}, *items], tools=tools)
-        assert history.turns[1][0].messages[1] == history.turns[0][2]
+        assert history.noted[1][0].messages[1] == history.noted[0][2]
 
 
 @pytest.mark.parametrize("client", [openai.AsyncOpenAI, anthropic.AsyncAnthropic])

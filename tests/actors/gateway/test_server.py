@@ -86,7 +86,7 @@ async def test_a_key_opens_its_own_episode_until_that_is_over(open_place: Any) -
             status, body = await ask(place.gateway.url, made)
             assert status == 401 and body["error"]["code"] == "invalid_api_key"
         assert (await ask(place.gateway.url, other))[0] == 200
-        assert len(one.turns) == 0 and len(two.turns) == 1
+        assert len(one.noted) == 0 and len(two.noted) == 1
         async with session(place.gateway.url, None) as client:
             for headers in ({"x-api-key": key}, {"api-key": key}):
                 async with client.post("/v1/chat/completions", json=HI, headers=headers) as response:
@@ -116,10 +116,10 @@ async def test_the_same_request_while_the_first_runs_is_sampled_once(open_place:
         await until(lambda: seat.turns.counts["retries_joined"] == 2)
         policy.let.set()
         answers = [body for _, body in await asyncio.gather(*asked)]
-        assert policy.num_asked == 1 == len(history.turns)
+        assert policy.num_asked == 1 == len(history.noted)
         assert len({body["id"] for body in answers}) == 1
         await ask(place.gateway.url, key)  # the answer was given: asked again, it is another turn
-        assert policy.num_asked == 2 == len(history.turns)
+        assert policy.num_asked == 2 == len(history.noted)
 
 
 async def test_who_breaks_off_and_comes_back_gets_the_turn_that_ran(open_place: Any) -> None:
@@ -131,9 +131,9 @@ async def test_who_breaks_off_and_comes_back_gets_the_turn_that_ran(open_place: 
         gone.cancel()
         await until(lambda: place.gateway.status().get("gateway_disconnects") == 1)
         policy.let.set()
-        await until(lambda: history.turns)
+        await until(lambda: history.noted)
         status, _ = await ask(place.gateway.url, key)
-        assert status == 200 and policy.num_asked == 1 == len(history.turns)
+        assert status == 200 and policy.num_asked == 1 == len(history.noted)
 
 
 async def test_a_turn_that_nobody_waits_for_is_cancelled(open_place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ async def test_a_turn_that_nobody_waits_for_is_cancelled(open_place: Any, monkey
         await until(lambda: policy.num_asked == 1)
         gone.cancel()
         await until(lambda: policy.num_cancelled == 1)
-        assert not history.turns and seat.turns.counts["turns_abandoned"] == 1 and not seat.faults
+        assert not history.noted and seat.turns.counts["turns_abandoned"] == 1 and not seat.faults
 
 
 async def test_our_failures_are_told_from_the_agent_s_and_forgotten_once_a_retry_went_well(open_place: Any) -> None:
@@ -177,7 +177,7 @@ async def test_more_turns_at_once_than_are_left_have_to_wait(open_place: Any) ->
         assert done.pop().result()[0] == 429 and seat.turns.ended is None
         policy.let.set()
         assert sorted(status for status, _ in await asyncio.gather(*asked)) == [200, 200, 429]
-        assert len(history.turns) == 2
+        assert len(history.noted) == 2
 
 
 async def test_the_wall_clock_ends_an_episode(open_place: Any) -> None:
@@ -185,7 +185,7 @@ async def test_the_wall_clock_ends_an_episode(open_place: Any) -> None:
         seat, history, key = place.seat(Held(place.policy), wall_time_s=0.2)
         status, body = await ask(place.gateway.url, key)
         assert status == 403 and "wall_time" in body["error"]["message"]
-        assert seat.turns.ended == "wall_time" and seat.turns.over.is_set() and not history.turns and not seat.faults
+        assert seat.turns.ended == "wall_time" and seat.turns.over.is_set() and not history.noted and not seat.faults
 
 
 async def test_a_stream_is_kept_alive_and_says_what_went_wrong(
@@ -237,7 +237,7 @@ async def test_a_body_that_is_none_is_refused(open_place: Any, body: bytes) -> N
                 async with client.post(path, data=body) as response:
                     told = await response.json()
                     assert response.status == 400 and told["error"]["message"]
-        assert not history.turns
+        assert not history.noted
 
 
 async def test_text_that_no_encoding_holds_and_control_tokens_are_data(open_place: Any) -> None:
@@ -293,7 +293,7 @@ async def test_an_answer_that_is_never_read_holds_nothing_up(open_place: Any, mo
         deaf.sendall(head.encode() + body)
         await until(lambda: place.gateway.status().get("gateway_answers_not_taken") == 1)
         deaf.close()
-        assert len(history.turns) == 1
+        assert len(history.noted) == 1
 
 
 async def test_an_unknown_path_is_said_to_be_one(open_place: Any) -> None:

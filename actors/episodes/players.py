@@ -1,0 +1,105 @@
+"""Who plays the episodes: the built-in loop in this process, or an agent from outside through the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from actors.agent.chat import Chat, ChatTokenizer
+from actors.agent.loop import Activity, Agent, Episode, Limits
+from actors.agent.scaffolds import make_scaffold
+from actors.harnesses.foreign import ForeignAgent
+from actors.harnesses.readers import make_reader
+from actors.harnesses.table import BUILT_IN
+from actors.policy import Policy
+from protocol.config import EpisodeSettings, Settings
+from protocol.messages import Sampling
+from sandbox.base import Sandbox
+
+OnActivity = Callable[[str, Activity], None]
+
+
+class Player(Protocol):
+    """Plays episodes, many at once."""
+
+    @property
+    def binds(self) -> dict[str, str]:
+        """What its sandboxes show besides, read-only: host path -> path inside."""
+        ...
+
+    async def start(self) -> None:
+        """Before the first episode. Raises `ConfigError`."""
+        ...
+
+    async def stop(self) -> None:
+        """After the last."""
+        ...
+
+    def opening(self, issue: str) -> Chat:
+        """What people are shown as the conversation's beginning."""
+        ...
+
+    def status(self) -> dict[str, float]:
+        """Metrics by name."""
+        ...
+
+    async def run(
+        self, issue: str, sandbox: Sandbox, *, episode_id: str, version: int, sampling: Sampling, limits: Limits
+    ) -> Episode:
+        """See `Agent.run`."""
+        ...
+
+
+class BuiltIn:
+    """The loop of `actors/agent/`; see `Player`."""
+
+    binds: dict[str, str] = {}  # noqa: RUF012  (never changed: it needs no files)
+
+    def __init__(self, settings: Settings, policy: Policy, tokenizer: ChatTokenizer, on_activity: OnActivity) -> None:
+        episode = _with_scaffold(settings)
+        self._scaffold = make_scaffold(episode, tokenizer)
+        self._agent = Agent(
+            policy,
+            tokenizer,
+            self._scaffold,
+            episode,
+            request_timeout_s=settings.generator.request_timeout_s,
+            reuse_versions=settings.generator.reuse_versions,
+            on_activity=on_activity,
+        )
+
+    async def start(self) -> None:
+        """See `Player.start`."""
+
+    async def stop(self) -> None:
+        """See `Player.stop`."""
+
+    def opening(self, issue: str) -> Chat:
+        """See `Player.opening`."""
+        return self._scaffold.open(issue)
+
+    def status(self) -> dict[str, float]:
+        """See `Player.status`."""
+        return {}
+
+    async def run(
+        self, issue: str, sandbox: Sandbox, *, episode_id: str, version: int, sampling: Sampling, limits: Limits
+    ) -> Episode:
+        """See `Player.run`."""
+        return await self._agent.run(
+            issue, sandbox, episode_id=episode_id, version=version, sampling=sampling, limits=limits
+        )
+
+
+def make_player(settings: Settings, policy: Policy, tokenizer: ChatTokenizer, on_activity: OnActivity) -> Player:
+    """Who `agent.harness` names. Raises `ConfigError`."""
+    if settings.agent.harness in BUILT_IN:
+        return BuiltIn(settings, policy, tokenizer, on_activity)
+    reader = make_reader(settings.agent, policy, tokenizer)
+    return ForeignAgent(settings, policy, tokenizer, reader, on_activity=on_activity)
+
+
+def _with_scaffold(settings: Settings) -> EpisodeSettings:
+    if settings.agent.harness in ("react", "json"):
+        return settings.episode.model_copy(update={"scaffold": settings.agent.harness})
+    return settings.episode

@@ -1,0 +1,142 @@
+"""Agents from outside as the episodes' runner knows agents: an issue and a sandbox in, an `Episode` out."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from actors.agent.chat import Chat, ChatTokenizer
+from actors.agent.loop import Activity, Episode, Limits, Step
+from actors.gateway.reading import Reader
+from actors.gateway.round_trip import why_no_tools
+from actors.gateway.seat import Seat
+from actors.gateway.server import Exchange, Gateway
+from actors.gateway.turns import Terms, TurnRecord, Turns
+from actors.harnesses.playing import Telling, play
+from actors.harnesses.python_function import load_function, play_function
+from actors.harnesses.table import make_harness
+from actors.history.conversation import Conversation
+from actors.policy import Policy
+from protocol.config import Settings
+from protocol.errors import AgentError, ConfigError
+from protocol.messages import Sampling
+from sandbox.base import Sandbox
+
+log = logging.getLogger(__name__)
+
+
+class ForeignAgent:
+    """Plays episodes of one agent from outside; one instance serves many at once. `await start()` comes first.
+
+    Args:
+        reader: takes sampled turns apart.
+        on_exchange: hears of every request.
+
+    Attributes:
+        gateway: through which they get their tokens.
+        binds: what their sandboxes show, read-only: host path -> path inside.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        policy: Policy,
+        tokenizer: ChatTokenizer,
+        reader: Reader,
+        *,
+        on_activity: Callable[[str, Activity], None] = lambda episode_id, activity: None,
+        on_exchange: Callable[[Exchange], None] = lambda exchange: None,
+    ) -> None:
+        self._settings = settings
+        self._policy, self._tokenizer, self._reader = policy, tokenizer, reader
+        self._no_tools = ""
+        self._on_activity = on_activity
+        self._harness = make_harness(settings.agent, Path(settings.tasks.cache_dir))
+        self._solve = load_function(settings.agent.function) if settings.agent.harness == "python" else None
+        self.gateway = Gateway(settings.agent.model, on_exchange)
+        self.binds: dict[str, str] = {}
+
+    async def start(self) -> None:
+        """Prove that the model's template can carry the agent's calls, have the agent's files (minutes, the first time
+        on a host), open the gateway. Raises `ConfigError`."""
+        self._no_tools = await why_no_tools(self._tokenizer, self._reader)
+        if self._no_tools:
+            if self._harness is not None and self._harness.needs_tools:
+                raise ConfigError(f"{self._harness.name} works by tool calls, but {self._no_tools}", kind="agent")
+            log.info("tool calls are refused: %s", self._no_tools)
+        if self._harness is not None:
+            self.binds = await asyncio.to_thread(self._harness.install)
+        await self.gateway.start(listen=self._solve is not None)
+
+    async def stop(self) -> None:
+        """Close the gateway."""
+        await self.gateway.stop()
+
+    def opening(self, issue: str) -> Chat:
+        """What people are shown as the conversation's beginning; the agent's own prompts are its own."""
+        return [{"role": "user", "content": issue}]
+
+    def status(self) -> dict[str, float]:
+        """Metrics by name."""
+        return self.gateway.status()
+
+    async def run(
+        self, issue: str, sandbox: Sandbox, *, episode_id: str, version: int, sampling: Sampling, limits: Limits
+    ) -> Episode:
+        """See `Agent.run`. Raises `AgentError` besides, for an agent that never asked for a turn."""
+        conversation = Conversation(self._tokenizer)
+        terms = self._terms(episode_id, version, sampling, limits)
+        turns = Turns(terms, conversation, self._policy, self._tokenizer, self._reader)
+        seat = Seat(turns, lambda activity: self._on_activity(episode_id, activity))
+        key = self.gateway.open(seat)
+        self._on_activity(episode_id, "executing")
+        agent = self._settings.agent
+        try:
+            if self._solve is not None:
+                await play_function(self._solve, sandbox, self.gateway.url, seat, key, issue, agent.grace_s)
+            else:
+                assert self._harness is not None, "the built-in loops are no agents from outside"
+                telling = Telling(model=agent.model, grace_s=agent.grace_s)
+                await play(self._harness, sandbox, self.gateway, seat, key, issue, telling)
+        finally:
+            self.gateway.close(key)
+            await seat.close()
+        for error in seat.faults.values():
+            raise error  # ours, and the agent did not get over it: no verdict on the policy
+        if conversation.num_branches > 1:
+            raise AgentError(f"episode {episode_id} branched, which trajectories do not carry yet", kind="branched")
+        return Episode(history=conversation.tree, steps=_steps(turns.done), end_reason=turns.ended or "submitted")
+
+    def _terms(self, episode_id: str, version: int, sampling: Sampling, limits: Limits) -> Terms:
+        settings = self._settings
+        return Terms(
+            episode_id=episode_id,
+            version=version,
+            sampling=sampling,
+            max_turns=limits.max_turns,
+            max_context=limits.max_context,
+            max_turn_tokens=settings.episode.max_turn_tokens,
+            wall_time_s=limits.wall_time_s,
+            request_timeout_s=settings.generator.request_timeout_s,
+            reuse_versions=settings.generator.reuse_versions,
+            no_tools=self._no_tools,
+        )
+
+
+def _steps(turns: list[TurnRecord]) -> list[Step]:
+    """The turns in their order; what an agent did between two of them is its own time."""
+    ends = [turn.began_at for turn in turns[1:]]
+    return [
+        Step(
+            start=turn.start,
+            end=turn.end,
+            text=turn.text,
+            cached_version=turn.cached_version,
+            generate_s=turn.generate_s,
+            execute_s=max(0.0, next_began - turn.finished_at) if next_began is not None else 0.0,
+        )
+        for turn, next_began in itertools.zip_longest(turns, ends)
+    ]

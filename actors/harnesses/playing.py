@@ -1,0 +1,74 @@
+"""One episode of an agent in a sandbox: its way to the gateway, its files, its process, and the end of all three."""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec import Struct
+
+from actors.gateway.seat import Seat
+from actors.gateway.server import Gateway
+from actors.harnesses.harness import HOME, ISSUE, Harness, Visit
+from protocol.errors import AgentError
+from sandbox.base import ExecResult, Sandbox
+
+SET_UP_S = 20.0
+SLACK_S = 60.0  # past the wall-time limit, which the seat holds: then the sandbox itself ends the command
+MOST_SAID = 1000
+
+
+class Telling(Struct, frozen=True, kw_only=True):
+    """What every agent of a run is told."""
+
+    model: str
+    grace_s: float
+
+
+async def play(
+    harness: Harness, sandbox: Sandbox, gateway: Gateway, seat: Seat, key: str, issue: str, telling: Telling
+) -> None:
+    """Run the agent until it ends by itself or a limit has ended the episode; nothing of it is left running.
+
+    Raises `SandboxError` when the sandbox fails and `AgentError` when the agent never asked for a turn.
+    """
+    port = await sandbox.listen(gateway.accept(key))
+    terms = seat.turns.terms
+    visit = Visit(
+        issue=issue,
+        url=f"http://127.0.0.1:{port}",
+        key=key,
+        model=telling.model,
+        workdir=sandbox.spec.workdir,
+        max_context=terms.max_context,
+    )
+    launch = harness.launch(visit)
+    await sandbox.exec(["mkdir", "-p", HOME], timeout=SET_UP_S)
+    for path, content in ({ISSUE: issue} | launch.files).items():
+        await sandbox.write(path, content.encode(errors="replace"))
+    timeout = max(seat.turns.time_left_s, 0.0) + telling.grace_s + SLACK_S
+    running = asyncio.create_task(sandbox.exec(launch.argv, timeout=timeout, env=launch.env), name=harness.name)
+    over = asyncio.create_task(seat.turns.over.wait(), name="the episode's end")
+    try:
+        await asyncio.wait({running, over}, timeout=seat.turns.time_left_s, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            if not over.done():
+                seat.turns.end("wall_time")
+            await asyncio.wait({running}, timeout=telling.grace_s)
+        ended = running.result() if running.done() else None
+    finally:
+        running.cancel()
+        over.cancel()
+        await asyncio.gather(running, over, return_exceptions=True)
+    await sandbox.kill_all()
+    if not seat.turns.done and not seat.faults and seat.turns.ended is None:
+        raise _no_turn(harness.name, ended)
+
+
+def _no_turn(name: str, ended: ExecResult | None) -> AgentError:
+    """An agent that never asked was not started rightly: nothing is to be learned from it."""
+    if ended is None:
+        return AgentError(f"{name} did not ask for a single turn", kind="no_turn")
+    said = ended.text.strip()[-MOST_SAID:] or "nothing"
+    return AgentError(
+        f"{name} ended with status {ended.exit_code} and without a single turn; it said: {said}", kind="no_turn"
+    )

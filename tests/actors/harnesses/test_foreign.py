@@ -1,0 +1,260 @@
+"""Agents from outside play episodes under a lease: a program in the sandbox, a function in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.agent.chat import ChatTokenizer
+from actors.episodes.board import Board
+from actors.episodes.episode_runner import Attempt, EpisodeRunner
+from actors.policies.scripted import ScriptedPolicy, replay
+from actors.policy import Policy, Request, Sampled
+from protocol.config import Settings
+from protocol.errors import AgentError, ConfigError, GeneratorError, SandboxError
+from sandbox.base import Backend
+from sandbox.docker.backend import DockerBackend
+from sandbox.fake import FakeBackend
+from sandbox.namespace.backend import NamespaceBackend
+from sandbox.tasks.micro import make_tasks
+from sandbox.tasks.task import Task
+from tests.actors.episodes.scripted_replay import make_lease
+
+TASKS = {task.task_id: task for task in make_tasks(2, seed=1, difficulty=0, split="train")}
+TASK = next(iter(TASKS.values()))
+AGENT = """
+import json, os, subprocess, urllib.request
+messages = [{"role": "user", "content": open(os.environ["LONGHAUL_ISSUE"]).read()}]
+while True:
+    body = json.dumps({"model": os.environ["OPENAI_MODEL"], "messages": messages}).encode()
+    headers = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
+    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, headers)
+    text = json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"]
+    command = text.split("```command\\n")[1].split("\\n```")[0]
+    if command == "submit":
+        break
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    messages += [{"role": "assistant", "content": text}, {"role": "user", "content": done.stdout + done.stderr}]
+"""
+
+
+def solution(task: Task) -> list[str]:
+    """Turns of an agent that knows the answer."""
+    path = next(line[6:] for line in task.gold_patch.splitlines() if line.startswith("+++ b/"))
+    old, new = (
+        next(line[1:] for line in task.gold_patch.splitlines() if line[0] == sign and line[:3] != 3 * sign)
+        for sign in "-+"
+    )
+    edit = f"python3 -c \"p = '{path}'; s = open(p).read(); open(p, 'w').write(s.replace('''{old}''', '''{new}'''))\""
+    return [f"```command\n{command}\n```" for command in ("ls; pwd", edit, "submit")]
+
+
+@contextlib.asynccontextmanager
+async def open_runner(
+    tmp_path: Path, tokenizer: ChatTokenizer, backend: Backend, policy: Policy, agent: dict[str, Any], **episode: Any
+) -> AsyncIterator[EpisodeRunner]:
+    settings = Settings.model_validate(
+        {
+            "tasks": {"cache_dir": tmp_path / "cache"},
+            "agent": {"grace_s": 0.5, **agent},
+            "episode": {"max_turn_tokens": 400, "wall_time_s": 60, **episode},
+        }
+    )
+    if not (await backend.probe()).available:
+        await backend.close()
+        pytest.skip(f"no {backend.name} sandboxes here")
+    runner = EpisodeRunner(settings, policy, backend, TASKS, tokenizer, Board(), "harness-test")
+    await runner.start()
+    try:
+        yield runner
+    finally:
+        await runner.stop()
+        await backend.close()
+
+
+def agent_files(tmp_path: Path, script: str = AGENT) -> dict[str, Any]:
+    folder = tmp_path / "agent"
+    folder.mkdir(exist_ok=True)
+    (folder / "agent.py").write_text(script)
+    folder.chmod(0o755)
+    tmp_path.chmod(0o755)
+    return {"harness": "command", "command": "python3 /opt/agent/agent.py", "binds": {str(folder): "/opt/agent"}}
+
+
+def check_tokens(attempt: Attempt, tokenizer: ChatTokenizer, texts: list[str]) -> None:
+    """Trained is sampled, once; and the history reads as the conversation was."""
+    trajectory = attempt.trajectory
+    sampled = trajectory.token_ids[trajectory.loss_mask == 1]
+    stop = tokenizer.stop_token_ids[0]
+    expected = [np.append(tokenizer.encode(text), stop) for text in texts]
+    assert sampled.tolist() == np.concatenate(expected).tolist()
+    assert [step.text for step in attempt.steps] == texts
+    assert len(trajectory.turns) == len(texts)
+    for turn, ids in zip(trajectory.turns, expected, strict=True):
+        assert trajectory.token_ids[turn.start : turn.end].tolist() == ids.tolist()
+
+
+BACKENDS = [
+    pytest.param(NamespaceBackend, id="namespace"),
+    pytest.param(DockerBackend, id="docker", marks=pytest.mark.docker),
+]
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+async def test_a_program_in_the_sandbox_solves_a_task_and_every_token_counts_once(
+    kind: Any, tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    texts = solution(TASK)
+    policy = ScriptedPolicy(tokenizer, replay(texts), version=7)
+    async with open_runner(tmp_path, tokenizer, kind("harness-test"), policy, agent_files(tmp_path)) as runner:
+        attempt = await runner.run(make_lease(0, TASK.task_id, version=7))
+        status = runner.status()
+    trajectory = attempt.trajectory
+    assert trajectory.resolved and trajectory.end_reason == "submitted" and not trajectory.overlong
+    check_tokens(attempt, tokenizer, texts)
+    assert set(trajectory.versions[trajectory.loss_mask == 1].tolist()) == {7}
+    text = tokenizer.decode(trajectory.token_ids)
+    assert text.count(TASK.issue.strip()) == 1 and "/testbed" in text  # a straight history, with what `pwd` said
+    assert status["gateway_requests"] == 3 and status["gateway_seats"] == 0
+
+
+async def test_limits_end_the_agent_and_its_work_is_judged_as_it_stands(
+    tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    texts = [*solution(TASK)[:2], *["```command\nls\n```"] * 20]
+    stubborn = AGENT.replace("while True:", "while True:\n  try:").replace("\n    ", "\n      ")
+    stubborn += "  except Exception: import time; time.sleep(1)\n"
+    policy = ScriptedPolicy(tokenizer, replay(texts))
+    files = agent_files(tmp_path, stubborn)
+    async with open_runner(tmp_path, tokenizer, NamespaceBackend("harness-test"), policy, files) as runner:
+        attempt = await runner.run(make_lease(0, TASK.task_id, max_turns=3))
+        assert attempt.trajectory.end_reason == "max_turns" and attempt.trajectory.overlong
+        assert attempt.trajectory.resolved and len(attempt.steps) == 3
+
+
+async def test_children_that_an_agent_leaves_behind_are_ended(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    command = "(while true; do date > late.txt; sleep 0.05; done) > /dev/null 2>&1 & disown"
+    texts = [f"```command\nsetsid bash -c '{command}'\n```", "```command\nsubmit\n```"]
+    policy = ScriptedPolicy(tokenizer, replay(texts))
+    async with open_runner(
+        tmp_path, tokenizer, NamespaceBackend("harness-test"), policy, agent_files(tmp_path)
+    ) as runner:
+        attempt = await runner.run(make_lease(0, TASK.task_id))
+        assert attempt.trajectory.end_reason == "submitted" and not attempt.trajectory.resolved
+
+
+class Failing:
+    """A policy whose engine is gone after so many turns."""
+
+    def __init__(self, inner: ScriptedPolicy, num_turns: int) -> None:
+        self.inner, self.num_turns = inner, num_turns
+
+    async def generate(self, request: Request) -> Sampled:
+        if not self.num_turns:
+            raise GeneratorError("no engine answers", kind="lost")
+        self.num_turns -= 1
+        return await self.inner.generate(request)
+
+    async def close(self) -> None:
+        """Nothing to drop."""
+
+
+async def test_failures_that_are_not_the_policy_s_are_typed_and_no_reward(
+    tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    def backend() -> FakeBackend:
+        return FakeBackend("harness-test")
+
+    policy = ScriptedPolicy(tokenizer, replay(solution(TASK)))
+    files = agent_files(tmp_path)
+    lease = make_lease(0, TASK.task_id)
+    async with open_runner(tmp_path, tokenizer, NamespaceBackend("harness-test"), Failing(policy, 1), files) as runner:
+        with pytest.raises(GeneratorError, match="no engine"):
+            await runner.run(lease)
+    broken = {"harness": "command", "command": "echo cannot start; exit 3"}
+    async with open_runner(tmp_path, tokenizer, backend(), policy, broken) as runner:
+        with pytest.raises(AgentError, match=r"status 3 .* cannot start") as caught:
+            await runner.run(lease)
+        assert caught.value.label == "agent.no_turn"
+    dying = {"harness": "command", "command": "kill -9 $PPID; sleep 20"}
+    async with open_runner(tmp_path, tokenizer, backend(), policy, dying) as runner:
+        with pytest.raises(SandboxError):
+            await runner.run(lease)
+
+
+async def test_a_function_in_this_process_plays_with_the_company_s_client(
+    tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    module = tmp_path / "mine.py"
+    module.write_text(
+        """
+async def solve(issue, client, sandbox):
+    messages = [{"role": "user", "content": issue}]
+    while True:
+        answer = await client.chat.completions.create(model="longhaul", messages=messages)
+        text = answer.choices[0].message.content
+        command = text.split("```command\\n")[1].split("\\n```")[0]
+        if command == "submit":
+            return
+        done = await sandbox.exec(command, timeout=20)
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": done.text}]
+
+async def raises(issue, client, sandbox):
+    await client.chat.completions.create(model="longhaul", messages=[{"role": "user", "content": issue}])
+    raise RuntimeError("a bug of the agent's")
+
+async def idle(issue, client, sandbox):
+    pass
+
+def plain(issue, client, sandbox):
+    pass
+"""
+    )
+    texts = solution(TASK)
+    lease = make_lease(0, TASK.task_id)
+
+    def opened(name: str) -> Any:
+        policy = ScriptedPolicy(tokenizer, replay(texts))
+        agent = {"harness": "python", "function": f"{module}:{name}"}
+        return open_runner(tmp_path, tokenizer, FakeBackend("harness-test"), policy, agent)
+
+    async with opened("solve") as runner:
+        attempt = await runner.run(lease)
+        assert attempt.trajectory.resolved
+        check_tokens(attempt, tokenizer, texts)
+    async with opened("raises") as runner:
+        attempt = await runner.run(lease)
+        assert not attempt.trajectory.resolved and len(attempt.steps) == 1
+    async with opened("idle") as runner:
+        with pytest.raises(AgentError, match="without a single turn"):
+            await runner.run(lease)
+    for name in ("plain", "missing"):
+        with pytest.raises(ConfigError, match="async def"):
+            async with opened(name):
+                pass
+
+
+async def test_an_agent_that_needs_tools_is_refused_where_the_template_has_none(
+    tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    policy = ScriptedPolicy(tokenizer, replay([]))
+    with pytest.raises(ConfigError, match="mini-swe-agent works by tool calls, but the chat template"):
+        async with open_runner(tmp_path, tokenizer, FakeBackend("harness-test"), policy, {"harness": "mini-swe-agent"}):
+            pass
+
+
+async def test_many_episodes_at_once_keep_to_their_own_keys(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    texts = solution(TASK)
+    policy = ScriptedPolicy(tokenizer, replay(texts), latency_s=0.05)
+    files = agent_files(tmp_path)
+    async with open_runner(tmp_path, tokenizer, NamespaceBackend("harness-test"), policy, files) as runner:
+        attempts = await asyncio.gather(*(runner.run(make_lease(i, TASK.task_id)) for i in range(4)))
+    for attempt in attempts:
+        assert attempt.trajectory.resolved
+        check_tokens(attempt, tokenizer, texts)
