@@ -7,7 +7,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from sandbox.patches import NOT_PART_OF_A_TREE
-from sandbox.tasks.test_paths import is_test_configuration, is_test_file, is_test_module
+from sandbox.tasks.runner_paths import is_test_configuration
+from sandbox.tasks.test_paths import is_test_file, is_test_module
 
 _ASIDE = frozenset(("docs", "doc", "examples", "example", "benchmarks", "bench", "build", "dist", "scripts", "tools"))
 _NO_SOURCE = frozenset(("setup.py", "conftest.py", "noxfile.py", "tasks.py", "fabfile.py"))

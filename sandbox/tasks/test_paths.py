@@ -1,26 +1,13 @@
-"""Questions about paths: which belong to a test suite, which decide how tests are found and run."""
+"""Questions about paths: which belong to a test suite, which a diff names."""
 
 from __future__ import annotations
 
 import posixpath
 import re
 
-_TEST_CONFIGURATION = frozenset(
-    (
-        *("conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini", "setup.cfg"),
-        *("pyproject.toml", "noxfile.py", ".coveragerc", "runtests.py", "sitecustomize.py", "usercustomize.py"),
-    )
-)
 _TEST_MODULE = re.compile(r"(test_[^/]*|[^/]*_tests?|tests?)\.py")
-_TEST_DIRECTORY = re.compile(r"(^|.*/)tests/|^test/|^testing/")
-_ENVIRONMENT = re.compile(r"(^|.*/)(\.venv|venv|\.tox|site-packages)/")
+_TEST_DIRECTORY = re.compile(r"(^|.*/)(\w+_)?tests/|^test/|^testing/")
 _DIFF_PATH = re.compile(r"^(?:---|\+\+\+) [ab]/(.*?)(?:\t.*)?$", re.MULTILINE)
-
-
-def is_test_configuration(path: str) -> bool:
-    """Whether a file decides how tests are found and run, or is code that Python runs unasked."""
-    name = posixpath.basename(path)
-    return name in _TEST_CONFIGURATION or name.endswith(".pth") or bool(_ENVIRONMENT.match(path))
 
 
 def is_test_file(path: str) -> bool:
