@@ -11,7 +11,7 @@ continues.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,8 +78,21 @@ class Branches(NamedTuple):
         for parent in self.parents.tolist():
             above = self.segment_of(parent)
             before.append(before[above] + parent + 1 - int(self.starts[above]) if parent >= 0 else 0)
-        segments = [self.segment_of(leaf) for leaf in self.leaves()]
-        return [before[s] + leaf + 1 - int(self.starts[s]) for s, leaf in zip(segments, self.leaves(), strict=True)]
+        segments = [(self.segment_of(leaf), leaf) for leaf in self.leaves()]
+        return [before[s] + leaf + 1 - int(self.starts[s]) for s, leaf in segments]
+
+    def turn_before(self, start: int, ends: Sequence[int]) -> int:
+        """Index of the turn that the one beginning at `start` goes on from, -1 if none: the last on its path.
+
+        `ends` are one past the last token of the turns before it, rising.
+        """
+        on_path = np.flatnonzero(np.isin(np.array(ends, np.int64) - 1, self.path(self._before(start))))
+        return int(on_path[-1]) if on_path.size else -1
+
+    def _before(self, token: int) -> int:
+        """The token that the model saw last before this one."""
+        segment = self.segment_of(token)
+        return int(self.parents[segment]) if token == self.starts[segment] else token - 1
 
     def paths(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Every path (int64 [n]) with which of its tokens no path before it had (bool [n]): each token is new once."""

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from msgspec import Struct
 
+from protocol.branches import Branches
+
 EndReason = Literal["submitted", "max_turns", "context", "wall_time", "format_errors"]
 FinishReason = Literal["stop", "length", "cancelled"]
 Phase = Literal["rft", "rl", "eval"]
@@ -251,8 +253,13 @@ class Turn(Struct, frozen=True, kw_only=True, gc=False):
     execute_s: float = 0.0
 
 
-class Trajectory(Struct, frozen=True, kw_only=True):
-    """One finished episode. The four arrays have one entry per token of the whole, append-only history."""
+class Trajectory(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One finished episode. The four arrays have one entry per token of the whole history, in the order in which the
+    tokens came; nothing of it ever changes.
+
+    A history is a tree where the agent rewrote its past or started sub-agents, and most are trees of one path. What has
+    its default is not written: a straight history takes no more bytes than without branches.
+    """
 
     episode_id: str
     lease_id: str
@@ -272,6 +279,14 @@ class Trajectory(Struct, frozen=True, kw_only=True):
     finished_at: float
     tampered: bool = False  # the judge caught an attempt to forge the reward
     overlong: bool = False  # ended by a limit, kept on purpose
+    segment_starts: np.ndarray | None = None  # int32 [segments], see `protocol/branches.py`; None: a straight history
+    segment_parents: np.ndarray | None = None  # int32 [segments], the token that each segment continues
+    drift: dict[str, int] = {}  # tokens of the history that prompts held anew, by cause (`actors/history/`)
+
+    @property
+    def branches(self) -> Branches:
+        """The shape of its history. Raises `ValueError` if the segments are none of a tree."""
+        return Branches.of(self.segment_starts, self.segment_parents, len(self.token_ids))
 
     @property
     def oldest_version(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -38,12 +38,17 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Step(Struct, frozen=True, kw_only=True):
-    """One turn: what the model wrote (tokens `start:end` of the history) and what it was answered."""
+    """One turn: what the model wrote (tokens `start:end` of the history) and what it was answered.
+
+    An agent from outside answers its model itself: then `given` has what it sent, beyond the conversation that it goes
+    on from.
+    """
 
     start: int
     end: int
     text: str
     observation: str = ""
+    given: list[dict[str, Any]] | None = None
     format_error: bool = False
     cached_version: int | None = None  # oldest policy version whose KV may have been reused
     generate_s: float = 0.0
@@ -56,6 +61,7 @@ class Episode(Struct, frozen=True, kw_only=True):
     history: TokenTree
     steps: list[Step]
     end_reason: EndReason
+    drift: dict[str, int] = {}  # see `Trajectory`
 
 
 class Agent(Struct, frozen=True):

@@ -27,6 +27,7 @@ class Board:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._ended: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
+        self._drift: Counter[str] = Counter()
         self._totals: defaultdict[str, float] = defaultdict(float)
         self.replay_waits_s = 0.0
         """Seconds in which there was room for episodes and the replay buffer gave none."""
@@ -50,6 +51,8 @@ class Board:
         self._totals["tokens"] += int(trajectory.loss_mask.sum())
         self._totals["format_errors"] += sum(turn.format_error for turn in trajectory.turns)
         self._totals["tampered"] += trajectory.tampered
+        self._totals["branches"] += len(trajectory.branches.leaves())
+        self._drift.update(trajectory.drift)
 
     def failed(self, error: LonghaulError) -> None:
         """An episode could not be run through."""
@@ -60,7 +63,7 @@ class Board:
         self._totals["dropped"] += 1
 
     def metrics(self) -> dict[str, float]:
-        """All figures by metric name: episodes and seconds by state, ends by reason, failures by label."""
+        """All figures by metric name: episodes, seconds by state, ends by reason, failures by label, drift by cause."""
         running = Counter(state for state, _ in self._now.values())
         now = self._clock()
         seconds = self._seconds.copy()
@@ -80,8 +83,10 @@ class Board:
         figures |= {f"episodes_{state}": running[state] for state in get_args(State)}
         figures |= {f"seconds_{state}": seconds[state] for state in get_args(State)}
         figures |= {f"ended_{reason}": count for reason, count in self._ended.items()}
+        figures |= {f"drift_tokens_{cause}": count for cause, count in self._drift.items()}
         figures |= {f"failed_{label.replace('.', '_')}": count for label, count in self._failed.items()}
         if finished:
             figures |= {"reward_mean": self._totals["reward"] / finished}
             figures |= {"turns_mean": self._totals["turns"] / finished}
+            figures |= {"branches_mean": self._totals["branches"] / finished}
         return {name: float(value) for name, value in figures.items()}

@@ -188,6 +188,9 @@ def to_trajectory(lease: Lease, episode: Episode, verdict: Verdict, started_at: 
         finished_at=time.time(),
         tampered=verdict.tampered,
         overlong=episode.end_reason in _OVERLONG,
+        segment_starts=history.segment_starts,
+        segment_parents=history.segment_parents,
+        drift={cause: count for cause, count in episode.drift.items() if count},
     )
 
 

@@ -56,7 +56,12 @@ def readable(attempt: Attempt) -> dict[str, Any]:
     """One episode as people read it: who, how it ended, the conversation, the patch, the judgement."""
     trajectory = attempt.trajectory
     messages: list[dict[str, Any]] = list(attempt.opening)
-    for step, turn in zip(attempt.steps, trajectory.turns, strict=True):
+    ends = [turn.end for turn in trajectory.turns]
+    branches = None if trajectory.segment_starts is None else trajectory.branches
+    for number, (step, turn) in enumerate(zip(attempt.steps, trajectory.turns, strict=True)):
+        before = number - 1 if branches is None else branches.turn_before(turn.start, ends[:number])
+        branching = {} if before == number - 1 else {"after": before}
+        messages += [given | branching for given in step.given or ()]
         messages.append(
             {
                 "role": "assistant",
@@ -66,8 +71,10 @@ def readable(attempt: Attempt) -> dict[str, Any]:
                 "format_error": turn.format_error,
                 "generate_s": round(turn.generate_s, 3),
             }
+            | branching
         )
-        messages.append({"role": "tool", "content": step.observation, "execute_s": round(turn.execute_s, 3)})
+        if step.given is None:
+            messages.append({"role": "tool", "content": step.observation, "execute_s": round(turn.execute_s, 3)})
     return {
         "episode_id": trajectory.episode_id,
         "attempt": trajectory.attempt,
@@ -80,6 +87,8 @@ def readable(attempt: Attempt) -> dict[str, Any]:
         "tampered": trajectory.tampered,
         "num_turns": len(trajectory.turns),
         "num_tokens": len(trajectory.token_ids),
+        "num_branches": len(trajectory.branches.leaves()),
+        "drift": trajectory.drift,
         "mean_logprob": _mean_logprob(trajectory),
         "started_at": round(trajectory.started_at, 3),
         "finished_at": round(trajectory.finished_at, 3),

@@ -52,19 +52,40 @@ def summary(record: dict[str, Any]) -> str:
     num_errors = sum(message.get("format_error", False) for message in record["messages"])
     errors = f", format errors: {num_errors}" if num_errors else ""
     end = f"{record['end_reason']} after {record['num_turns']} turns"
-    return f"{record['episode_id']}  {record['task_id']}  {outcome}  {end}, {record['num_tokens']} tokens{errors}"
+    tokens = f"{record['num_tokens']} tokens{errors}{_tree(record)}"
+    return f"{record['episode_id']}  {record['task_id']}  {outcome}  {end}, {tokens}"
+
+
+def _tree(record: dict[str, Any]) -> str:
+    """What is to be said of a history that is no straight one."""
+    num, drift = record.get("num_branches", 1), record.get("drift", {})
+    branches = f", branches: {num}" if num > 1 else ""
+    causes = ", ".join(f"{count} {cause}" for cause, count in drift.items())
+    return branches + (f", tokens rendered anew: {causes}" if causes else "")
 
 
 def conversation(record: dict[str, Any]) -> str:
     """One episode with everything that was said."""
     parts = [summary(record)]
+    branch: int | None = None
     for message in record["messages"]:
+        after = message.get("after")
+        if after is not None and after != branch:
+            where = "the beginning" if after < 0 else f"turn {after + 1}"
+            parts.append(f"=== branch: goes on from {where}")
+        branch = None if "tokens" in message else after
         mark = " (format error)" if message.get("format_error") else ""
-        parts.append(f"--- {message['role']}{mark}\n{message['content']}")
+        parts.append(f"--- {message['role']}{mark}\n{message['content']}{_calls(message)}")
     verdict = record["verdict"]
     parts.append(f"--- patch\n{record['patch']}")
     parts.append(f"--- verdict: {verdict['reason']}\npassed {verdict['passed']}\nfailed {verdict['failed']}")
     return "\n".join(parts)
+
+
+def _calls(message: dict[str, Any]) -> str:
+    """Tool calls of a message that an agent from outside sent."""
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    return "".join(f"\n[{call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}]" for call in calls)
 
 
 if __name__ == "__main__":

@@ -150,6 +150,7 @@ class Conversation:
         """
         check_sampled(sampled)
         place, ids = prompt.place, prompt.token_ids[prompt.place.num_base :]
+        given = [self._rendering.as_said(each) for each in place.given]
         at, num_there = self.tree.follow(place.base, ids)
         at = self.tree.add_given(at, ids[num_there:])
         start, end = self.tree.add_sampled(at, sampled)
@@ -158,7 +159,7 @@ class Conversation:
             message=self._rendering.as_data(read({**message, "role": "assistant"})),
             start=start,
             end=end,
-            given=place.given,
+            given=given,
             sampled_ids=np.asarray(sampled.token_ids, np.int32),
             last_sampled=last if self._rendering.ends_turn(last) else None,
             prompt_length=place.text_length,

@@ -60,6 +60,12 @@ class Rendering:
         escaped: Message = _each_text(message, lambda text: _escape_all(control, text))
         return escaped
 
+    @staticmethod
+    def as_said(message: Message) -> Message:
+        """The message as it was before `as_data`."""
+        said: Message = _each_text(message, lambda text: text.replace(ESCAPE, ""))
+        return said
+
     def tools_as_data(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
         """The same of tools' schemas."""
         if not tools:

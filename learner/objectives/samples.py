@@ -21,7 +21,11 @@ from protocol.messages import Trajectory
 
 @dataclass(frozen=True)
 class Sample:
-    """One trajectory, ready to be packed. All arrays have one entry a token."""
+    """One path of a trajectory, ready to be packed. All arrays have one entry a token.
+
+    A straight history has one path. Of a tree, every path is a sample with its whole context, and a sampled token that
+    several share is trained in the first of them: once, with the gradient that it has in any.
+    """
 
     token_ids: np.ndarray  # int64
     targets: np.ndarray  # int64, the next token (last entry: 0)
@@ -29,6 +33,7 @@ class Sample:
     behaviour: np.ndarray  # float32, log-prob of the target under the policy that sampled it
     advantages: np.ndarray  # float32
     staleness: np.ndarray  # int32, learner's version minus the target's version (0 where not trained on)
+    share: float = 1.0  # of its episode: the shares of an episode's samples add up to 1
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -59,10 +64,14 @@ def make_samples(
         advantages = token_advantages(usable, settings, step_rewards_of(settings))
         masks = [trajectory.loss_mask == 1 for trajectory in usable]
     averaging = objective_named(loss_settings(settings).name).averaging
-    samples = [
-        _sample(trajectory, advantage, mask, version, token_weight(averaging, int(mask[1:].sum())))
-        for trajectory, advantage, mask in zip(usable, advantages, masks, strict=True)
-    ]
+    samples: list[Sample] = []
+    for trajectory, advantage, mask in zip(usable, advantages, masks, strict=True):
+        paths = _trained_paths(trajectory, mask)
+        counts = [int(trained[1:].sum()) for _, trained in paths]
+        weight = token_weight(averaging, sum(counts))
+        for (path, trained), count in zip(paths, counts, strict=True):
+            share = count / sum(counts) if len(paths) > 1 else 1.0
+            samples.append(_sample(trajectory, advantage, path, trained, version, weight, share))
     return samples, left_out
 
 
@@ -74,12 +83,16 @@ def has_signal(samples: Sequence[Sample]) -> bool:
 def unusable(trajectory: Trajectory, max_context: int, vocab_size: int) -> str:
     """Why the trajectory must not be trained on; empty if it may."""
     num_tokens = len(trajectory.token_ids)
+    try:
+        longest = max(trajectory.branches.path_lengths(), default=0)
+    except ValueError:
+        return "malformed"
     arrays = (trajectory.loss_mask, trajectory.logprobs, trajectory.versions)
     if num_tokens < 2 or any(array.shape != (num_tokens,) for array in arrays):
         return "malformed"
     if any(not 0 <= turn.start <= turn.end <= num_tokens for turn in trajectory.turns):
         return "malformed"
-    if num_tokens > max_context:
+    if longest > max_context:
         return "too_long"
     if not np.isfinite(trajectory.reward):
         return "nan_reward"
@@ -100,14 +113,33 @@ def _on_readable_turns(trajectory: Trajectory) -> np.ndarray:
     return advantages
 
 
-def _sample(trajectory: Trajectory, advantages: np.ndarray, trained: np.ndarray, version: int, weight: float) -> Sample:
+def _trained_paths(trajectory: Trajectory, mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Paths (int64 [n]) with what is trained in each (bool [n]): of `mask` (bool [tokens]) every token once.
+
+    A path of a tree in which nothing is trained is left out; a straight history is one path, whatever it holds.
+    """
+    paths = [(path, new & mask[path]) for path, new in trajectory.branches.paths()]
+    return [(path, trained) for path, trained in paths if len(paths) == 1 or trained[1:].any()]
+
+
+def _sample(
+    trajectory: Trajectory,
+    advantages: np.ndarray,
+    path: np.ndarray,
+    trained: np.ndarray,
+    version: int,
+    weight: float,
+    share: float,
+) -> Sample:
+    token_ids = trajectory.token_ids[path].astype(np.int64)
     return Sample(
-        token_ids=trajectory.token_ids.astype(np.int64),
-        targets=_from_next(trajectory.token_ids.astype(np.int64)),
+        token_ids=token_ids,
+        targets=_from_next(token_ids),
         weights=_from_next(trained.astype(np.float32) * np.float32(weight)),
-        behaviour=_from_next(np.where(trained, trajectory.logprobs, 0).astype(np.float32)),
-        advantages=_from_next(advantages.astype(np.float32)),
-        staleness=_from_next(np.where(trained, version - trajectory.versions, 0).astype(np.int32)),
+        behaviour=_from_next(np.where(trained, trajectory.logprobs[path], 0).astype(np.float32)),
+        advantages=_from_next(advantages[path].astype(np.float32)),
+        staleness=_from_next(np.where(trained, version - trajectory.versions[path], 0).astype(np.int32)),
+        share=share,
     )
 
 

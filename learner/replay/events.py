@@ -30,7 +30,7 @@ class Finished(Struct, frozen=True, kw_only=True, gc=False):
     resolved: bool
     reward: float
     end_reason: EndReason
-    num_tokens: int
+    num_tokens: int  # that a learner computes: of all paths, each with its own context
     num_turns: int
     num_readable_turns: int
     oldest_version: int
@@ -179,7 +179,7 @@ def digest(trajectory: Trajectory, group: int, position: int, oldest_version: in
         resolved=trajectory.resolved,
         reward=trajectory.reward,
         end_reason=trajectory.end_reason,
-        num_tokens=int(trajectory.token_ids.size),
+        num_tokens=sum(trajectory.branches.path_lengths()),
         num_turns=len(trajectory.turns),
         num_readable_turns=sum(not turn.format_error for turn in trajectory.turns),
         oldest_version=oldest_version,

@@ -17,15 +17,19 @@ def check_trajectory(trajectory: Trajectory, newest_version: int, max_context: i
 
     Args:
         newest_version: no weights newer than this exist yet.
-        max_context: most tokens of an episode.
+        max_context: most tokens that the model may see at once: of each path.
 
     Raises:
-        ReplayError: kinds `arrays`, `too_long`, `mask`, `no_sampled_token`, `not_finite`, `future_version`, `turns`.
+        ReplayError: kinds `arrays`, `segments`, `too_long`, `mask`, `no_sampled_token`, `not_finite`, `future_version`,
+            `turns`.
     """
     _check_arrays(trajectory)
-    num_tokens = trajectory.token_ids.size
-    if num_tokens > max_context:
-        raise ReplayError(f"a trajectory of {num_tokens} tokens; at most {max_context} were leased", kind="too_long")
+    try:
+        longest = max(trajectory.branches.path_lengths(), default=0)
+    except ValueError as error:
+        raise ReplayError(f"the segments of the history are no tree: {error}", kind="segments") from error
+    if longest > max_context:
+        raise ReplayError(f"a context of {longest} tokens; at most {max_context} were leased", kind="too_long")
     sampled = trajectory.loss_mask == 1
     if trajectory.loss_mask.max(initial=0) > 1 or not np.array_equal(sampled, trajectory.versions != NOT_SAMPLED):
         raise ReplayError("loss_mask must be 1 exactly where a version is stamped, and 0 where it is not", kind="mask")

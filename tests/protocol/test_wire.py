@@ -1,7 +1,9 @@
 import asyncio
 
+import msgspec
 import numpy as np
 import pytest
+from msgspec import Struct
 
 from protocol.errors import ConfigError, DeadlineError, WireError
 from protocol.messages import LeaseReply, LeaseRequest, Refused, Submit, Tokens, Trajectory, Turn
@@ -30,9 +32,52 @@ def trajectory(num_tokens: int = 7) -> Trajectory:
     )
 
 
-def test_round_trip_keeps_every_field_and_array():
+def as_tree(straight: Trajectory) -> Trajectory:
+    arrays = {"segment_starts": np.array([0, 4], np.int32), "segment_parents": np.array([-1, 2], np.int32)}
+    return msgspec.structs.replace(straight, drift={"template": 3}, **arrays)
+
+
+class BeforeTrees(Struct, frozen=True, kw_only=True):
+    """A trajectory as it was written before histories could branch."""
+
+    episode_id: str
+    lease_id: str
+    task_id: str
+    group_id: str
+    member: int
+    attempt: int
+    resolved: bool
+    reward: float
+    end_reason: str
+    turns: list[Turn]
+    token_ids: np.ndarray
+    loss_mask: np.ndarray
+    logprobs: np.ndarray
+    versions: np.ndarray
+    started_at: float
+    finished_at: float
+    tampered: bool = False
+    overlong: bool = False
+
+
+def test_what_was_written_before_there_were_trees_is_read_and_a_straight_history_is_no_longer():
     codec = Codec()
-    sent = Submit(actor="a", trajectory=trajectory())
+    straight = trajectory()
+    old = BeforeTrees(**{name: getattr(straight, name) for name in BeforeTrees.__struct_fields__})
+    before = codec.encode(Submit(actor="a", trajectory=old))
+    now = codec.encode(Submit(actor="a", trajectory=straight))
+    assert sum(map(len, now)) <= sum(map(len, before))
+    assert len(now) == len(before)
+    got = codec.decode(before).trajectory
+    assert got.token_ids.tolist() == straight.token_ids.tolist()
+    assert got.segment_starts is got.segment_parents is None
+    assert got.drift == {}
+
+
+@pytest.mark.parametrize("of", [trajectory(), as_tree(trajectory())])
+def test_round_trip_keeps_every_field_and_array(of):
+    codec = Codec()
+    sent = Submit(actor="a", trajectory=of)
     got = codec.decode(codec.encode(sent))
     assert isinstance(got, Submit)
     for name in Trajectory.__struct_fields__:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+import numpy as np
+
 from actors.episodes.board import Board
 from protocol.errors import SandboxError
+from tiny.trajectories import random_trajectory
 
 
 class Clock:
@@ -46,3 +50,15 @@ def test_leaving_twice_is_leaving() -> None:
     board.leave("a")
     board.leave("a")
     assert board.metrics()["episodes_running"] == 0
+
+
+def test_branches_and_drift_are_counted() -> None:
+    board = Board(Clock())
+    straight = random_trajectory(np.random.default_rng(0), 20)
+    board.finished(straight)
+    assert board.metrics()["branches_mean"] == 1
+    arrays = {"segment_starts": np.array([0, 10], np.int32), "segment_parents": np.array([-1, 3], np.int32)}
+    board.finished(msgspec.structs.replace(straight, drift={"template": 7}, **arrays))
+    figures = board.metrics()
+    assert figures["branches_mean"] == 1.5
+    assert figures["drift_tokens_template"] == 7

@@ -72,11 +72,52 @@ def test_a_trajectory_reads_as_a_conversation() -> None:
     assert len(record["verdict"]["log"]) == 4000
 
 
+def branched() -> Attempt:
+    """An agent from outside: a turn, a sub-agent's, then the first conversation goes on."""
+    base = attempt()
+    trajectory = msgspec.structs.replace(
+        base.trajectory,
+        turns=[Turn(start=1, end=3), Turn(start=4, end=5), Turn(start=6, end=8)],
+        loss_mask=np.array([0, 1, 1, 0, 1, 0, 1, 1], np.uint8),
+        segment_starts=np.array([0, 3, 5], np.int32),
+        segment_parents=np.array([-1, 0, 2], np.int32),
+        drift={"template": 4},
+    )
+    call = {"type": "function", "function": {"name": "shell", "arguments": {"command": "ls"}}}
+    steps = [
+        Step(start=1, end=3, text="I look.", given=[{"role": "user", "content": "add is wrong"}]),
+        Step(start=4, end=5, text="A title", given=[{"role": "user", "content": "name it"}]),
+        Step(start=6, end=8, text="done", given=[{"role": "tool", "content": "ok", "tool_calls": [call]}]),
+    ]
+    return msgspec.structs.replace(base, trajectory=trajectory, steps=steps, opening=[])
+
+
+def test_branches_are_recorded_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = readable(branched())
+    assert [(m["role"], m.get("after")) for m in record["messages"]] == [
+        ("user", None),
+        ("assistant", None),
+        ("user", -1),
+        ("assistant", -1),
+        ("tool", 0),
+        ("assistant", 0),
+    ]
+    assert (record["num_branches"], record["drift"]) == (2, {"template": 4})
+    records = Records(tmp_path, "actor-0", share=1.0)
+    records.write(branched())
+    records.close()
+    assert main([str(tmp_path), "g/0"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 tokens, branches: 2, tokens rendered anew: 4 template\n" in shown
+    assert "=== branch: goes on from the beginning\n--- user\nname it\n--- assistant\nA title\n" in shown
+    assert '=== branch: goes on from turn 1\n--- tool\nok\n[shell {"command": "ls"}]\n--- assistant\ndone\n' in shown
+
+
 def test_every_field_is_documented() -> None:
     named = set(re.findall(r"`(\w+)`", DOCUMENT.read_text()))
     record = readable(attempt())
     fields = {*record, *record["verdict"], *(field for m in record["messages"] for field in m)}
-    fields |= set(prediction(attempt(), "m"))
+    fields |= set(prediction(attempt(), "m")) | {field for m in readable(branched())["messages"] for field in m}
     assert fields <= named, f"not in docs/06-reading-trajectories.md: {sorted(fields - named)}"
 
 

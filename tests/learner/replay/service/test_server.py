@@ -221,6 +221,11 @@ async def test_the_speed_of_answers_is_among_the_metrics(tmp_path):
         ({"lease_id": "../../etc"}, "replay.unknown_lease"),
         ({"task_id": "another"}, "replay.mismatch"),
         ({"turns": [Turn(start=5, end=99)]}, "replay.turns"),
+        ({"segment_starts": np.array([0, 5], np.int32)}, "replay.segments"),
+        (
+            {"segment_starts": np.array([0, 5], np.int32), "segment_parents": np.array([-1, 7], np.int32)},
+            "replay.segments",
+        ),
         ({"reward": float("nan")}, "replay.not_finite"),
         ({"finished_at": float("inf")}, "replay.not_finite"),
     ],
