@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from learner.objectives.registry import checked_objective, loss_settings
 from learner.training import layout
 from protocol.config import Settings
 from protocol.errors import ConfigError
@@ -52,6 +53,7 @@ def check_model(settings: Settings) -> None:
         raise ConfigError(f"--model.path {directory}: no *.safetensors weights there", kind="model")
     config = _read_json(directory / "config.json")
     if settings.phase != "eval":
+        checked_objective(loss_settings(settings))
         layout.sequence_parallel(settings, layout.num_ranks(settings, num_gpus=0))
     longest = config.get("max_position_embeddings")
     if isinstance(longest, int) and settings.model.max_context > longest and not config.get("rope_scaling"):

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from learner.objectives.parts.objective import Objective
 from protocol.config import LossSettings, Settings
+from protocol.errors import ConfigError
 from protocol.objectives import known_objective, objectives
 
 
@@ -30,6 +31,23 @@ class Row:
 def objective_named(name: str) -> Objective:
     """The objective of that name; raises `ValueError` naming the nearest one."""
     return _row(known_objective(name)).objective
+
+
+def checked_objective(loss: LossSettings) -> Objective:
+    """The objective of these settings; raises `ConfigError` where an option has no place in it."""
+    objective = objective_named(loss.name)
+    if loss.truncate_importance is not None and objective.corrects:
+        raise ConfigError(
+            f"--learner.loss.truncate-importance does not go with {loss.name}, which weighs or masks tokens by learner "
+            "against sampler itself: leave it out, or take another objective",
+            kind="value",
+        )
+    return objective
+
+
+def averaging_of(loss: LossSettings) -> str:
+    """How tokens are averaged: as the settings say, or as the objective does."""
+    return loss.averaging or objective_named(loss.name).averaging
 
 
 def rows() -> list[Row]:

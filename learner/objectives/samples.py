@@ -14,7 +14,7 @@ import numpy as np
 
 from learner.objectives.advantage import step_rewards_of, token_advantages
 from learner.objectives.parts.averaging import token_weight
-from learner.objectives.registry import loss_settings, objective_named
+from learner.objectives.registry import averaging_of, loss_settings
 from protocol.config import Settings
 from protocol.messages import Trajectory
 
@@ -63,12 +63,12 @@ def make_samples(
     else:
         advantages = token_advantages(usable, settings, step_rewards_of(settings))
         masks = [trajectory.loss_mask == 1 for trajectory in usable]
-    averaging = objective_named(loss_settings(settings).name).averaging
+    averaging, context = averaging_of(loss_settings(settings)), settings.model.max_context
     samples: list[Sample] = []
     for trajectory, advantage, mask in zip(usable, advantages, masks, strict=True):
         paths = _trained_paths(trajectory, mask)
         counts = [int(trained[1:].sum()) for _, trained in paths]
-        weight = token_weight(averaging, sum(counts))
+        weight = token_weight(averaging, sum(counts), context)
         for (path, trained), count in zip(paths, counts, strict=True):
             share = count / sum(counts) if len(paths) > 1 else 1.0
             samples.append(_sample(trajectory, advantage, path, trained, version, weight, share))

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from learner.objectives.loss import token_losses
+from learner.objectives.parts.averaging import normaliser
 from learner.objectives.parts.objective import TokenTensors
-from learner.objectives.registry import loss_settings, objective_named
+from learner.objectives.parts.ratios import old_policy
+from learner.objectives.registry import averaging_of, checked_objective, loss_settings
 from learner.objectives.samples import Sample
 from learner.packing import plan_bins, row_length, used_share
 from learner.training.diagnostics import Diagnostics
@@ -35,7 +37,8 @@ class Trainer:
         self.group = policy.group
         self.settings = settings
         self.loss = loss_settings(settings)
-        self.objective = objective_named(self.loss.name)
+        self.objective = checked_objective(self.loss)
+        self.averaging = averaging_of(self.loss)
         self.budget = settings.micro_batch_tokens
 
     def step(self, samples: Sequence[Sample], version: int) -> dict[str, float]:
@@ -46,8 +49,8 @@ class Trainer:
         """
         lengths = [len(sample) for sample in samples]
         plan = plan_bins(lengths, self.group.data_parallel, self.budget, self.policy.attention_length)
-        normaliser = float(sum(sample.weights.sum(dtype=np.float64) for sample in samples))
-        assert normaliser > 0, "a batch without a trained token does not reach the trainer"
+        divisor = normaliser(self.averaging, [s.weights for s in samples], [s.share for s in samples])
+        assert divisor > 0, "a batch without a trained token does not reach the trainer"
         most_documents = max(len(members) for row in plan for members in row)
         diagnostics = Diagnostics(self.group.device)
         self.policy.engine.train()
@@ -58,7 +61,7 @@ class Trainer:
                 loss = self._forward(batch, diagnostics, most_documents)
                 if not torch.isfinite(loss):
                     raise LearnerError(f"the loss of version {version} is {float(loss)}", kind="not_finite")
-                self.policy.backward(loss / normaliser, is_last=index == len(plan) - 1)
+                self.policy.backward(loss / divisor, is_last=index == len(plan) - 1)
         rate = learning_rate(version, self.settings.steps, self.settings.learner)
         with self.group.doing(f"updating the weights of version {version}"):
             norm = self.policy.update(rate)
@@ -102,7 +105,7 @@ class Trainer:
         documents = self._mine(batch.documents)
         trained = (tokens.weights > 0).float()
         table = torch.zeros(self.group.data_parallel, most_documents + 1, 2, device=self.group.device)
-        log_ratio = (tokens.logprobs.detach() - tokens.behaviour) * trained
+        log_ratio = (tokens.logprobs.detach() - old_policy(tokens, self.loss)) * trained
         table[self.group.data_index].index_add_(0, documents, torch.stack([log_ratio, trained], 1))
         sums, counts = self.group.sum(table)[self.group.data_index].unbind(1)
         return replace(tokens, sequence_log_ratio=(sums / counts.clamp(min=1))[documents])

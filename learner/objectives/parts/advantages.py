@@ -16,3 +16,19 @@ def group_normalised(rewards: Sequence[float]) -> np.ndarray:
         return np.zeros_like(values)
     advantages: np.ndarray = centred / std
     return advantages
+
+
+def group_centred(rewards: Sequence[float]) -> np.ndarray:
+    """`r - mean` over the group (Dr. GRPO, Liu et al., arXiv 2503.20783); zeros where all rewards are equal."""
+    values = np.asarray(rewards, dtype=np.float64)
+    if np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())):
+        return np.zeros_like(values)
+    centred: np.ndarray = values - values.mean()
+    return centred
+
+
+def leave_one_out(rewards: Sequence[float]) -> np.ndarray:
+    """`r - mean of the others` (RLOO, Ahmadian et al., arXiv 2402.14740); zeros where all are equal or one is
+    alone."""
+    others = len(rewards) - 1
+    return group_centred(rewards) * (len(rewards) / others if others else 1.0)

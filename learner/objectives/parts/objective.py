@@ -29,7 +29,7 @@ class TokenTensors:
     proximal: Tensor | None = None
     """Log-probabilities under the weights at the start of the step (default: `logprobs`, right for the first step)."""
     sequence_log_ratio: Tensor | None = None
-    """Mean of `logprobs - behaviour` over the trained tokens of the token's sequence, if the objective wants it."""
+    """Mean of `logprobs - old_policy` over the trained tokens of the token's sequence, if the objective wants it."""
     entropy: Tensor | None = None
     """Entropy of the policy at the token; needed when `entropy_coef` is not 0."""
     reference: Tensor | None = None
@@ -48,5 +48,8 @@ class Objective:
     """How tokens are averaged over a batch; see `averaging.py`."""
     reads: tuple[str, ...] = ()
     """Settings of `learner.loss` that the loss depends on."""
+    corrects: bool = False
+    """Whether the loss itself weighs or masks tokens by learner against sampler, so that `truncate_importance` has no
+    place in it."""
     sequence_ratio: bool = False
     """Whether the loss needs `TokenTensors.sequence_log_ratio`."""

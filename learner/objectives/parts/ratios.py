@@ -29,9 +29,27 @@ def clipped(ratio: Tensor, advantages: Tensor, settings: LossSettings) -> Tensor
     return -surrogate
 
 
+def clip_loss(tokens: TokenTensors, settings: LossSettings) -> Tensor:
+    """`clipped` with each token's ratio to the policy that sampled it."""
+    return clipped(ratio_of(tokens.logprobs, tokens.behaviour), tokens.advantages, settings)
+
+
+def masked_loss(tokens: TokenTensors, divergence: Tensor, bound: float) -> Tensor:
+    """`-ratio * advantage`; no gradient, nor value, where the advantage pushes a ratio further beyond the bound."""
+    ratio = ratio_of(tokens.logprobs, tokens.behaviour)
+    leaving = ((tokens.advantages > 0) & (ratio > 1)) | ((tokens.advantages < 0) & (ratio < 1))
+    kept = ~(leaving & (divergence > bound))
+    return -(ratio * tokens.advantages).where(kept, ratio.new_zeros(()))
+
+
 def proximal_of(tokens: TokenTensors) -> Tensor:
     """Log-probs under the weights at the start of the step, without a gradient."""
     return (tokens.logprobs if tokens.proximal is None else tokens.proximal).detach()
+
+
+def old_policy(tokens: TokenTensors, settings: LossSettings) -> Tensor:
+    """What ratios are taken against: the policy that sampled, or with `truncate_importance` the start of the step."""
+    return tokens.behaviour if settings.truncate_importance is None else proximal_of(tokens)
 
 
 def sequence_ratio_of(tokens: TokenTensors) -> Tensor:

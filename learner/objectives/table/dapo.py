@@ -10,21 +10,10 @@ A branching episode: its advantage at all its tokens, each sampled token once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from learner.objectives.parts.advantages import group_normalised
-from learner.objectives.parts.objective import Objective, TokenTensors
-from learner.objectives.parts.ratios import clipped, ratio_of
-from protocol.config import LossSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-def _loss(tokens: TokenTensors, settings: LossSettings) -> Tensor:
-    return clipped(ratio_of(tokens.logprobs, tokens.behaviour), tokens.advantages, settings)
-
+from learner.objectives.parts.objective import Objective
+from learner.objectives.parts.ratios import clip_loss
 
 OBJECTIVE = Objective(
-    loss=_loss, advantages=group_normalised, averaging="token", reads=("eps_low", "eps_high", "dual_clip")
+    loss=clip_loss, advantages=group_normalised, averaging="token", reads=("eps_low", "eps_high", "dual_clip")
 )

@@ -32,4 +32,5 @@ OBJECTIVE = Objective(
     advantages=group_normalised,
     averaging="token",
     reads=("eps_low", "eps_high", "dual_clip", "truncate_weight"),
+    corrects=True,
 )

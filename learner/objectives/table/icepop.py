@@ -33,4 +33,5 @@ OBJECTIVE = Objective(
     advantages=group_normalised,
     averaging="token",
     reads=("eps_low", "eps_high", "dual_clip", "band_low", "band_high"),
+    corrects=True,
 )

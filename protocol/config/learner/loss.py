@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -14,8 +14,14 @@ class LossSettings(Section):
     """The objective."""
 
     name: Annotated[str, AfterValidator(known_objective), Field(description=help_text())] = "dapo"
-    eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Lower clip: ratios under 1 - eps_low get no gradient where the advantage is negative."""
+    averaging: Literal["token", "sequence", "constant"] | None = None
+    """Over a batch, every sampled token weighs the same (token), every episode (sequence), or every token as much as in
+    any other batch, 1 / (max_context * episodes) (constant). Default: as the objective's authors do."""
+    truncate_importance: Annotated[float, Field(gt=0)] | None = None
+    """Truncated importance sampling, for any objective that does not weigh or mask by learner / sampler itself: its
+    ratios are taken against the learner's weights before the step, its loss is times min(learner / sampler, this)."""
+    eps_low: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Lower clip: ratios under 1 - eps_low get no gradient where the advantage is negative (1: no bound)."""
     eps_high: Annotated[float, Field(gt=0)] = 0.3
     """Upper clip (0.26 in stage 2)."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
@@ -26,8 +32,17 @@ class LossSettings(Section):
     """`icepop`: tokens whose learner / behaviour probability ratio is under this are masked."""
     band_high: Annotated[float, Field(gt=0)] = 5.0
     """`icepop`: the same, above."""
+    tau_positive: Annotated[float, Field(gt=0)] = 1.0
+    """`sapo`: how fast the gate closes around a ratio of 1 where the advantage is positive."""
+    tau_negative: Annotated[float, Field(gt=0)] = 1.05
+    """`sapo`: the same, where it is negative."""
+    max_divergence: Annotated[float, Field(gt=0)] = 0.15
+    """`dppo_tv`, `dppo_kl`: divergence of a token beyond which it is masked (its authors: TV 0.15, KL 0.05)."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the KL to the starting policy (0: no reference model is loaded)."""
+    """Weight of the KL to the starting policy (0: no reference model is loaded); every rank keeps a frozen copy, or at
+    stage 3 a shard, of its weights."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's estimators of that KL; k1 acts as it does in a reward (learner/objectives/parts/kl.py says why)."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy bonus."""
     format_penalty: Annotated[float, Field(ge=0)] = 0.0

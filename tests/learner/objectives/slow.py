@@ -44,8 +44,23 @@ def ratio(new: float, old: float) -> float:
     return math.exp(new - old)
 
 
+def leaves(ratio: float, advantage: float) -> bool:
+    """Whether the advantage pushes the ratio further from 1."""
+    return (advantage > 0 and ratio > 1) or (advantage < 0 and ratio < 1)
+
+
 def group_normalised(rewards: list[float]) -> list[float]:
     mean, std = fmean(rewards), pstdev(rewards)
     if std <= 1e-9 * max(1.0, max(abs(r) for r in rewards)):
         return [0.0 for _ in rewards]
     return [(r - mean) / std for r in rewards]
+
+
+def group_centred(rewards: list[float]) -> list[float]:
+    return [r - fmean(rewards) for r in rewards]
+
+
+def leave_one_out(rewards: list[float]) -> list[float]:
+    if len(rewards) == 1:
+        return [0.0]
+    return [r - fmean(rewards[:i] + rewards[i + 1 :]) for i, r in enumerate(rewards)]

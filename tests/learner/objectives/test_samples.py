@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learner.objectives.parts.averaging import normaliser
+from learner.objectives.registry import averaging_of
 from learner.objectives.samples import has_signal, make_samples
-from protocol.config import Settings
+from protocol.config import LossSettings, Settings
 from protocol.messages import Trajectory, Turn
 from tiny.trajectories import random_batch, random_trajectory
 
@@ -104,9 +106,21 @@ def test_rft_trains_on_readable_turns_of_successes_only() -> None:
     assert set(sample.advantages[sample.weights > 0]) == {1.0}
 
 
-def test_gspo_weighs_every_sequence_the_same() -> None:
-    batch = random_batch(np.random.default_rng(0), [20, 60], group_size=2)
-    samples, _ = make_samples(batch, phase("rl", name="gspo"), 0, VOCABULARY)
-    assert [float(s.weights.sum()) for s in samples] == pytest.approx([1, 1])
-    samples, _ = make_samples(batch, phase("rl", name="dapo"), 0, VOCABULARY)
-    assert samples[0].weights.sum() < samples[1].weights.sum()
+@pytest.mark.parametrize(
+    ("loss", "sums", "divisor"),
+    [
+        ({"name": "dapo"}, [10, 30], 40),
+        ({"name": "gspo"}, [1, 1], 2),
+        ({"name": "gspo", "averaging": "token"}, [10, 30], 40),
+        ({"name": "dapo", "averaging": "sequence"}, [1, 1], 2),
+        ({"name": "dr_grpo"}, [10 / 64, 30 / 64], 2),
+    ],
+)
+def test_tokens_are_averaged_as_the_objective_or_the_setting_says(
+    loss: dict[str, str], sums: list[float], divisor: float
+) -> None:
+    batch = random_batch(np.random.default_rng(0), [21, 61], group_size=2, num_turns=1)
+    samples, _ = make_samples(batch, phase("rl", **loss), 0, VOCABULARY)
+    assert [float(s.weights.sum()) for s in samples] == pytest.approx(sums)
+    averaging = averaging_of(LossSettings(**loss))
+    assert normaliser(averaging, [s.weights for s in samples], [s.share for s in samples]) == pytest.approx(divisor)

@@ -7,7 +7,6 @@ import json
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.objectives.registry import objective_named
+from learner.objectives.registry import averaging_of
 from protocol.config import LossSettings, Settings
 from protocol.objectives import objectives
 from tests.learner.objectives.slow import Tokens
@@ -27,9 +26,17 @@ pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(300)]
 
 LENGTHS = [50, 81, 120, 33, 90, 64]
 GROUP_SIZE = 3
+MAX_CONTEXT = 128
 LAYOUTS = {"one_by_one": (1, 1, 128), "packed_2_groups": (2, 1, 256), "packed_2_ulysses": (2, 2, 256)}
 ALWAYS = {"length_threshold": 100}
-LOSSES: dict[str, dict[str, object]] = {name: {"name": name} | ALWAYS for name in objectives()}
+LOSSES: dict[str, dict[str, object]] = {
+    label: options | ALWAYS
+    for label, options in {
+        **{name: {"name": name} for name in objectives()},
+        "dapo_truncated_by_sequence": {"name": "dapo", "truncate_importance": 1.1, "averaging": "sequence"},
+        "gspo_truncated_constant": {"name": "gspo", "truncate_importance": 1.1, "averaging": "constant"},
+    }.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (world, sequence_parallel, pack_tokens) in LAYOUTS.items():
         learner = {"sequence_parallel": sequence_parallel, "pack_tokens": pack_tokens, "lr": 0.0, "logprob_chunk": 48}
         settings = Settings.model_validate(
-            {"model": {"path": str(model), "max_context": 128}, "episode": {"max_turn_tokens": 32}, "learner": learner}
+            {
+                "model": {"path": str(model), "max_context": MAX_CONTEXT},
+                "episode": {"max_turn_tokens": 32},
+                "learner": learner,
+            }
         )
         case = {
             "name": name,
@@ -61,7 +72,7 @@ def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
     """Gradient and loss of the batch in plain torch: the slow reference's slopes, pushed back through the model."""
     settings = LossSettings.model_validate(LOSSES[label])
     slow = import_module(f"tests.learner.objectives.table.test_{settings.name}")
-    averaging = objective_named(settings.name).averaging
+    averaging, cap = averaging_of(settings), settings.truncate_importance
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     batch = random_batch(np.random.default_rng(0), LENGTHS, GROUP_SIZE)
     num_trained = [int(t.loss_mask[1:].sum()) for t in batch]
@@ -71,20 +82,26 @@ def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
         advantage = slow.advantages([t.reward for t in group])[trajectory.member]
         ids = torch.from_numpy(trajectory.token_ids.astype(np.int64))[None]
         logprobs = policy(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].double()
-        count = len(logprobs)
+        behaviour, count = torch.tensor(trajectory.logprobs[1:]).double(), len(logprobs)
+        weight = (logprobs.detach() - behaviour).exp().clamp(max=cap) if cap else torch.ones(count).double()
         tokens = Tokens(
             logp=logprobs.tolist(),
-            behaviour=trajectory.logprobs[1:].astype(float).tolist(),
+            behaviour=logprobs.tolist() if cap else behaviour.tolist(),
             proximal=logprobs.tolist(),
             advantage=[advantage] * count,
             sequence=[0] * count,
             weight=trajectory.loss_mask[1:].astype(float).tolist(),
         )
         trained = np.flatnonzero(trajectory.loss_mask[1:])
-        values, slopes = zip(*(slow.reference(tokens, t, settings) for t in trained), strict=True)
-        divisor = {"token": sum(num_trained), "sequence": len(batch) * num_trained[index]}[averaging]
-        (logprobs[trained] * torch.tensor(slopes)).sum().div(divisor).backward()
-        total += fmean(values) * len(values) / divisor
+        values, slopes = torch.tensor([slow.reference(tokens, t, settings) for t in trained]).double().T
+        divisor = {
+            "token": sum(num_trained),
+            "sequence": len(batch) * num_trained[index],
+            "constant": len(batch) * MAX_CONTEXT,
+        }[averaging]
+        (logprobs * weight)[trained].mul(slopes).sum().div(divisor).backward()
+        divisor = divisor if averaging != "constant" else sum(num_trained)  # the figure is a mean over weights
+        total += float((values * weight[trained]).sum()) / divisor
     return {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}, total
 
 

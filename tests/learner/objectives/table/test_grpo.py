@@ -1,0 +1,9 @@
+"""GRPO's slow reference."""
+
+from tests.learner.objectives import slow
+
+advantages = slow.group_normalised
+
+
+def reference(x, t, s):
+    return slow.clipped(slow.ratio(x.logp[t], x.behaviour[t]), x.advantage[t], s)
