@@ -186,7 +186,7 @@ class LearnerRank:
         samples, left_out = make_samples(batch.trajectories, self.settings, self.version, self._policy.vocab_size)
         self._left_out.update(left_out)
         figures = {f"left_out_{reason}": float(count) for reason, count in left_out.items()}
-        if has_signal(samples):
+        if has_signal(samples, learns_values=self._trainer.objective.targets is not None):
             figures |= self._trainer.step(samples, self.version)
             self._check_parity(figures)
         else:

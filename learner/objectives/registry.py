@@ -42,6 +42,12 @@ def checked_objective(loss: LossSettings) -> Objective:
             "against sampler itself: leave it out, or take another objective",
             kind="value",
         )
+    if loss.format_penalty and objective.targets is not None:
+        raise ConfigError(
+            f"--learner.loss.format-penalty does not go with {loss.name}: a value is learned from whole returns, "
+            "and this is added to advantages",
+            kind="value",
+        )
     return objective
 
 

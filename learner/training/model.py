@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
+from learner.objectives.registry import loss_settings, objective_named
 from learner.packing import attention_length_of
 from learner.training.adapters import Export, add_adapters, exports
 from learner.training.attention import register_document_attention
@@ -87,7 +88,8 @@ class Policy:
             tile_mlps(causal_lm, learner.mlp_tile)
         if learner.lora_rank:
             add_adapters(causal_lm, learner.lora_rank, settings.seed)
-        self.module = self._with_logprobs(causal_lm, settings)
+        with_values = objective_named(loss_settings(settings).name).targets is not None
+        self.module = self._with_logprobs(causal_lm, settings, with_values)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.module, learner.weight_decay), lr=learner.lr, betas=learner.betas, fused=False
         )
@@ -111,10 +113,11 @@ class Policy:
         """
         return self.group.world_size if self.zero_stage == 3 else self.group.data_parallel
 
-    def logprobs(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of this rank's slice of the positions, float32 [positions]."""
-        logprobs, entropies = self.engine(token_ids[None], positions[None], targets[None])
-        return logprobs[0], entropies[0]
+    def logprobs(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probs, entropies and, with a value head, values of this rank's slice of the positions, float32
+        [positions]."""
+        logprobs, entropies, *values = self.engine(token_ids[None], positions[None], targets[None])
+        return logprobs[0], entropies[0], values[0][0] if values else None
 
     @torch.no_grad()
     def reference_logprobs(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
@@ -194,13 +197,14 @@ class Policy:
         assert isinstance(sharded, nn.Module)
         return sharded
 
-    def _with_logprobs(self, causal_lm: Any, settings: Settings) -> TokenLogprobs:
+    def _with_logprobs(self, causal_lm: Any, settings: Settings, with_values: bool = False) -> TokenLogprobs:
         learner = settings.learner
         return TokenLogprobs(
             causal_lm,
             learner.logprob_chunk,
             settings.episode.temperature or 1.0,
             entropy_gradient=learner.loss.entropy_coef > 0,
+            with_values=with_values,
         )
 
     def _engine_config(self, learner: LearnerSettings) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Trainer:
     def _forward(self, batch: MicroBatch, diagnostics: Diagnostics, most_documents: int) -> Tensor:
         """Weighted loss summed over this rank's positions of a micro-batch."""
         inputs = self._mine(batch.token_ids), self._mine(batch.positions), self._mine(batch.targets)
-        logprobs, entropy = self.policy.logprobs(*inputs)
+        logprobs, entropy, values = self.policy.logprobs(*inputs)
         tokens = TokenTensors(
             logprobs=logprobs,
             behaviour=self._mine(batch.behaviour),
@@ -88,6 +88,8 @@ class Trainer:
             entropy=entropy,
             reference=self.policy.reference_logprobs(*inputs) if self.loss.kl_coef else None,
         )
+        if values is not None:
+            tokens = self._with_returns(tokens, values, batch)
         if self.objective.sequence_ratio:
             tokens = self._with_sequence_ratio(tokens, batch, most_documents)
         losses = token_losses(tokens, self.loss)
@@ -99,6 +101,17 @@ class Trainer:
         share = len(array) // self.group.sequence_parallel
         start = self.group.sequence_index * share
         return torch.from_numpy(array[start : start + share]).to(self.group.device)
+
+    def _with_returns(self, tokens: TokenTensors, values: Tensor, batch: MicroBatch) -> TokenTensors:
+        """`tokens` with values, and with advantages and returns of whole documents, which may lie on several ranks."""
+        assert self.objective.targets is not None
+        table = torch.zeros(self.group.data_parallel, self.group.sequence_parallel, len(values), device=values.device)
+        table[self.group.data_index, self.group.sequence_index] = values.detach()
+        whole = self.group.sum(table)[self.group.data_index].flatten().cpu().numpy()
+        advantages, returns = self.objective.targets(
+            whole, batch.advantages, batch.documents, batch.weights > 0, self.loss
+        )
+        return replace(tokens, values=values, advantages=self._mine(advantages), returns=self._mine(returns))
 
     def _with_sequence_ratio(self, tokens: TokenTensors, batch: MicroBatch, most_documents: int) -> TokenTensors:
         """`tokens` with the mean log-ratio of every token's document, which may lie on several ranks."""

@@ -18,6 +18,11 @@ def group_normalised(rewards: Sequence[float]) -> np.ndarray:
     return advantages
 
 
+def episode_reward(rewards: Sequence[float]) -> np.ndarray:
+    """The rewards themselves: the baseline is a value per token, not the group."""
+    return np.asarray(rewards, dtype=np.float64)
+
+
 def group_centred(rewards: Sequence[float]) -> np.ndarray:
     """`r - mean` over the group (Dr. GRPO, Liu et al., arXiv 2503.20783); zeros where all rewards are equal."""
     values = np.asarray(rewards, dtype=np.float64)

@@ -34,6 +34,14 @@ class TokenTensors:
     """Entropy of the policy at the token; needed when `entropy_coef` is not 0."""
     reference: Tensor | None = None
     """Log-probabilities under the starting policy; needed when `kl_coef` is not 0."""
+    values: Tensor | None = None
+    """The value head's estimates, through which gradients flow, too; where the objective has `targets`."""
+    returns: Tensor | None = None
+    """What the values should be."""
+
+
+Targets = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, LossSettings], tuple[np.ndarray, np.ndarray]]
+"""Values, rewards, sequences and masks of a micro-batch's positions to advantages and returns (`gae.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,5 +59,7 @@ class Objective:
     corrects: bool = False
     """Whether the loss itself weighs or masks tokens by learner against sampler, so that `truncate_importance` has no
     place in it."""
+    targets: Targets | None = None
+    """Advantages from a learned value: the policy gets a value head, and `advantages` passes rewards on."""
     sequence_ratio: bool = False
     """Whether the loss needs `TokenTensors.sequence_log_ratio`."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from protocol.objectives import help_text, known_objective
-from protocol.section import Amount, Section
+from protocol.section import Amount, Section, Share
 
 
 class LossSettings(Section):
@@ -38,6 +38,12 @@ class LossSettings(Section):
     """`sapo`: the same, where it is negative."""
     max_divergence: Annotated[float, Field(gt=0)] = 0.15
     """`dppo_tv`, `dppo_kl`: divergence of a token beyond which it is masked (its authors: TV 0.15, KL 0.05)."""
+    value_coef: Annotated[float, Field(ge=0)] = 0.1
+    """`ppo`: weight of the value head's squared error."""
+    gamma: Share = 1.0
+    """`ppo`: discount from one sampled token to the next."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """`ppo`: how far advantages look past the value head; 1: to the episode's reward."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL to the starting policy (0: no reference model is loaded); every rank keeps a frozen copy, or at
     stage 3 a shard, of its weights."""

@@ -22,6 +22,8 @@ class Tokens:
     advantage: list[float]
     sequence: list[int]
     weight: list[float]
+    value: list[float]
+    returns: list[float]
 
     def mean_log_ratio(self, t: int) -> float:
         """Mean of log(pi / mu) over the trained tokens of t's sequence."""
@@ -64,3 +66,13 @@ def leave_one_out(rewards: list[float]) -> list[float]:
     if len(rewards) == 1:
         return [0.0]
     return [r - fmean(rewards[:i] + rewards[i + 1 :]) for i, r in enumerate(rewards)]
+
+
+def gae(values: list[float], reward: float, gamma: float, decay: float) -> tuple[list[float], list[float]]:
+    """Advantages and returns of one sequence's sampled tokens, as the sum that defines them."""
+    count = len(values)
+    rewards = [0.0] * (count - 1) + [reward]
+    later = [*values[1:], 0.0]
+    delta = [rewards[k] + gamma * later[k] - values[k] for k in range(count)]
+    advantages = [sum((gamma * decay) ** (j - k) * delta[j] for j in range(k, count)) for k in range(count)]
+    return advantages, [a + v for a, v in zip(advantages, values, strict=True)]

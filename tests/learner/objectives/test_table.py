@@ -64,6 +64,8 @@ def random_tokens(
         np.array(means)[sequence],
         rng.random(count),
         logp + rng.normal(0, spread, count),
+        rng.normal(size=count),
+        rng.normal(size=count),
     )
     return TokenTensors(*map(torch.tensor, tensors)), sequence
 
@@ -78,7 +80,7 @@ def loss_and_slope(tokens: TokenTensors, loss: LossSettings) -> tuple[torch.Tens
 
 def as_lists(tokens: TokenTensors, sequence: np.ndarray, truncated: bool) -> Tokens:
     """What a reference sees; the proximal policy takes the sampler's place in truncated importance sampling."""
-    assert tokens.proximal is not None
+    assert tokens.proximal is not None and tokens.values is not None and tokens.returns is not None
     return Tokens(
         logp=tokens.logprobs.tolist(),
         behaviour=(tokens.proximal if truncated else tokens.behaviour).tolist(),
@@ -86,6 +88,8 @@ def as_lists(tokens: TokenTensors, sequence: np.ndarray, truncated: bool) -> Tok
         advantage=tokens.advantages.tolist(),
         sequence=sequence.tolist(),
         weight=tokens.weights.tolist(),
+        value=tokens.values.tolist(),
+        returns=tokens.returns.tolist(),
     )
 
 
@@ -156,6 +160,8 @@ def test_extreme_log_probs_stay_finite(name: str) -> None:
         sequence_log_ratio=torch.tensor([-1e4, 1e4, -1e4, 1e4]),
         reference=behaviour,
         entropy=torch.ones(4),
+        values=torch.zeros(4),
+        returns=torch.ones(4),
     )
     losses = token_losses(tokens, LossSettings(name=name, kl_coef=0.1, entropy_coef=0.1))
     losses.sum().backward()
@@ -174,8 +180,11 @@ def test_an_objective_reads_the_settings_that_it_names_and_no_others(name: str) 
             return getattr(LossSettings(name=name, dual_clip=1.5), setting)
 
     tokens, _ = random_tokens(0, 10)
-    objective_named(name).loss(tokens, Recorded())  # type: ignore[arg-type]
-    assert read == set(objective_named(name).reads)
+    objective = objective_named(name)
+    objective.loss(tokens, Recorded())  # type: ignore[arg-type]
+    if objective.targets is not None:
+        objective.targets(*np.ones((4, 3)), Recorded())  # type: ignore[arg-type]
+    assert read == set(objective.reads)
 
 
 def test_every_objective_says_what_it_is_its_formula_and_its_source() -> None:

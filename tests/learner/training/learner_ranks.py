@@ -83,6 +83,11 @@ def run_case(group: RankGroup, case: dict, folder: Path) -> None:
     policy.engine.destroy()
 
 
+def head_weights(hidden: int) -> torch.Tensor:
+    """Weights of a value head that is not zero: [1, hidden]."""
+    return torch.linspace(-0.1, 0.2, hidden)[None]
+
+
 def run_losses(group: RankGroup, case: dict, folder: Path) -> None:
     settings = Settings.model_validate(case["settings"])
     assert settings.learner.lr == 0, "every objective is to see the same weights"
@@ -93,8 +98,12 @@ def run_losses(group: RankGroup, case: dict, folder: Path) -> None:
         learner = settings.learner.model_copy(update={"loss": LossSettings.model_validate(loss)})
         some = settings.model_copy(update={"learner": learner})
         samples, _ = make_samples(batch, some, 0, policy.vocab_size)
+        if policy.module.value_head is not None:
+            policy.module.value_head.weight.data.copy_(head_weights(policy.config.hidden_size))
         figures[label] = Trainer(policy, some).step(samples, 0)
         tensors |= {f"{label}|{name}": g for name, g in policy.gradients.items()}
+    exported = [name for name, _ in policy.full_weights(1 << 20)]
+    assert not any("value_head" in name for name in exported), "generators know no value head"
     if group.rank == 0:
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / f"{case['name']}.safetensors")
         (folder / f"{case['name']}.json").write_text(json.dumps(figures))

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.objectives.registry import averaging_of
+from learner.objectives.registry import averaging_of, objective_named
 from protocol.config import LossSettings, Settings
 from protocol.objectives import objectives
-from tests.learner.objectives.slow import Tokens
+from tests.learner.objectives.slow import Tokens, gae
+from tests.learner.training.learner_ranks import head_weights
 from tests.learner.training.test_parity import run_ranks
 from tiny.model import save_random_model
 from tiny.trajectories import random_batch
@@ -39,6 +40,10 @@ LOSSES: dict[str, dict[str, object]] = {
 }
 
 
+def has_values(label: str) -> bool:
+    return objective_named(str(LOSSES[label]["name"])).targets is not None
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The gradients of every objective in every layout: one process start, one policy a layout."""
@@ -46,22 +51,27 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = save_random_model(folder / "model")
     job = []
     for name, (world, sequence_parallel, pack_tokens) in LAYOUTS.items():
-        learner = {"sequence_parallel": sequence_parallel, "pack_tokens": pack_tokens, "lr": 0.0, "logprob_chunk": 48}
-        settings = Settings.model_validate(
-            {
-                "model": {"path": str(model), "max_context": MAX_CONTEXT},
-                "episode": {"max_turn_tokens": 32},
-                "learner": learner,
-            }
-        )
-        case = {
-            "name": name,
-            "settings": settings.model_dump(mode="json"),
-            "batches": [LENGTHS],
-            "group_size": GROUP_SIZE,
-            "losses": LOSSES,
+        learner: dict[str, object] = {
+            "sequence_parallel": sequence_parallel,
+            "pack_tokens": pack_tokens,
+            "lr": 0.0,
+            "logprob_chunk": 48,
         }
-        job.append({"world": world, "sequence_parallel": sequence_parallel, "cases": [case]})
+        cases = []
+        for valued in (False, True):  # a policy with a value head is another policy
+            labels = [label for label in LOSSES if has_values(label) == valued]
+            learner["loss"] = LOSSES[labels[0]]
+            start = {"path": str(model), "max_context": MAX_CONTEXT}
+            settings = Settings.model_validate({"model": start, "episode": {"max_turn_tokens": 32}, "learner": learner})
+            case = {
+                "name": f"{name}-{valued}",
+                "settings": settings.model_dump(mode="json"),
+                "batches": [LENGTHS],
+                "group_size": GROUP_SIZE,
+                "losses": {label: LOSSES[label] for label in labels},
+            }
+            cases.append(case)
+        job.append({"world": world, "sequence_parallel": sequence_parallel, "cases": cases})
     (folder / "job.json").write_text(json.dumps(job))
     run_ranks(folder / "job.json")
     return folder
@@ -74,6 +84,7 @@ def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
     slow = import_module(f"tests.learner.objectives.table.test_{settings.name}")
     averaging, cap = averaging_of(settings), settings.truncate_importance
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    head = head_weights(policy.config.hidden_size).requires_grad_()
     batch = random_batch(np.random.default_rng(0), LENGTHS, GROUP_SIZE)
     num_trained = [int(t.loss_mask[1:].sum()) for t in batch]
     total = 0.0
@@ -81,35 +92,51 @@ def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
         group = [t for t in batch if t.group_id == trajectory.group_id]
         advantage = slow.advantages([t.reward for t in group])[trajectory.member]
         ids = torch.from_numpy(trajectory.token_ids.astype(np.int64))[None]
-        logprobs = policy(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].double()
+        output = policy(ids, output_hidden_states=True)
+        logprobs = output.logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].double()
+        values = (output.hidden_states[-1][0, :-1] @ head.T)[:, 0].double()
+        trained = np.flatnonzero(trajectory.loss_mask[1:])
         behaviour, count = torch.tensor(trajectory.logprobs[1:]).double(), len(logprobs)
         weight = (logprobs.detach() - behaviour).exp().clamp(max=cap) if cap else torch.ones(count).double()
+        advantages, returns = np.full(count, advantage), np.zeros(count)
+        if has_values(label):
+            targets = gae(values[trained].tolist(), advantage, settings.gamma, settings.gae_lambda)
+            advantages[trained], returns[trained] = targets
         tokens = Tokens(
             logp=logprobs.tolist(),
             behaviour=logprobs.tolist() if cap else behaviour.tolist(),
             proximal=logprobs.tolist(),
-            advantage=[advantage] * count,
+            advantage=advantages.tolist(),
             sequence=[0] * count,
             weight=trajectory.loss_mask[1:].astype(float).tolist(),
+            value=values.tolist(),
+            returns=returns.tolist(),
         )
-        trained = np.flatnonzero(trajectory.loss_mask[1:])
-        values, slopes = torch.tensor([slow.reference(tokens, t, settings) for t in trained]).double().T
+        losses, slopes = torch.tensor([slow.reference(tokens, t, settings) for t in trained]).double().T
         divisor = {
             "token": sum(num_trained),
             "sequence": len(batch) * num_trained[index],
             "constant": len(batch) * MAX_CONTEXT,
         }[averaging]
-        (logprobs * weight)[trained].mul(slopes).sum().div(divisor).backward()
+        surrogate = (logprobs * weight)[trained].mul(slopes)
+        if has_values(label):
+            surrogate = surrogate + settings.value_coef * (values - torch.from_numpy(returns))[trained].square() / 2
+        surrogate.sum().div(divisor).backward()
         divisor = divisor if averaging != "constant" else sum(num_trained)  # the figure is a mean over weights
-        total += float((values * weight[trained]).sum()) / divisor
-    return {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}, total
+        total += float((losses * weight[trained]).sum()) / divisor
+    gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    if has_values(label):
+        assert head.grad is not None
+        gradients["value_head.weight"] = head.grad
+    return gradients, total
 
 
 @pytest.mark.parametrize("label", LOSSES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_and_loss_equal_plain_torch(results: Path, layout: str, label: str) -> None:
-    got = load_file(results / f"{layout}.safetensors")
-    figures = json.loads((results / f"{layout}.json").read_text())[label]
+    name = f"{layout}-{has_values(label)}"
+    got = load_file(results / f"{name}.safetensors")
+    figures = json.loads((results / f"{name}.json").read_text())[label]
     gradients, loss = expected(results / "model", label)
     largest = max(float(g.abs().max()) for g in gradients.values())
     for parameter, gradient in gradients.items():
