@@ -30,6 +30,8 @@ _SUMS = (
     "ratio",
     "ratio_squared",
     "staleness",
+    "valued_tokens",
+    "value_error_squared",
 )
 NUM_AGES = 8
 """Histograms: tokens of `NUM_AGES - 1` or more versions of age share the last one."""
@@ -69,6 +71,7 @@ class Diagnostics:
             ratio.double().sum(),
             ratio.double().square().sum(),
             age.sum(),
+            *_of_values(tokens, trained),
         )
         self._sums[: len(_SUMS)] += torch.stack([value.double() for value in sums])
         bins = ((logprobs - behaviour) / _BIN_WIDTH + _NUM_BINS / 2).long().clamp(0, _NUM_BINS - 1)
@@ -98,6 +101,8 @@ class Diagnostics:
             "effective_sample_share": s["ratio"] ** 2 / max(s["ratio_squared"], 1e-12) / count,
             "token_staleness_mean": s["staleness"] / count,
         }
+        if s["valued_tokens"]:
+            figures["value_error_rms"] = (s["value_error_squared"] / s["valued_tokens"]) ** 0.5
         histograms = self._sums[len(_SUMS) :].reshape(NUM_AGES, _NUM_BINS).cpu()
         for age, histogram in enumerate(histograms):
             if histogram.sum() > 0:
@@ -107,6 +112,13 @@ class Diagnostics:
                 figures[f"mismatch_age{age}_abs_mean"] = float((distances * histogram).sum() / histogram.sum())
                 figures[f"mismatch_age{age}_abs_max"] = float(distances[histogram > 0].max())
         return figures
+
+
+def _of_values(tokens: TokenTensors, trained: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens whose value was estimated, and the sum of their squared distances to the returns."""
+    if tokens.values is None or tokens.returns is None:
+        return torch.zeros(2, device=trained.device).unbind()
+    return trained.sum(), (tokens.values - tokens.returns)[trained].square().sum()
 
 
 def _quantile(histogram: Tensor, share: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,15 @@ def test_diagnostics_say_what_the_tokens_were() -> None:
     assert figures["mismatch_age0_abs_max"] == pytest.approx(0.1, abs=0.006)
     assert [figures[f"mismatch_age1_abs_{of}"] for of in ("mean", "max")] == pytest.approx([0.5, 0.5], abs=0.006)
     assert figures["ratio_age1_p01"] == pytest.approx(0.6065, rel=0.011)
+
+
+def test_diagnostics_say_how_far_values_are_off_where_there_are_values() -> None:
+    three = torch.tensor([1.0, 1.0, 0.0])
+    tokens = TokenTensors(three, three, three, three, values=torch.tensor([1.0, 2.0, 9.0]), returns=torch.zeros(3))
+    for seen, figure in ((tokens, pytest.approx(2.5**0.5)), (replace(tokens, values=None), None)):
+        diagnostics = Diagnostics(torch.device("cpu"))
+        diagnostics.add(seen, three, torch.zeros(3), three, LossSettings())
+        assert diagnostics.figures().get("value_error_rms") == figure
 
 
 @pytest.mark.parametrize(
