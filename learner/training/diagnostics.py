@@ -117,7 +117,8 @@ class Diagnostics:
 def _of_values(tokens: TokenTensors, trained: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens whose value was estimated, and the sum of their squared distances to the returns."""
     if tokens.values is None or tokens.returns is None:
-        return torch.zeros(2, device=trained.device).unbind()
+        none = torch.zeros((), device=trained.device)
+        return none, none
     return trained.sum(), (tokens.values - tokens.returns)[trained].square().sum()
 
 
