@@ -1,1 +1,1 @@
-"""One file a question; each prints one JSON object last (contract: docs/09-architecture.md)."""
+"""One file a question; each prints one JSON object last (contract: docs/70-architecture.md)."""

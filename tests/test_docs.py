@@ -15,7 +15,7 @@ from cluster.front_door.table import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-HISTORY = {"11-log.md", "CHANGELOG.md"}  # they name what there was
+HISTORY = {"90-log.md", "CHANGELOG.md"}  # they name what there was
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(page for page in DOCS if page.name not in HISTORY)]
 PACKAGES = ("actors", "benchmarks", "cluster", "configs", "docs", "learner", "protocol", "sandbox", "tests", "tiny")
 
@@ -86,7 +86,7 @@ def test_pages_are_numbered_and_all_are_on_the_front_page() -> None:
 
 def test_a_trajectory_goes_the_way_that_is_told() -> None:
     rows = re.findall(
-        r"^\| \d+ \| `([\w/]+\.py)` \|.*\| ([^|]*) \|$", (ROOT / "docs/09-architecture.md").read_text(), re.M
+        r"^\| \d+ \| `([\w/]+\.py)` \|.*\| ([^|]*) \|$", (ROOT / "docs/70-architecture.md").read_text(), re.M
     )
     assert 9 <= len(rows) <= 12
     for (file, hands_on), (following, _) in pairwise(rows):

@@ -1,6 +1,6 @@
 """Episodes on disk for people: trajectories as readable JSONL, and predictions in the SWE-bench harness's format.
 
-docs/06-reading-trajectories.md describes every field.
+docs/55-reading-trajectories.md describes every field.
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ def help_text(model: type[BaseModel], program: str, width: int | None = None, *,
             lines += ["", f"[{table}]" if table else "all others, by table of the file; first those of none:"]
         for key, field in others.items():
             lines += _entry(key, field, width)
-    lines += ["", "exit status: 0 done, 1 a part failed, 2 bad input (nothing was started), 130 or 143 interrupted"]
+    status = "exit status: 0 done, 1 a part failed, 2 bad input (nothing was started), 130 or 143 interrupted"
+    lines += ["", *textwrap.wrap(status, width)]
     return "\n".join(lines)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -17,6 +19,24 @@ _HELP = ("-h", "--help")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit status; 2 where there is no such command."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        try:
+            return _dispatch(arguments)
+        finally:
+            sys.stdout.flush()  # here, where it can be caught
+    except BrokenPipeError:
+        if not _only_prints(arguments):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has read enough
+        return 128 + signal.SIGPIPE
+
+
+def _only_prints(arguments: Sequence[str]) -> bool:
+    command = find(_leading_words(arguments))
+    return command is None or command.only_prints or any(argument in _HELP for argument in arguments)
+
+
+def _dispatch(arguments: list[str]) -> int:
     words = _leading_words(arguments)
     if not words:
         print(overview(COMMANDS))

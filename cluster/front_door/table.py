@@ -25,12 +25,14 @@ class Command(NamedTuple):
         does: what it is for, in a few words.
         target: `module:function` of what does it.
         examples: shown before its own help; none where its own help begins with examples.
+        only_prints: it ends quietly when its reader has read enough (`| head`).
     """
 
     name: str
     does: str
     target: str
     examples: tuple[Example, ...] = ()
+    only_prints: bool = False
 
 
 GROUPS = {
@@ -67,8 +69,9 @@ COMMANDS = (
         "actors.episodes.show:main",
         (
             Example("longhaul show runs/x", "every recorded episode in one line each"),
-            Example("longhaul show runs/x 0f3a-2", "one of them as a conversation"),
+            Example("longhaul show runs/x g17/3", "one of them as a conversation"),
         ),
+        only_prints=True,
     ),
     Command(
         "plan",
@@ -81,5 +84,6 @@ COMMANDS = (
             ),
             Example("longhaul plan --config my.toml --gpu-gib 74 --gpu-tflops 989", "the same on H100s"),
         ),
+        only_prints=True,
     ),
 )

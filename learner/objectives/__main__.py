@@ -1,4 +1,4 @@
-"""`python -m learner.objectives` prints the table of docs/08-objectives.md."""
+"""`python -m learner.objectives` prints the table of docs/65-objectives.md."""
 
 from learner.objectives.registry import markdown
 

@@ -1,7 +1,7 @@
 """The table of objectives: every file of `table/`, found by its name.
 
 Settings accept these names (`protocol/objectives.py` lists the same folder), `--help` shows their first lines, the
-tests run over them, and `python -m learner.objectives` prints the table of docs/08-objectives.md.
+tests run over them, and `python -m learner.objectives` prints the table of docs/65-objectives.md.
 """
 
 from __future__ import annotations

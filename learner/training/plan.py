@@ -1,4 +1,4 @@
-"""Memory and time of a learner before there is one: `python -m learner.training.plan --config FILE`.
+"""Memory and time of a learner before there is one.
 
 Bytes are per GPU with a full micro-batch; every line of the estimate is a formula below, and tests hold the formulas
 against tensors counted in real engines. Throughput is arithmetic from an assumed utilisation, and says so.

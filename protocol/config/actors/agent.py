@@ -25,7 +25,7 @@ class AgentSettings(Section):
 
     harness: HarnessName = "scaffold"
     """`scaffold`: the built-in loop that episode.scaffold names; `react`, `json`: one of the two. The others
-    are agents from outside, trained through the gateway (docs/own-agent.md): `command` runs agent.command in the
+    are agents from outside, trained through the gateway (docs/35-own-agent.md): `command` runs agent.command in the
     sandbox, `python` calls agent.function in this process, the rest are released agents, installed once and pinned."""
     command: str = ""
     """`command`: a shell line, run in the work directory. The issue is the file `$LONGHAUL_ISSUE`; `OPENAI_BASE_URL`,

@@ -18,4 +18,4 @@ class ActorSettings(Section):
     """How often running leases are extended."""
     trajectory_log_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the episodes written, readable, to `trajectories/` in the run directory (described in
-    docs/06-reading-trajectories.md)."""
+    docs/55-reading-trajectories.md)."""

@@ -18,7 +18,7 @@ from protocol.messages import Trajectory, Turn
 from sandbox.judgement.grading import Verdict
 from sandbox.patches import Patch
 
-DOCUMENT = Path(__file__).parents[3] / "docs/06-reading-trajectories.md"
+DOCUMENT = Path(__file__).parents[3] / "docs/55-reading-trajectories.md"
 
 
 def attempt(episode_id: str = "g/0", *, resolved: bool = True, text: str = "I look.") -> Attempt:
@@ -118,7 +118,7 @@ def test_every_field_is_documented() -> None:
     record = readable(attempt())
     fields = {*record, *record["verdict"], *(field for m in record["messages"] for field in m)}
     fields |= set(prediction(attempt(), "m")) | {field for m in readable(branched())["messages"] for field in m}
-    assert fields <= named, f"not in docs/06-reading-trajectories.md: {sorted(fields - named)}"
+    assert fields <= named, f"not in docs/55-reading-trajectories.md: {sorted(fields - named)}"
 
 
 def test_a_share_is_written_and_every_prediction(tmp_path: Path) -> None:

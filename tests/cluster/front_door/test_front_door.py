@@ -110,3 +110,11 @@ def test_help_loads_nothing_heavy_and_knows_its_name() -> None:
     done = subprocess.run(wrong, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr == "longhaul: unknown setting --num-actor: did you mean --num-actors?\n"
+
+
+@pytest.mark.parametrize("typed", ["--help", "run --help", "plan --help"])
+def test_a_reader_that_has_read_enough_is_no_error(typed: str) -> None:
+    script = f"{sys.executable} -m cluster.front_door {typed} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    assert done.stderr == ""
+    assert done.stdout.strip() in ("0", "141")

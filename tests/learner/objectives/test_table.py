@@ -196,7 +196,7 @@ def test_every_objective_says_what_it_is_its_formula_and_its_source() -> None:
 
 
 def test_the_docs_table_is_what_the_registry_prints() -> None:
-    assert markdown() in (ROOT / "docs" / "08-objectives.md").read_text()
+    assert markdown() in (ROOT / "docs" / "65-objectives.md").read_text()
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

@@ -109,7 +109,7 @@ def test_the_papers_recipe_is_valid_and_fits(name: str, context: int, turns: int
 
 
 def test_the_recipes_tables_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = (ROOT / "docs" / "07-recipe.md").read_text()
+    recipe = (ROOT / "docs" / "60-recipe.md").read_text()
     for name in ("stage1", "stage2"):
         config = ROOT / "configs" / f"paper-{name}.toml"
         assert plan.main(["--config", str(config), "--model", str(MODEL_72B), "--tokens", "131072"]) == 0
