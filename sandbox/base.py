@@ -12,6 +12,8 @@ from typing import Protocol, Self
 from msgspec import Struct
 
 from protocol.errors import SandboxError
+from sandbox.listings import Listing
+from sandbox.patches import Change
 
 
 class ExecResult(Struct, frozen=True, kw_only=True):
@@ -145,6 +147,29 @@ class Sandbox(Protocol):
         Where a sandbox carries none: `SandboxError` (kind: unsupported).
         """
         raise SandboxError(f"{type(self).__name__} carries no connections out of it", kind="unsupported")
+
+    async def list_tree(self) -> Listing:
+        """What `spec.workdir` holds, found without running a program of the sandbox and without following a link."""
+        raise SandboxError(f"{type(self).__name__} shows no trees", kind="unsupported")
+
+    async def fetch(self, path: str, max_bytes: int) -> Change:
+        """One file or link below `spec.workdir`, reached through no link.
+
+        Raises `SandboxError` (kinds as of `read`).
+        """
+        raise SandboxError(f"{type(self).__name__} shows no trees", kind="unsupported")
+
+    async def place(self, change: Change) -> None:
+        """Bring one path below `spec.workdir` into a state, through no link; whatever has the name is replaced.
+
+        Parents are made; with the last file of a directory the directory goes. Raises `SandboxError` (kinds among
+        others: blocked, where a link or a file stands in the way; disk_full).
+        """
+        raise SandboxError(f"{type(self).__name__} shows no trees", kind="unsupported")
+
+    async def twin(self) -> Sandbox:
+        """Another sandbox started as this one was. Raises `SandboxError`."""
+        raise SandboxError(f"{type(self).__name__} shows no trees", kind="unsupported")
 
     @abstractmethod
     async def kill_all(self) -> None:

@@ -42,6 +42,10 @@ class FakeSandbox(GuestSandbox):
         shorter = len(result.head) + len(result.tail) - len(head) - len(tail)
         return replace(result, head=head, tail=tail, total_bytes=result.total_bytes - shorter)
 
+    async def twin(self) -> Sandbox:
+        """See `Sandbox.twin`."""
+        return await self._backend.create(self.spec)
+
     async def snapshot(self) -> Snapshot:
         """See `Sandbox.snapshot`."""
         return await self._backend.take_snapshot(self)

@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 
 from sandbox.base import Backend, Limits
+from sandbox.diffs import patch_between
 from sandbox.judgement.checkout import git_apply, prepare, take_patch
-from sandbox.patches import Patch, patch_between
+from sandbox.patches import Patch
 from sandbox.tasks.sources import apply_diff, materialise, sandbox_spec
 from sandbox.tasks.task import Task
 

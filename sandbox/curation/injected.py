@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from protocol.errors import LonghaulError, TaskError
 from sandbox.curation.faults import Fault, find_faults, inject
 from sandbox.curation.survey import Package, Seen, Workshop, look
-from sandbox.patches import Change, git_diff
+from sandbox.diffs import git_diff
+from sandbox.patches import Change
 from sandbox.tasks.task import Task, TestSpec, check_task
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sandbox.patches import NOT_PART_OF_A_TREE
+from sandbox.listings import NOT_PART_OF_A_TREE
 from sandbox.tasks.runner_paths import is_test_configuration
 from sandbox.tasks.test_paths import is_test_file, is_test_module
 

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from protocol.errors import TaskError
 from sandbox.curation.survey import Package, Workshop, look, read_texts
-from sandbox.patches import Change, git_diff, state_of
+from sandbox.diffs import git_diff
+from sandbox.patches import Change, state_of
 from sandbox.tasks.task import Task, TestSpec, check_task
 
 _CHANGELOG = re.compile(r"(change|history|news|release|version)[^/]*\.(md|rst|txt)", re.IGNORECASE)

@@ -11,7 +11,7 @@ from aiodocker.stream import Stream
 from msgspec.structs import replace
 
 from protocol.errors import SandboxError
-from sandbox.base import Command, ExecResult, SandboxSpec, Snapshot
+from sandbox.base import Command, ExecResult, Sandbox, SandboxSpec, Snapshot
 from sandbox.docker.daemon import DockerHost, Failures
 from sandbox.guest.client import GuestClient
 from sandbox.guest.sandbox import GuestSandbox
@@ -26,6 +26,10 @@ class Maker(Protocol):
 
     async def forget(self, sandbox: DockerSandbox) -> None:
         """Its end: see that the container is gone."""
+        ...
+
+    async def create(self, spec: SandboxSpec) -> DockerSandbox:
+        """Another sandbox."""
         ...
 
     async def take_snapshot(self, sandbox: DockerSandbox) -> Snapshot:
@@ -65,6 +69,10 @@ class DockerSandbox(GuestSandbox):
             return result
         notice, self.notice = self.notice.encode(), ""
         return replace(result, tail=result.tail + notice, total_bytes=result.total_bytes + len(notice))
+
+    async def twin(self) -> Sandbox:
+        """See `Sandbox.twin`."""
+        return await self._backend.create(self.spec)
 
     async def snapshot(self) -> Snapshot:
         """See `Sandbox.snapshot`."""

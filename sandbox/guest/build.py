@@ -15,7 +15,8 @@ from pathlib import Path
 from protocol.errors import ConfigError
 
 SOURCES = Path(__file__).parent
-PROGRAMS = {"guest": ["guest.c", "jobs.c", "files.c", "tunnel.c", "filter.c"], "stage": ["stage.c"]}
+GUEST = ["guest.c", "jobs.c", "files.c", "tree.c", "sha256.c", "tunnel.c", "filter.c"]
+PROGRAMS = {"guest": GUEST, "stage": ["stage.c"]}
 FLAGS = ["-O2", "-static", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 DEADLINE_S = 120
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import os
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -16,12 +17,18 @@ from contextlib import asynccontextmanager
 from protocol.errors import SandboxError
 from sandbox.base import ExecResult
 from sandbox.guest.tunnel import Accept, Tunnel
+from sandbox.listings import MAX_FILE_BYTES, NOT_PART_OF_A_TREE, Listing
+from sandbox.patches import Change
 
 EXEC, WRITE, READ, PING, KILL, KILL_ALL, STOP, CONTINUE, LISTEN, TUNNEL = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+LIST, FETCH, PLACE = 11, 12, 13
 HELLO_ID = 0
 PROTOCOL_VERSION = 1
 MAX_FRAME = 80 << 20
 MAX_FILE = 64 << 20  # of one write or read
+LIST_S = 30.0  # that the guest may spend on one listing
+MAX_LISTED = 400_000
+MAX_LISTING = 40 << 20
 GRACE_S = 20.0  # past a command's own deadline; then the sandbox, not the command, is at fault
 
 HEADER = struct.Struct("<IIB")  # length of the rest, id, op or status
@@ -45,6 +52,10 @@ READ_KINDS = {
     errno.ENOMEM: "out_of_memory",
     errno.EBUSY: "busy",
 }
+
+
+PLACE_KINDS = {**READ_KINDS, **dict.fromkeys((errno.ELOOP, errno.ENOTDIR, errno.EXDEV, errno.ENAMETOOLONG), "blocked")}
+CUTS = {errno.E2BIG: "it holds too many files", errno.ETIMEDOUT: f"it could not be read within {LIST_S:g} s"}
 
 
 class GuestError(Exception):
@@ -144,6 +155,41 @@ class GuestClient:
         if len(data) > most:
             raise SandboxError(f"{self._name}: asked for {most} bytes, got {len(data)}", kind="protocol")
         return data
+
+    async def list_tree(self, root: str) -> Listing:
+        """See `Sandbox.list_tree`; `root` is absolute."""
+        bounds = struct.pack("<IIIQ", round(LIST_S * 1000), MAX_LISTED, MAX_LISTING, MAX_FILE_BYTES)
+        names = b"".join(_string(name.encode()) for name in NOT_PART_OF_A_TREE)
+        payload = bounds + self._path(root) + WORD.pack(len(NOT_PART_OF_A_TREE)) + names
+        answer = await self._file(LIST, payload, "a listing", READ_KINDS, LIST_S + GRACE_S)
+        return await asyncio.to_thread(self._listing, answer)
+
+    async def fetch(self, root: str, path: str, max_bytes: int) -> Change:
+        """See `Sandbox.fetch`; `root` is absolute."""
+        most = min(max_bytes, MAX_FILE)
+        payload = struct.pack("<Q", most) + self._path(root) + _string(os.fsencode(path))
+        answer = await self._file(FETCH, payload, f"fetching {path!r}", READ_KINDS)
+        kind = answer[:1]
+        if kind not in (b"f", b"x", b"l") or len(answer) > 1 + max(most, os.pathconf("/", "PC_PATH_MAX")):
+            raise SandboxError(f"{self._name}: expected a file or a link, got {kind!r}", kind="protocol")
+        return Change(path=path, kind="link" if kind == b"l" else "file", content=answer[1:], executable=kind == b"x")
+
+    async def place(self, root: str, change: Change) -> None:
+        """See `Sandbox.place`; `root` is absolute."""
+        kind = {"deleted": 0, "file": 1, "link": 2}[change.kind]
+        head = struct.pack("<II", kind, 0o755 if change.executable else 0o644)
+        content = _string(change.content) if change.kind == "link" else change.content
+        payload = head + self._path(root) + _string(os.fsencode(change.path)) + content
+        await self._file(PLACE, payload, f"placing {change.path!r}", PLACE_KINDS)
+
+    def _listing(self, answer: bytes) -> Listing:
+        if len(answer) < WORD.size or (len(answer) > WORD.size and answer[-1:] != b"\0"):
+            raise SandboxError(f"{self._name}: expected a listing, got {len(answer)} bytes", kind="protocol")
+        (cut,) = WORD.unpack_from(answer)
+        records = frozenset(answer[WORD.size : -1].split(b"\0")) if len(answer) > WORD.size else frozenset()
+        if any(len(record) < 67 or record[65] != 32 for record in records):
+            raise SandboxError(f"{self._name}: expected records of files, got something else", kind="protocol")
+        return Listing(records, CUTS.get(cut, f"error {cut}") if cut else "")
 
     async def ping(self, deadline_s: float = GRACE_S) -> None:
         """Prove that the guest is there, and that its owner is."""
@@ -263,11 +309,18 @@ class GuestClient:
             raise SandboxError(f"{self._name}: {path!r} is not an absolute path", kind="bad_path")
         return _string(raw)
 
-    async def _file(self, op: int, payload: bytes, what: str) -> bytes:
+    async def _file(
+        self,
+        op: int,
+        payload: bytes,
+        what: str,
+        kinds: Mapping[int, str] = READ_KINDS,
+        deadline_s: float = GRACE_S + 40,
+    ) -> bytes:
         try:
-            return await self._call(op, payload, GRACE_S + 40, what)
+            return await self._call(op, payload, deadline_s, what)
         except GuestError as error:
-            raise SandboxError(f"{self._name}: {what}: {error}", kind=READ_KINDS.get(error.code, "io")) from None
+            raise SandboxError(f"{self._name}: {what}: {error}", kind=kinds.get(error.code, "io")) from None
 
     def _result(self, payload: bytes) -> ExecResult:
         if len(payload) < RESULT.size:

@@ -100,6 +100,9 @@ static void handle(uint32_t id, int op, char *payload, size_t len) {
     case OP_CONTINUE: jobs_continue(); reply(id, STATUS_OK, 0, 0, 0, 0, 0, 0); break;
     case OP_LISTEN: tunnel_listen(id); break;
     case OP_TUNNEL: tunnel_frame(&c); break; /* no reply */
+    case OP_LIST: tree_list(id, &c); break;
+    case OP_FETCH: tree_fetch(id, &c); break;
+    case OP_PLACE: tree_place(id, &c); break;
     case OP_PING: reply(id, STATUS_OK, 0, 0, 0, 0, 0, 0); break;
     default: reply_errno(id, ENOSYS, "unknown op");
     }
@@ -125,6 +128,7 @@ static void read_frames(void) {
         if (used - at - 4 < len) break;
         handle(id, (unsigned char)buffer[at + 8], buffer + at + 9, len - 5);
         at += 4 + (size_t)len;
+        last_heard = now_ms(); /* however long that took, its owner was not silent meanwhile */
     }
     memmove(buffer, buffer + at, used - at), used -= at;
     if (!used && size > 1 << 20) free(buffer), buffer = 0, size = 0;

@@ -2,8 +2,8 @@
  *
  * Frames, both ways, little-endian: u32 length of the rest | u32 id | u8 op (request) or status (reply) | payload.
  * A reply carries the id of its request; id 0 is the hello. Strings are u32 length + bytes + NUL.
- * guest.c: the loop and the frames; jobs.c: commands; files.c: read and write; tunnel.c: a port whose connections the
- * owner takes; filter.c: refused system calls.
+ * guest.c: the loop and the frames; jobs.c: commands; files.c: read and write; tree.c: a whole tree, through no link;
+ * tunnel.c: a port whose connections the owner takes; filter.c: refused system calls.
  */
 #ifndef GUEST_H
 #define GUEST_H
@@ -13,7 +13,7 @@
 #include <sys/types.h>
 
 enum { OP_EXEC = 1, OP_WRITE = 2, OP_READ = 3, OP_PING = 4, OP_KILL = 5, OP_KILL_ALL = 6, OP_STOP = 7, OP_CONTINUE = 8,
-       OP_LISTEN = 9, OP_TUNNEL = 10 };
+       OP_LISTEN = 9, OP_TUNNEL = 10, OP_LIST = 11, OP_FETCH = 12, OP_PLACE = 13 };
 enum { STATUS_OK = 0, STATUS_ERROR = 1 };
 
 #define PROTOCOL_VERSION 1
@@ -60,6 +60,21 @@ void tunnel_listen(uint32_t id);
 void tunnel_frame(struct cursor *c);
 int tunnel_poll(struct pollfd *fds); /* as jobs_poll; at most MAX_LINKS + 1 */
 void tunnel_feed(const struct pollfd *fds, int num_fds);
+
+/* tree.c */
+void tree_list(uint32_t id, struct cursor *c);
+void tree_fetch(uint32_t id, struct cursor *c);
+void tree_place(uint32_t id, struct cursor *c);
+
+/* sha256.c */
+struct sha256 {
+    uint32_t state[8];
+    uint64_t total;
+    unsigned char block[64];
+};
+void sha256_begin(struct sha256 *h);
+void sha256_add(struct sha256 *h, const void *data, size_t len);
+void sha256_end(struct sha256 *h, char hex[65]);
 
 /* filter.c */
 int install_filter(void);

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from sandbox.base import Command, ExecResult, Sandbox, SandboxSpec
 from sandbox.guest.client import GuestClient
 from sandbox.guest.tunnel import Accept
+from sandbox.listings import Listing
+from sandbox.patches import Change
 
 
 class GuestSandbox(Sandbox):
@@ -33,6 +35,18 @@ class GuestSandbox(Sandbox):
     async def listen(self, accept: Accept) -> int:
         """See `Sandbox.listen`."""
         return await self.client.listen(accept)
+
+    async def list_tree(self) -> Listing:
+        """See `Sandbox.list_tree`."""
+        return await self.client.list_tree(self._absolute(""))
+
+    async def fetch(self, path: str, max_bytes: int) -> Change:
+        """See `Sandbox.fetch`."""
+        return await self.client.fetch(self._absolute(""), path, max_bytes)
+
+    async def place(self, change: Change) -> None:
+        """See `Sandbox.place`."""
+        await self.client.place(self._absolute(""), change)
 
     async def kill_all(self) -> None:
         """See `Sandbox.kill_all`."""

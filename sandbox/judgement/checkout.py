@@ -1,41 +1,39 @@
-"""Between a sandbox and a patch: hide history, take what an agent changed, put a patch onto a clean tree."""
+"""Between a sandbox and a patch: hide history, take what an agent changed, put a patch onto a clean tree.
+
+What changed is found by comparing two listings, of the tree as it was given and of the tree as it is, both made by our
+own static program in the sandbox or by us on this host. Nothing that the agent may have touched has a say in it: no
+program of the box, no state of git, no ignore rule, no link.
+"""
 
 from __future__ import annotations
 
-import os
-import posixpath
-import re
+import asyncio
+import hashlib
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
+from msgspec import Struct
+
 from protocol.errors import SandboxError, TaskError
-from sandbox.base import ExecResult, Sandbox
-from sandbox.patches import (
-    NOT_PART_OF_A_TREE,
-    Change,
-    Entry,
-    Manifest,
-    Patch,
-    git_diff,
-    manifest_of,
-    state_of,
-)
+from sandbox.base import Sandbox
+from sandbox.diffs import git_diff
+from sandbox.listings import MAX_FILE_BYTES, Difference, Listing, difference, list_unchanging_tree, path_of
+from sandbox.patches import MAX_PATCH_BYTES, MAX_PATCH_FILES, Change, Patch, leads_outside, state_of
 from sandbox.tasks.task import Task
 
 T = TypeVar("T")
 
-MAX_PATCH_BYTES = 8 << 20
-MAX_PATCH_FILES = 2000
-_MAX_LISTING_BYTES = 16 << 20
+_MAX_GIVEN_BYTES = 4 * MAX_PATCH_BYTES  # of what the changed files held before
+_MOST_NAMED = 100  # of what is left out
+_MOST_GIVEN_TREES = 32
 _TIMEOUT_S = 60.0
-_ARGUMENTS_AT_ONCE = 500
+_FETCH_FAILURES = ("missing", "too_large", "not_a_file")
 
-_PRUNE = r"\( " + " -o ".join(f"-name {name}" for name in NOT_PART_OF_A_TREE) + r" \) -prune -o "
-_LIST_TREE = (
-    f"find . {_PRUNE} \\( -type f -printf 'f %m %P\\0\\0' -o -type l -printf 'l 0 %P\\0%l\\0' \\) && printf '\\0'"
-    f" && find . {_PRUNE} -type f -exec sha256sum -z -- {{}} +"
-)
 _GIT_COMMAND = (
     "git",
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "safe.directory=*"),
@@ -43,10 +41,24 @@ _GIT_COMMAND = (
 )
 _GIT = shlex.join(_GIT_COMMAND)
 _COMMIT = f"{_GIT} commit -q --allow-empty -m base --no-verify --no-gpg-sign"
-_HIDE_HISTORY = f"rm -rf .git && {_GIT} init -q && {_GIT} add -A && {_COMMIT}"
-_LISTED = re.compile(rb"(?P<kind>[fl]) (?P<mode>[0-7]{1,6}) (?P<path>.+)", re.DOTALL)
-_ROOT_COMMIT = f"{_GIT} rev-list --max-parents=0 HEAD"
-_STAGED = f"{_GIT} add -A && {_GIT} diff --cached --no-renames --no-ext-diff --no-textconv "
+# What was tracked stays so, whether or not it is ignored.
+_HIDE_HISTORY = (
+    f"kept=$(mktemp) && {{ {_GIT} ls-files -z > $kept 2>/dev/null; rm -rf .git; }} && {_GIT} init -q && {_GIT} add -A"
+    f" && {_GIT} update-index -q --add --remove -z --stdin < $kept; rm -f $kept; {_COMMIT}"
+)
+
+
+class Given(Struct, frozen=True):
+    """The tree that an agent was given: its records, and what has been asked for of its files."""
+
+    records: frozenset[bytes]
+    states: OrderedDict[str, Change]
+
+
+_given_trees: OrderedDict[tuple[object, ...], Given] = OrderedDict()
+_turns: weakref.WeakValueDictionary[tuple[object, ...], asyncio.Lock] = weakref.WeakValueDictionary()
+# Two at a time, so that those who wait for hostile files leave the threads of all others alone.
+_workers = ThreadPoolExecutor(2, thread_name_prefix="patches")
 
 
 async def prepare(sandbox: Sandbox, task: Task, *, grading: bool = False) -> None:
@@ -86,144 +98,160 @@ async def git_apply(sandbox: Sandbox, diff: str, what: str) -> None:
 async def take_patch(sandbox: Sandbox, task: Task) -> Patch:
     """What the agent changed in the working directory. Every process of the sandbox is ended first.
 
-    What the sandbox answers is data: too much of it, or nonsense, is a patch with a `problem`, never an error.
-    Raises `SandboxError` when the sandbox itself fails.
+    What cannot be part of a patch is left out, each path with its reason, and the rest is kept; see
+    `listings.difference`. A tree that cannot be listed, and a change of which nothing is left, is a patch with a
+    `problem`, never an error. Raises `SandboxError` when the sandbox itself fails.
     """
     await sandbox.kill_all()
-    return await (_take_by_git(sandbox) if task.image else _take_by_manifest(sandbox))
-
-
-async def _take_by_manifest(sandbox: Sandbox) -> Patch:
-    source = sandbox.spec.source
-    assert source is not None
-    listing = await sandbox.exec(_LIST_TREE, timeout=_TIMEOUT_S, max_output=_MAX_LISTING_BYTES)
-    if listing.truncated or listing.timed_out:
-        return Patch(problem="the working directory holds too many files to compare")
-    now = _parse_listing(listing.head + listing.tail)
-    if listing.exit_code != 0 or now is None:
-        return Patch(problem="the working directory cannot be read")
-    before = manifest_of(source)
-    paths = sorted(path for path in before.keys() | now.keys() if before.get(path) != now.get(path))
-    if len(paths) > MAX_PATCH_FILES:
-        return Patch(problem=f"the change touches {len(paths)} files, more than {MAX_PATCH_FILES}")
-    changes = await _read_states(sandbox, {path: now.get(path) for path in paths})
-    if isinstance(changes, str):
-        return Patch(problem=changes)
-    return Patch(changes=tuple(changes), diff=git_diff((state_of(source, c.path), c) for c in changes))
-
-
-async def _take_by_git(sandbox: Sandbox) -> Patch:
-    root = await sandbox.exec(_ROOT_COMMIT, timeout=_TIMEOUT_S)
-    base = root.head.decode(errors="replace").strip()
-    if root.exit_code != 0 or not (len(base) == 40 and base.isalnum()):
-        return Patch(problem="the repository's first commit is gone")
-    listing = await sandbox.exec(f"{_STAGED} --raw -z {base}", timeout=_TIMEOUT_S, max_output=_MAX_LISTING_BYTES)
-    diff = await sandbox.exec(f"{_STAGED} --binary {base}", timeout=_TIMEOUT_S, max_output=MAX_PATCH_BYTES)
-    if listing.truncated or diff.truncated or _failed(listing) or _failed(diff):
-        return Patch(problem="git could not tell what changed")
-    states = _parse_raw(listing.head + listing.tail)
-    if states is None:
-        return Patch(problem="git could not tell what changed")
-    if len(states) > MAX_PATCH_FILES:
-        return Patch(problem=f"the change touches {len(states)} files, more than {MAX_PATCH_FILES}")
-    for path, entry in states.items():
-        if entry is not None and entry.kind == "link":
-            target = await sandbox.exec(["readlink", "-n", "--", path], timeout=_TIMEOUT_S)
-            states[path] = Entry(kind="link", identity=os.fsdecode(target.head))
-    changes = await _read_states(sandbox, states)
-    if isinstance(changes, str):
-        return Patch(problem=changes)
-    return Patch(changes=tuple(changes), diff=(diff.head + diff.tail).decode(errors="replace"))
-
-
-def _failed(result: ExecResult) -> bool:
-    return result.exit_code != 0 or result.timed_out
-
-
-async def _read_states(sandbox: Sandbox, states: dict[str, Entry | None]) -> list[Change] | str:
-    """Current state of each path, or why it cannot be had."""
-    changes: list[Change] = []
-    left = MAX_PATCH_BYTES
-    for path, entry in states.items():
-        if entry is None:
-            changes.append(Change(path=path, kind="deleted"))
-        elif entry.kind == "link":
-            changes.append(Change(path=path, kind="link", content=os.fsencode(entry.identity)))
+    now = await sandbox.list_tree()
+    if now.cut:
+        return Patch(problem=f"the working directory cannot be compared: {now.cut}")
+    given = await _given(sandbox, task)
+    found = await _work(lambda: difference(given.records, now.records))
+    left_out = list(found.left_out)
+    if len(found.deleted) > MAX_PATCH_FILES:
+        return Patch(problem=f"the change deletes {len(found.deleted)} files, more than {MAX_PATCH_FILES}")
+    changes = await _changes(sandbox, now, found, left_out)
+    before = await _states_given(sandbox, task, given, [c.path for c in changes if c.path not in set(found.new)])
+    kept: list[tuple[Change | None, Change]] = []
+    for change in changes:
+        old = before.get(change.path)
+        if isinstance(old, str):
+            left_out.append(f"{change.path}: what was given there {old}")
         else:
-            try:
-                content = await sandbox.read(path, max_bytes=left)
-            except SandboxError as error:
-                if error.kind not in ("missing", "too_large", "not_a_file"):
-                    raise
-                return f"changed file {path!r} cannot be taken ({error.kind}); a patch may hold {MAX_PATCH_BYTES} bytes"
-            left -= len(content)
-            changes.append(Change(path=path, kind="file", content=content, executable=entry.executable))
+            kept.append((old, change))
+    kept.sort(key=lambda pair: pair[1].path)
+    left_out = sorted(left_out)
+    if len(left_out) > _MOST_NAMED:
+        left_out[_MOST_NAMED:] = [f"and {len(left_out) - _MOST_NAMED} more"]
+    if not kept:
+        over = [text for text in left_out if text.endswith("MiB") or "the patch is full" in text]
+        return Patch(problem=f"nothing of the change can be taken: {over[0]}" if over else "", left_out=tuple(left_out))
+    diff = await _work(lambda: git_diff(kept))
+    return Patch(changes=tuple(change for _, change in kept), diff=diff, left_out=tuple(left_out))
+
+
+async def _changes(sandbox: Sandbox, now: Listing, found: Difference, left_out: list[str]) -> list[Change]:
+    """The new states, as many as a patch may hold: of what was given, then of what is new, top of the tree first."""
+    asked = {path.encode() for path in (*found.changed, *found.new)}
+    hashes = await _work(lambda: {path_of(r): r[1:65] for r in now.records if path_of(r) in asked})
+    changes = [Change(path=path, kind="deleted") for path in found.deleted]
+    left = MAX_PATCH_BYTES
+    fresh = sorted(found.new, key=lambda path: (path.count("/"), path))
+    for path in (*found.changed, *fresh):
+        if len(changes) >= MAX_PATCH_FILES or not left:
+            left_out.append(f"{path}: the patch is full ({MAX_PATCH_FILES} files, {MAX_PATCH_BYTES >> 20} MiB)")
+            continue
+        try:
+            change = await sandbox.fetch(path, min(left, MAX_FILE_BYTES))
+        except SandboxError as error:
+            if error.kind not in _FETCH_FAILURES:
+                raise
+            why = f"the patch is full ({MAX_PATCH_BYTES >> 20} MiB)" if error.kind == "too_large" else "cannot be read"
+            left_out.append(f"{path}: {why}")
+            continue
+        if hashlib.sha256(change.content).hexdigest().encode() != hashes.get(path.encode()):
+            left_out.append(f"{path}: changed while it was read")
+        elif change.kind == "link" and leads_outside(path, change.content):
+            left_out.append(f"{path}: a link that leads out of the tree")
+        else:
+            changes.append(change)
+            left -= len(change.content)
     return changes
 
 
-def _parse_listing(output: bytes) -> Manifest | None:
-    """What `_LIST_TREE` printed: `type mode path NUL target NUL` of each entry, an empty field, then the hashes."""
-    fields = output.split(b"\0")
-    end = next((place for place in range(0, len(fields), 2) if not fields[place]), None)
-    if end is None:
-        return None
-    entries: dict[str, Entry] = {}
-    files: dict[str, bool] = {}
-    for head, target in zip(fields[0:end:2], fields[1:end:2], strict=True):
-        entry = _LISTED.fullmatch(head)
-        if entry is None:
-            return None
-        name = os.fsdecode(entry["path"])
-        if entry["kind"] == b"l":
-            entries[name] = Entry(kind="link", identity=os.fsdecode(target))
-        else:
-            files[name] = bool(int(entry["mode"], 8) & 0o100)
-    for field in filter(None, fields[end + 1 :]):
-        identity, _, path = field.partition(b" ")
-        name = os.fsdecode(path[1:]).removeprefix("./")
-        if name not in files:
-            return None
-        entries[name] = Entry(kind="file", identity=identity.decode("ascii", "replace"), executable=files.pop(name))
-    return None if files or not all(is_inside(name) for name in entries) else entries
+async def _given(sandbox: Sandbox, task: Task) -> Given:
+    """What the agent was given: the task's tree on this host; of an image, what a twin of the sandbox holds."""
+    source = sandbox.spec.source
+    if task.image is None:
+        assert source is not None
+        return Given(await _work(lambda: list_unchanging_tree(source)), OrderedDict())
+    key = _key(sandbox, task)
+    turn = _turns.setdefault(key, asyncio.Lock())
+    async with turn:
+        if key not in _given_trees:
+            async with await sandbox.twin() as twin:
+                await prepare(twin, task)
+                listing = await twin.list_tree()
+            if listing.cut:
+                raise TaskError(f"task {task.task_id!r}: its tree cannot be listed: {listing.cut}", kind="tree")
+            _given_trees[key] = Given(listing.records, OrderedDict())
+            while len(_given_trees) > _MOST_GIVEN_TREES:
+                _given_trees.popitem(last=False)
+    given = _given_trees.setdefault(key, _given_trees[key])
+    _given_trees.move_to_end(key)
+    return given
 
 
-def _parse_raw(output: bytes) -> dict[str, Entry | None] | None:
-    """What `git diff --raw -z` printed."""
-    fields = output.split(b"\0")
-    states: dict[str, Entry | None] = {}
-    for head, path in zip(fields[0::2], fields[1::2], strict=False):
-        modes = head.split()
-        name = os.fsdecode(path)
-        if len(modes) != 5 or not is_inside(name):
-            return None
-        if modes[1] == b"160000":  # a nested repository: its files are not part of this one
-            continue
-        kind = {b"120000": "link", b"000000": "gone"}.get(modes[1], "file")
-        states[name] = (
-            None
-            if kind == "gone"
-            else Entry(kind="link" if kind == "link" else "file", identity="", executable=modes[1] == b"100755")
-        )
+def _key(sandbox: Sandbox, task: Task) -> tuple[object, ...]:
+    spec = sandbox.spec
+    return (spec.image, spec.source, spec.workdir, task.image, task.checkout, task.removed, task.setup_patch)
+
+
+async def _states_given(sandbox: Sandbox, task: Task, given: Given, paths: list[str]) -> dict[str, Change | str]:
+    """What paths held at first, or why that is no part of a diff."""
+    if task.image is None:
+        source = sandbox.spec.source
+        assert source is not None
+        return await _work(lambda: _states_on_host(source, paths))
+    wanted = [path for path in paths if path not in given.states]
+    states: dict[str, Change | str] = {path: given.states[path] for path in paths if path in given.states}
+    if not wanted:
+        return states
+    left = _MAX_GIVEN_BYTES
+    async with await sandbox.twin() as twin:
+        await prepare(twin, task)
+        for path in wanted:
+            try:
+                state = await twin.fetch(path, min(left, MAX_FILE_BYTES))
+            except SandboxError as error:
+                if error.kind not in _FETCH_FAILURES:
+                    raise
+                states[path] = "is too large to be told" if error.kind == "too_large" else "is no file"
+                continue
+            states[path] = given.states[path] = state
+            left -= len(state.content)
+    while sum(len(state.content) for state in given.states.values()) > MAX_PATCH_BYTES:
+        given.states.popitem(last=False)
     return states
 
 
-def is_inside(path: str) -> bool:
-    """Whether a path is relative and stays inside the tree that it is relative to."""
-    return bool(path) and not path.startswith("/") and ".." not in path.split("/") and posixpath.normpath(path) == path
+def _states_on_host(source: Path, paths: list[str]) -> dict[str, Change | str]:
+    states: dict[str, Change | str] = {}
+    left = _MAX_GIVEN_BYTES
+    for path in paths:
+        size = (source / path).lstat().st_size
+        if size > min(left, MAX_FILE_BYTES):
+            states[path] = "is too large to be told"
+        elif (state := state_of(source, path)) is not None:
+            states[path] = state
+            left -= size
+    return states
+
+
+async def _work(job: Callable[[], T]) -> T:
+    """Work on an agent's files: off the loop, few at a time."""
+    return await asyncio.get_running_loop().run_in_executor(_workers, job)
+
+
+class BlockedError(Exception):
+    """A path cannot be put onto a tree: a link or a file stands where it needs a directory."""
 
 
 async def put_changes(sandbox: Sandbox, changes: Iterable[Change]) -> None:
-    """Bring a clean tree into the state that `changes` say. Raises `SandboxError`."""
-    changes = list(changes)
-    for gone in _chunks([c.path for c in changes if c.kind != "file"], _ARGUMENTS_AT_ONCE):
-        await run_checked(sandbox, ["rm", "-rf", "--", *gone])
-    for change in changes:
-        if change.kind == "file":
-            await sandbox.write(change.path, change.content, mode=0o755 if change.executable else 0o644)
-        elif change.kind == "link":
-            if parent := posixpath.dirname(change.path):
-                await run_checked(sandbox, ["mkdir", "-p", "--", parent])
-            await run_checked(sandbox, ["ln", "-s", "--", os.fsdecode(change.content), change.path])
+    """Bring a tree into the state that `changes` say, through no link of either.
+
+    Raises `BlockedError` when tree and changes do not fit together, `SandboxError` when the sandbox fails.
+    """
+    for change in sorted(changes, key=lambda change: change.kind != "deleted"):
+        try:
+            await sandbox.place(change)
+        except SandboxError as error:
+            if error.kind == "blocked" and change.kind == "deleted":
+                continue  # what a link or a file has taken the place of is gone
+            if error.kind == "blocked":
+                raise BlockedError(f"{change.path!r} does not fit the tree: something stands in its way") from error
+            raise
 
 
 async def run_checked(sandbox: Sandbox, command: list[str]) -> None:
@@ -231,8 +259,3 @@ async def run_checked(sandbox: Sandbox, command: list[str]) -> None:
     result = await sandbox.exec(command, timeout=_TIMEOUT_S)
     if result.exit_code != 0:
         raise SandboxError(f"{command[0]} failed in a fresh sandbox: {result.text[:500]}", kind="command")
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

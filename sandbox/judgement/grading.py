@@ -8,13 +8,14 @@ from pathlib import Path
 
 import msgspec
 
+from protocol.errors import TaskError
 from sandbox.base import Backend, Limits, Sandbox
-from sandbox.judgement.checkout import prepare, take_patch
+from sandbox.judgement.checkout import BlockedError, prepare, take_patch
 from sandbox.judgement.logs import grade_by_log
 from sandbox.judgement.protection import allowed_changes
 from sandbox.judgement.reports import run_hidden_tests
 from sandbox.judgement.verdicts import Report, Verdict, judge
-from sandbox.patches import Patch
+from sandbox.patches import Patch, problem_of
 from sandbox.tasks.sources import sandbox_spec
 from sandbox.tasks.task import Task
 
@@ -40,13 +41,18 @@ async def grade(
     nothing but tests known to flake is judged again. Raises `SandboxError`, `GradingError` or `TaskError` when
     the judgement, not the patch, failed: such an episode has no reward.
     """
-    if patch.problem:
-        return Verdict(resolved=False, reason=patch.problem)
+    if problem := problem_of(patch):
+        return Verdict(resolved=False, reason=problem)
     started = time.monotonic()
     for attempt in range(1 + _NUM_RETRIES_OF_FLAKY):
         spec = await asyncio.to_thread(sandbox_spec, task, run, lease, limits, cache_dir)
         async with await backend.create(spec) as sandbox:
-            verdict = await _grade_in(sandbox, task, patch, timeout_s)
+            try:
+                verdict = await _grade_in(sandbox, task, patch, timeout_s)
+            except BlockedError as error:
+                if not patch.changes:
+                    raise TaskError(f"task {task.task_id!r}: its hidden tests do not fit its tree: {error}") from error
+                return Verdict(resolved=False, reason=str(error))
         flaked = bool(verdict.failed) and not verdict.tampered and set(verdict.failed) <= set(task.flaky)
         if not flaked or attempt == _NUM_RETRIES_OF_FLAKY:
             break

@@ -52,6 +52,10 @@ class NamespaceSandbox(GuestSandbox):
         """Host process id of its monitor."""
         return self._process.pid
 
+    async def twin(self) -> Sandbox:
+        """See `Sandbox.twin`."""
+        return await self._backend.create(self.spec)
+
     async def snapshot(self) -> Snapshot:
         """See `Sandbox.snapshot`."""
         return await self._backend.take_snapshot(self)

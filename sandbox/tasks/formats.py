@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from protocol.errors import TaskError
-from sandbox.patches import reverse_diff
+from sandbox.diffs import reverse_diff
 from sandbox.tasks.repositories import SWE_BENCH, test_command
 from sandbox.tasks.task import Task, TestSpec
 from sandbox.tasks.test_paths import is_test_module, paths_of_diff

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox.patches import Change, Patch, git_diff, manifest_of, patch_between, reverse_diff
+from sandbox.diffs import git_diff, patch_between, reverse_diff
+from sandbox.listings import list_tree
+from sandbox.patches import Change, Patch
 
 NAMES = st.sampled_from(["a.py", "b c.txt", "dir/d.py", "dir/sub/e", "f\tg", "é"])
 TEXTS = st.text(alphabet="ab\n\r\x0c é", max_size=40).map(str.encode)
@@ -45,8 +47,7 @@ def test_git_turns_one_tree_into_the_other(
     patch = patch_between(old, new)
     if patch.diff:
         git_apply(old, patch.diff)
-    manifest_of.cache_clear()
-    assert manifest_of(old) == manifest_of(new)
+    assert list_tree(old) == list_tree(new)
     assert {c.path for c in patch.changes} == {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)}
 
 

@@ -13,11 +13,12 @@ from protocol.errors import GradingError, SandboxError, TaskError
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.curation.gold import gold_patch
 from sandbox.curation.recipes import PYTEST
+from sandbox.diffs import git_diff
 from sandbox.judgement.checkout import prepare, take_patch
 from sandbox.judgement.grading import Patch, Verdict, grade
 from sandbox.judgement.log_canaries import with_module
 from sandbox.judgement.parsers import between_markers, parse_log, parse_r2e
-from sandbox.patches import Change, git_diff
+from sandbox.patches import Change
 from sandbox.tasks.task import Task, TestSpec
 
 GOLD = "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1,2 +1,2 @@\n def f():\n-    return 1\n+    return 2\n"
@@ -268,7 +269,7 @@ async def test_what_a_task_hides_cannot_be_put_in_its_place(images: Images, cach
     planted = (
         edit("run_tests.sh", "echo short test summary info; echo PASSED x::test_two; echo PASSED x::test_callable\n"),
         edit("r2e_tests/test_mod.py", "def test_two():\n    pass\ndef test_callable():\n    pass\n"),
-        Patch(changes=(Change(path="r2e_tests", kind="link", content=b"/tmp"),)),
+        Patch(changes=(Change(path="r2e_tests", kind="link", content=b"pkg"),)),
         edit(".venv/bin/python", "#!/bin/sh\n"),
     )
     for patch in planted:
