@@ -9,7 +9,8 @@ import numpy as np
 from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
-from actors.agent.loop import Agent, Episode, Limits
+from actors.agent.episode import Episode, Limits
+from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.policy import Policy, Request, Sampled
 from protocol.config import EpisodeSettings

@@ -8,60 +8,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
 from actors.agent.commands import CUT, FormatError
+from actors.agent.episode import Activity, Episode, Limits, Step
 from actors.agent.prefix import Prefix
 from actors.agent.scaffold import Scaffold
 from actors.agent.tokens import History
 from actors.agent.tools import Outcome, Toolbox
-from actors.agent.tree import TokenTree
 from actors.policy import Policy, Request, Sampled
 from protocol.config import EpisodeSettings
 from protocol.errors import GeneratorError
 from protocol.messages import EndReason, FinishReason, Sampling
 from sandbox.base import Sandbox
-
-Activity = Literal["generating", "executing"]
-
-
-class Limits(Struct, frozen=True, kw_only=True):
-    """What ends an episode."""
-
-    max_turns: int
-    max_context: int  # tokens
-    wall_time_s: float
-
-
-class Step(Struct, frozen=True, kw_only=True):
-    """One turn: what the model wrote (tokens `start:end` of the history) and what it was answered.
-
-    An agent from outside answers its model itself: then `given` has what it sent, beyond the conversation that it goes
-    on from.
-    """
-
-    start: int
-    end: int
-    text: str
-    observation: str = ""
-    given: list[dict[str, Any]] | None = None
-    format_error: bool = False
-    cached_version: int | None = None  # oldest policy version whose KV may have been reused
-    generate_s: float = 0.0
-    execute_s: float = 0.0
-
-
-class Episode(Struct, frozen=True, kw_only=True):
-    """One finished attempt."""
-
-    history: TokenTree
-    steps: list[Step]
-    end_reason: EndReason
-    drift: dict[str, int] = {}  # see `Trajectory`
 
 
 class Agent(Struct, frozen=True):

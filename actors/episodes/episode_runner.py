@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
-from actors.agent.loop import Episode, Limits, Step
+from actors.agent.episode import Episode, Limits, Step
 from actors.episodes.board import Board, State
 from actors.episodes.judgements import Judgements
 from actors.episodes.players import make_player

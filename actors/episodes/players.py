@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from actors.agent.chat import Chat, ChatTokenizer
-from actors.agent.loop import Activity, Agent, Episode, Limits
+from actors.agent.episode import Activity, Episode, Limits
+from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.harnesses.foreign import ForeignAgent
 from actors.harnesses.readers import make_reader

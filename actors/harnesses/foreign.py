@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actors.agent.chat import Chat, ChatTokenizer
-from actors.agent.loop import Activity, Episode, Limits, Step
+from actors.agent.episode import Activity, Episode, Limits, Step
 from actors.gateway.reading import Reader
 from actors.gateway.round_trip import why_no_tools
 from actors.gateway.seat import Seat
@@ -18,10 +18,10 @@ from actors.gateway.turns import Terms, TurnRecord, Turns
 from actors.harnesses.playing import Telling, play
 from actors.harnesses.python_function import load_function, play_function
 from actors.harnesses.table import make_harness
-from actors.history.conversation import Conversation
+from actors.history.conversation import Conversation, Turn
 from actors.policy import Policy
 from protocol.config import Settings
-from protocol.errors import AgentError, ConfigError
+from protocol.errors import ConfigError
 from protocol.messages import Sampling
 from sandbox.base import Sandbox
 
@@ -76,8 +76,8 @@ class ForeignAgent:
         await self.gateway.stop()
 
     def opening(self, issue: str) -> Chat:
-        """What people are shown as the conversation's beginning; the agent's own prompts are its own."""
-        return [{"role": "user", "content": issue}]
+        """Nothing: what the agent makes of the issue comes with its first turn."""
+        return []
 
     def status(self) -> dict[str, float]:
         """Metrics by name."""
@@ -106,9 +106,12 @@ class ForeignAgent:
             await seat.close()
         for error in seat.faults.values():
             raise error  # ours, and the agent did not get over it: no verdict on the policy
-        if conversation.num_branches > 1:
-            raise AgentError(f"episode {episode_id} branched, which trajectories do not carry yet", kind="branched")
-        return Episode(history=conversation.tree, steps=_steps(turns.done), end_reason=turns.ended or "submitted")
+        return Episode(
+            history=conversation.tree,
+            steps=_steps(turns.done, conversation.turns),
+            end_reason=turns.ended or "submitted",
+            drift=dict(conversation.drift),
+        )
 
     def _terms(self, episode_id: str, version: int, sampling: Sampling, limits: Limits) -> Terms:
         settings = self._settings
@@ -126,7 +129,7 @@ class ForeignAgent:
         )
 
 
-def _steps(turns: list[TurnRecord]) -> list[Step]:
+def _steps(turns: list[TurnRecord], recorded: list[Turn]) -> list[Step]:
     """The turns in their order; what an agent did between two of them is its own time."""
     ends = [turn.began_at for turn in turns[1:]]
     return [
@@ -134,9 +137,10 @@ def _steps(turns: list[TurnRecord]) -> list[Step]:
             start=turn.start,
             end=turn.end,
             text=turn.text,
+            given=kept.given,
             cached_version=turn.cached_version,
             generate_s=turn.generate_s,
             execute_s=max(0.0, next_began - turn.finished_at) if next_began is not None else 0.0,
         )
-        for turn, next_began in itertools.zip_longest(turns, ends)
+        for (turn, kept), next_began in itertools.zip_longest(zip(turns, recorded, strict=True), ends)
     ]

@@ -10,7 +10,8 @@ import pytest
 
 from actors.agent import loop as agent_module
 from actors.agent.chat import ChatTokenizer
-from actors.agent.loop import Agent, Episode, Limits
+from actors.agent.episode import Episode, Limits
+from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.policies.scripted import Script, ScriptedPolicy, replay
 from actors.policy import Request, Sampled

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.agent.loop import Step
+from actors.agent.episode import Step
 from actors.episodes.episode_runner import Attempt
 from actors.episodes.records import Records, prediction, readable
 from actors.episodes.show import main

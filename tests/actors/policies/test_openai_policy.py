@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.agent.chat import ChatTokenizer
-from actors.agent.loop import Agent, Episode, Limits
+from actors.agent.episode import Episode, Limits
+from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.policies.openai_policy import OpenAIPolicy, read_transcript, transcript_tokenizer
 from actors.policy import Request

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from actors.agent.chat import ChatTokenizer
 from actors.agent.commands import Command, FormatError
-from actors.agent.loop import Agent, Limits
+from actors.agent.episode import Limits
+from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.agent.scaffolds.json_calls import SCHEMAS, JsonCalls
 from actors.policies.scripted import ScriptedPolicy, replay

@@ -1,0 +1,47 @@
+"""What an agent makes of an issue: its turns, how it ended, its tokens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from actors.agent.tree import TokenTree
+from protocol.messages import EndReason
+
+Activity = Literal["generating", "executing"]
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What ends an episode."""
+
+    max_turns: int
+    max_context: int  # tokens
+    wall_time_s: float
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """One turn: what the model wrote (tokens `start:end` of the history) and what it was answered.
+
+    An agent from outside answers its model itself: then `given` has what it sent, beyond the conversation that it goes
+    on from.
+    """
+
+    start: int
+    end: int
+    text: str
+    observation: str = ""
+    given: list[dict[str, Any]] | None = None
+    format_error: bool = False
+    cached_version: int | None = None  # oldest policy version whose KV may have been reused
+    generate_s: float = 0.0
+    execute_s: float = 0.0
+
+
+class Episode(Struct, frozen=True, kw_only=True):
+    """One finished attempt."""
+
+    history: TokenTree
+    steps: list[Step]
+    end_reason: EndReason
+    drift: dict[str, int] = {}  # see `Trajectory`
