@@ -113,6 +113,9 @@ def _entry(key: str, field: FieldInfo, width: int) -> list[str]:
     left = f"  --{key.replace('_', '-')} {_takes(field.annotation)}".rstrip()
     column = _FLAG_COLUMN if width < 100 else _FLAG_COLUMN + 10
     text = " ".join((field.description or "").split())
+    if len(left) > width:
+        choices = _takes(field.annotation).replace("|", ", ")
+        left, text = f"  --{key.replace('_', '-')} NAME", f"{text} One of {choices}."
     default = _default(key, field)
     about = textwrap.wrap(f"{text} [{default}]" if default else text, width - column, break_on_hyphens=False)
     if len(left) < column - 1:

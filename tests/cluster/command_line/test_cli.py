@@ -1,6 +1,7 @@
 import pytest
 
-from cluster.command_line.cli import parse, setting_names
+from cluster.command_line.cli import CommandLine, parse, setting_names
+from cluster.command_line.help import help_text
 from protocol.config import Settings
 from protocol.errors import ConfigError
 
@@ -62,6 +63,11 @@ def test_every_setting_explains_itself(capsys):
             name for name, field in model.model_fields.items() if not field.description and not _is_section(field)
         ]
         assert not undocumented, f"{model.__name__}: {undocumented}"
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_help_fits_the_terminal(width):
+    assert max(map(len, help_text(CommandLine, "longhaul run", width).splitlines())) <= width
 
 
 def _is_section(field):
