@@ -15,6 +15,7 @@ from typing import Literal
 from msgspec import Struct
 
 from sandbox.judgement.twins import Group, add_twins
+from sandbox.tasks.task import Task
 
 Style = Literal["functions", "methods"]
 """As what canaries are written: functions for our own runners, methods of a `unittest` class for most frameworks."""
@@ -67,6 +68,13 @@ def plant(
     return Canaries(
         own_path=own_path, own_source=own_source, own=own, inside=inside, sources=sources, groups=tuple(groups)
     )
+
+
+def twinned_of(task: Task) -> list[str]:
+    """The named tests that may get twins."""
+    left_out = {*task.tests.untwinned, *task.flaky}
+    named = (*task.fail_to_pass, *task.pass_to_pass)
+    return [test for test in named if task.tests.expected_outcome(test) == "passed" and test not in left_out]
 
 
 def disturbed(canaries: Canaries, outcomes: Mapping[str, str]) -> str:

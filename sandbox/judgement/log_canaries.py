@@ -6,14 +6,18 @@ import posixpath
 import re
 import secrets
 import shlex
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
+from protocol.errors import SandboxError, TaskError
 from sandbox.base import Sandbox
-from sandbox.judgement.canaries import Canaries, Style, plant
-from sandbox.judgement.checkout import run_checked
+from sandbox.judgement.canaries import Canaries, Style, plant, twinned_of
+from sandbox.judgement.checkout import git_apply, run_checked
 from sandbox.judgement.parsers import END_MARKER, START_MARKER
+from sandbox.judgement.twins import Group, ids_of
+from sandbox.patches import reverse_diff
 from sandbox.tasks.repositories import django_label
 from sandbox.tasks.task import Task
 from sandbox.tasks.test_paths import is_test_module, paths_of_diff
@@ -24,7 +28,9 @@ _RUNS_SYMPY = re.compile(r"(^|\s)bin/test(\s|$)")
 _RUNS_R2E = re.compile(r"\bpytest\b.*\sr2e_tests/?\s*$", re.MULTILINE)
 _REDIRECTED = re.compile(r"[|<>]|\\$|#")
 _TEST_NAME = re.compile(r"\btest_\w+")
+_PYTEST_ID = re.compile(r"\.py::")
 _TIMEOUT_S = 60.0
+_MAX_MODULE_BYTES = 4 << 20
 
 
 class Planted(Struct, frozen=True, kw_only=True):
@@ -32,6 +38,7 @@ class Planted(Struct, frozen=True, kw_only=True):
 
     command: str
     canaries: Canaries
+    groups: tuple[Group, ...] = ()  # tests with twins, by the names that the log gives them
 
     def wrong(self, outcomes: Mapping[str, str], resolved: bool) -> str:
         """What is wrong with the canaries in a log; empty when nothing is.
@@ -68,12 +75,15 @@ async def plant_for_log(sandbox: Sandbox, task: Task) -> Planted | None:
     modules = await _modules_in_image(sandbox) if task.tests.runner == "expected-output" else _hidden_modules(task)
     directories = sorted({posixpath.dirname(path) for path in (*modules, *paths_of_diff(task.test_patch))})
     style: Style = "functions" if _RUNS_SYMPY.search(task.tests.command) else "methods"
-    known = (*task.fail_to_pass, *task.tests.expected)
-    canaries = plant(dict.fromkeys(modules, ""), directories[0] if directories else "", known, style)
+    known = (*task.fail_to_pass, *(task.tests.expected if task.tests.runner == "expected-output" else ()))
+    found = await _texts(sandbox, task, modules)
+    twinned = _twinned(task, found)
+    directory = directories[0] if directories else ""
+    canaries = plant({path: found.get(path, "") for path in modules}, directory, known, style, twinned=twinned)
     place = f"/tmp/.{secrets.token_hex(8)}"
     texts = {**canaries.sources, canaries.own_path: canaries.own_source}
     lines = [
-        f"cat {place}/{number} >> {shlex.quote(posixpath.join(task.workdir, path))}"
+        f"cat {place}/{number} {'>' if path in found else '>>'} {shlex.quote(posixpath.join(task.workdir, path))}"
         for number, path in enumerate(texts)
     ]
     if task.tests.runner == "expected-output":
@@ -88,7 +98,56 @@ async def plant_for_log(sandbox: Sandbox, task: Task) -> Planted | None:
         await sandbox.write(f"{place}/{number}", text.encode())
     if not task.tests.applies_tests:
         await run_checked(sandbox, ["sh", "-ec", "\n".join([*lines, f"rm -rf {place}"])])
-    return Planted(command=command, canaries=canaries)
+
+    def logged(tests: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_as_logged(task, test) for test in tests)
+
+    groups = [
+        Group(_as_logged(task, group.test), logged(group.true), logged(group.turned)) for group in canaries.groups
+    ]
+    return Planted(command=command, canaries=canaries, groups=tuple(groups))
+
+
+async def _texts(sandbox: Sandbox, task: Task, modules: Iterable[str]) -> dict[str, str]:
+    """The hidden modules as the command will find them, where that is known: only such get twins.
+
+    A command that brings its tests applies the task's test patch, so it is applied here for a look and taken back.
+    """
+    is_pytest = bool(_PYTEST_ID.search("\n".join((*task.fail_to_pass, *task.pass_to_pass))))
+    if not is_pytest and task.tests.runner != "expected-output":
+        return {}
+    for_a_look = task.test_patch if task.tests.applies_tests else ""
+    if for_a_look:
+        try:
+            await git_apply(sandbox, for_a_look, "test_patch")
+        except TaskError:
+            return {}
+    texts: dict[str, str] = {}
+    for path in modules:
+        try:
+            raw = await sandbox.read(posixpath.join(task.workdir, path), max_bytes=_MAX_MODULE_BYTES)
+            texts[path] = raw.decode()
+        except UnicodeDecodeError:
+            continue
+        except SandboxError as error:
+            if error.kind not in ("missing", "too_large", "not_a_file"):
+                raise
+    if for_a_look:
+        await git_apply(sandbox, reverse_diff(for_a_look), "test_patch, taken back")
+    return texts
+
+
+def _twinned(task: Task, found: Mapping[str, str]) -> list[str]:
+    if task.tests.runner != "expected-output":
+        return twinned_of(task)
+    ids = [test for path, text in found.items() for test in ids_of(path, text)]
+    once = Counter(_as_logged(task, test) for test in ids)
+    return [t for t in ids if once[n := _as_logged(task, t)] == 1 and task.tests.expected.get(n) == "PASSED"]
+
+
+def _as_logged(task: Task, test: str) -> str:
+    """A test's id in the log; R2E-Gym's reading of one leaves the file out."""
+    return ".".join(test.split("::")[1:]) if task.tests.runner == "expected-output" else test
 
 
 def with_module(command: str, path: str) -> str | None:

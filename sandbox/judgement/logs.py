@@ -9,7 +9,8 @@ from sandbox.base import Sandbox
 from sandbox.judgement.checkout import git_apply, put_changes
 from sandbox.judgement.log_canaries import Planted, plant_for_log
 from sandbox.judgement.parsers import between_markers, parse_log, parse_r2e
-from sandbox.judgement.verdicts import Verdict, reason_of_failure, split_outcomes, unusual_outcomes
+from sandbox.judgement.twins import settle
+from sandbox.judgement.verdicts import Verdict, reason_of_doubt, reason_of_failure, split_outcomes, unusual_outcomes
 from sandbox.patches import Change
 from sandbox.tasks.task import Task
 
@@ -55,12 +56,15 @@ def _judge_named(task: Task, log: str, planted: Planted | None) -> Verdict:
     parsed = parse_log(task.tests.parser, part)
     if parsed.contradicted:
         return _tampered(task, f"the log gives {parsed.contradicted[0]} two outcomes")
-    passed, failed = split_outcomes(task, parsed.outcomes)
+    outcomes, doubted = settle(planted.groups if planted else (), parsed.outcomes)
+    passed, failed = split_outcomes(task, outcomes)
     if planted and (wrong := planted.wrong(parsed.outcomes, resolved=not failed)):
         return _tampered(task, wrong)
+    if doubted:
+        return replace(_tampered(task, reason_of_doubt(doubted)), doubted=tuple(doubted))
     if failed:
-        reason = reason_of_failure(task, passed, failed, parsed.outcomes)
-        unusual = unusual_outcomes(task, parsed.outcomes)
+        reason = reason_of_failure(task, passed, failed, outcomes)
+        unusual = unusual_outcomes(task, outcomes)
         return Verdict(resolved=False, reason=reason, passed=passed, failed=failed, unusual=unusual)
     return Verdict(resolved=True, reason=f"all {len(passed)} tests pass", passed=passed)
 
@@ -72,12 +76,18 @@ def _tampered(task: Task, reason: str) -> Verdict:
 def _judge_expected(task: Task, log: str, planted: Planted | None) -> Verdict:
     """R2E-Gym's rule: exactly the expected tests, each with exactly the expected status."""
     statuses, expected = parse_r2e(log), task.tests.expected
-    real = planted.without(statuses) if planted else statuses
+    lower = {test: "passed" if status == "PASSED" else "failed" for test, status in statuses.items()}
+    settled, doubted = settle(planted.groups if planted else (), lower)
+    twins = {test for group in (planted.groups if planted else ()) for test in group.all}
+    real = {test: status for test, status in statuses.items() if test not in twins}
+    real |= {test: "PASSED" if settled[test] == "passed" else "FAILED" for test in twins if test in settled}
+    real = planted.without(real) if planted else real
     differing = sorted(t for t in real.keys() | expected.keys() if real.get(t) != expected.get(t))
     resolved = not differing and bool(expected)
-    outcomes = {test: "passed" if status == "PASSED" else "failed" for test, status in statuses.items()}
-    if planted and (wrong := planted.wrong(outcomes, resolved)):
+    if planted and (wrong := planted.wrong(lower, resolved)):
         return _tampered(task, wrong)
+    if doubted:
+        return _tampered(task, reason_of_doubt(doubted))
     return Verdict(
         resolved=resolved,
         reason=f"{len(differing)} tests differ, first {differing[0]}" if differing else "the outcome is as expected",

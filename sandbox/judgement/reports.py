@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from protocol.errors import GradingError
 from sandbox.base import ExecResult, Sandbox
-from sandbox.judgement.canaries import Canaries, plant
+from sandbox.judgement.canaries import Canaries, plant, twinned_of
 from sandbox.judgement.checkout import put_changes
 from sandbox.judgement.verdicts import Report
 from sandbox.patches import Change
@@ -49,13 +49,8 @@ async def run_hidden_tests(sandbox: Sandbox, task: Task, taken: list[Change], ti
     Raises `SandboxError` and `GradingError` when the place failed; whatever the tests did is in the result.
     """
     modules = {path: text for path, text in task.test_files.items() if text is not None and _is_module(task, path)}
-    twinned = [
-        test
-        for test in (*task.fail_to_pass, *task.pass_to_pass)
-        if task.tests.expected_outcome(test) == "passed" and test not in {*task.tests.untwinned, *task.flaky}
-    ]
     directory = posixpath.dirname(next(iter(modules), ""))
-    canaries = plant(modules, directory, task.fail_to_pass, twinned=twinned)
+    canaries = plant(modules, directory, task.fail_to_pass, twinned=twinned_of(task))
     hidden = [_hidden_file(path, canaries.sources.get(path, text)) for path, text in task.test_files.items()]
     if task.tests.runner == "pytest":
         hidden.append(_hidden_file(canaries.own_path, canaries.own_source))

@@ -1,7 +1,9 @@
-"""Twins of hidden tests: the same test with one assertion turned round, which must fail where the test passes.
+"""Twins of hidden tests: the same test again, which must pass with it, and with one assertion turned round, which must
+fail where it passes.
 
 A twin has the style, the fixtures and the meaning of its test, and stands somewhere among the others of its scope.
-Which of the names belongs to the true body is drawn: neither a name, nor a place, nor what a test uses tells who fails.
+Every body is there twice, and which of the names belong to the true one is drawn: neither a name, nor a place, nor
+what a test uses, nor a majority tells who fails.
 Where an assertion compares with a literal, the twins hold other literals on a ladder on which the true one has no
 certain place, so that one has to know the answer to know the twin. Only where nothing else can be had is an assertion
 negated.
@@ -21,7 +23,7 @@ from sandbox.judgement.turning import Turned, turn
 NUM_TESTS = 3
 """Tests of a run that get twins; those that have to turn come first."""
 _MOST = {1: 3, 2: 2}
-"""Twins of one test, where its literal allows so many, by the number of tests that have to turn; else one less."""
+"""Ways to turn one test round, where its literal allows so many, by the number of tests that have to turn."""
 
 _LOOKS_AT_ITSELF = re.compile(
     r"\b(request|snapshot|inspect|traceback|linecache|lineno|currentframe|_getframe|getsource\w*|__name__|__file__|__doc__"
@@ -37,8 +39,13 @@ class Group(Struct, frozen=True):
     """One hidden test and its twins, by the ids under which they run."""
 
     test: str  # as the task names it
-    true: str  # where its own body runs
-    turned: tuple[str, ...]
+    true: tuple[str, ...]  # where its own body runs
+    turned: tuple[str, ...]  # where bodies run that must fail
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every id that has to do with it."""
+        return (*self.true, *self.turned, self.test)
 
 
 class _Home(Struct, frozen=True):
@@ -60,7 +67,7 @@ def add_twins(
     Modules that cannot be parsed, and tests of which no twin is sure to fail, stay as they are.
     """
     wanted = list(tests)
-    most = _MOST.get(num_turning, 2)
+    most = _MOST.get(num_turning, 1)
     together = "\n".join(modules.values())
     places: dict[str, tuple[str, _Home, _Function]] = {}
     for path, text in modules.items():
@@ -77,35 +84,41 @@ def add_twins(
         turned = _turned(modules[path], node, together, most, r)
         if turned is None:
             continue
-        drawn = [_in_style(draw_name(), node.name) for _ in turned.texts]
-        names = r.sample([node.name, *drawn], len(drawn) + 1)
-        texts = [
-            _renamed(text, node.name, name) for text, name in zip((turned.true, *turned.texts), names, strict=True)
-        ]
+        bodies = [text for text in (turned.true, *turned.texts) for _ in range(2)]
+        drawn = [_in_style(draw_name(), node.name) for _ in bodies[1:]]
+        names = r.sample([node.name, *drawn], len(bodies))
+        texts = [_renamed(text, node.name, name) for text, name in zip(bodies, names, strict=True)]
         stays = names.index(node.name)  # this text takes the test's place; the others are put elsewhere
         edits.setdefault(path, []).extend(_edits(home, node, texts, stays, r))
-        true, *others = (f"{home.prefix}::{name}" for name in names)
-        groups.append(Group(test, true, tuple(others)))
+        ids = tuple(f"{home.prefix}::{name}" for name in names)
+        groups.append(Group(test, ids[:2], ids[2:]))
     for path, changes in edits.items():
         sources[path] = _edited(modules[path], changes)
     return sources, groups
 
 
+def ids_of(path: str, text: str) -> list[str]:
+    """The ids of the tests in a module that might get twins."""
+    return [f"{home.prefix}::{test.name}" for home in _homes(path, text, text) for test in home.tests]
+
+
 def settle(groups: Iterable[Group], outcomes: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """The outcomes without twins, each test's under its own name; and by test what its twins did that they must not.
 
-    Twins say something only where their test passed: a wrong solution may be just what a twin asks for.
+    A test has passed where its body did under both of its names. Turned twins say something only then: a wrong solution
+    may be just what a twin asks for.
     """
     real = dict(outcomes)
     wrong: dict[str, str] = {}
     for group in groups:
-        true = outcomes.get(group.true)
-        for test in (group.test, group.true, *group.turned):
+        for test in group.all:
             real.pop(test, None)
-        if true is not None:
-            real[group.test] = true
+        trues = [outcomes[test] for test in group.true if test in outcomes]
+        if len(trues) < len(group.true):
+            continue
+        real[group.test] = min(trues, key=lambda outcome: outcome == "passed")
         seen = [outcomes.get(test, "not reported") for test in group.turned]
-        if true == "passed" and (others := [outcome for outcome in seen if outcome != "failed"]):
+        if real[group.test] == "passed" and (others := [outcome for outcome in seen if outcome != "failed"]):
             wrong[group.test] = others[0]
     return real, wrong
 
