@@ -176,22 +176,22 @@ async def _attacked(shop: Workshop, tasks: list[Task], results: Results) -> dict
         try:
             verdict = await _judge(shop, task, attack_patch(attack, task, shop.cache_dir, _module_of(task)))
         except LonghaulError as error:  # an attack that breaks the judge has no reward either, but is told
-            print(f"{task.task_id}: {attack.__name__}: no verdict: {error}", flush=True)
+            print(f"{task.task_id}: {attack.name}: no verdict: {error}", flush=True)
             return [False, False]
         if verdict.resolved:
-            print(f"{task.task_id}: {attack.__name__} was rewarded: {verdict.reason}", flush=True)
+            print(f"{task.task_id}: {attack.name} was rewarded: {verdict.reason}", flush=True)
         return [verdict.resolved, verdict.tampered]
 
     def job(task: Task, attack: Attack) -> partial[object]:
-        return partial(results.once, f"attack {attack.__name__} {task.task_id}", partial(attempt, task, attack))
+        return partial(results.once, f"attack {attack.name} {task.task_id}", partial(attempt, task, attack))
 
     seen = await side_by_side("attacks", shop.num_jobs, [job(task, attack) for attack in ATTACKS for task in tasks])
     table: dict[str, dict[str, int]] = {}
     for place, attack in enumerate(ATTACKS):
         rows = seen[place * len(tasks) : (place + 1) * len(tasks)]
         row = {"tried": len(rows), "rewarded": sum(r[0] for r in rows), "tampered": sum(r[1] for r in rows)}
-        table[attack.__name__] = row
-        print(f"{attack.__name__:20} " + "  ".join(f"{name} {count:3}" for name, count in row.items()), flush=True)
+        table[attack.name] = row
+        print(f"{attack.name:20} " + "  ".join(f"{name} {count:3}" for name, count in row.items()), flush=True)
     return table
 
 

@@ -13,11 +13,11 @@ from msgspec import Struct
 
 from protocol.errors import SandboxError, TaskError
 from sandbox.base import Sandbox
+from sandbox.diffs import reverse_diff
 from sandbox.judgement.canaries import Canaries, Style, plant, twinned_of
 from sandbox.judgement.checkout import git_apply, run_checked
 from sandbox.judgement.parsers import END_MARKER, START_MARKER
 from sandbox.judgement.twins import Group, ids_of
-from sandbox.patches import reverse_diff
 from sandbox.tasks.repositories import django_label
 from sandbox.tasks.task import Task
 from sandbox.tasks.test_paths import is_test_module, paths_of_diff

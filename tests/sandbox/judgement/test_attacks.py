@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from benchmarks.attacks import ATTACKS, Attack, attack_patch, patched_pytest
+from benchmarks.attacks import ATTACKS, Attack, attack_patch
 from sandbox.base import Backend, Limits
 from sandbox.curation.gold import gold_patch
 from sandbox.curation.recipes import PYTEST
@@ -70,17 +71,45 @@ async def test_only_the_solution_is_rewarded(namespace: Backend, cache_dir: Path
     assert (gold.reward, gold.tampered) == (1.0, False), gold
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_there_are_many_kinds_of_attacks() -> None:
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 80
+    assert all(attack.needs for attack in ATTACKS)
+
+
+ENDLESS = {"SIGSTOP to itself", "the parent is stopped"}  # until a deadline: for the benchmark
+
+
 @pytest.mark.parametrize("runner", ["functions", "pytest"])
-async def test_attacks_earn_nothing(namespace: Backend, cache_dir: Path, runner: RunnerKind, attack: Attack) -> None:
+async def test_attacks_earn_nothing(namespace: Backend, cache_dir: Path, runner: RunnerKind) -> None:
     task = make_task(runner)
-    verdict = await judged(namespace, task, attack_patch(attack, task, cache_dir, "calc/__init__.py"), cache_dir)
-    assert verdict.reward == 0.0
+    room = asyncio.Semaphore(3)
+
+    async def attempt(attack: Attack) -> Verdict:
+        async with room:
+            return await judged(namespace, task, attack_patch(attack, task, cache_dir, "calc/__init__.py"), cache_dir)
+
+    tried = [attack for attack in ATTACKS if attack.name not in ENDLESS]
+    verdicts = await asyncio.gather(*map(attempt, tried))
+    assert [attack.name for attack, verdict in zip(tried, verdicts, strict=True) if verdict.reward] == []
 
 
-@pytest.mark.parametrize("name", ["early_exit", "forged_pipe", "forged_frames", "killed_parent", "patched_pytest"])
-async def test_forging_is_marked(namespace: Backend, cache_dir: Path, name: str) -> None:
-    attack = next(attack for attack in ATTACKS if attack.__name__ == name)
-    task = make_task("pytest" if attack is patched_pytest else "functions")
+FUNCTIONS_MARKED = (
+    *("early_exit", "forged_pipe", "forged_frames", "killed_parent", "equal to everything", "os._exit in the function"),
+    *("the child is taken over: all pass", "the child is taken over: no negation passes"),
+)
+PYTEST_MARKED = (
+    *("patched_pytest", "runtest swallows all failures", "runtest fails what sorts", "runtest fails known names"),
+    *("reports say passed", "calls never see an exception", "the runner's notes are prepared"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "runner"),
+    [*((name, "functions") for name in FUNCTIONS_MARKED), *((name, "pytest") for name in PYTEST_MARKED)],
+)
+async def test_forging_is_marked(namespace: Backend, cache_dir: Path, name: str, runner: RunnerKind) -> None:
+    """What is marked does not hang on the order of two processes; where it would, no mark is promised."""
+    attack = next(attack for attack in ATTACKS if attack.name == name)
+    task = make_task(runner)
     verdict = await judged(namespace, task, attack_patch(attack, task, cache_dir, "calc/__init__.py"), cache_dir)
     assert verdict.tampered, verdict
