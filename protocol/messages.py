@@ -69,6 +69,25 @@ class Tokens(Message, frozen=True, kw_only=True):
     num_cached_tokens: int = 0  # prompt tokens served from the prefix cache
 
 
+class TakeApart(Message, frozen=True, kw_only=True):
+    """Ask a generator what a sampled turn says, by vLLM's parsers; answered by `TakenApart`."""
+
+    prompt_ids: np.ndarray  # int32 [prompt]: some templates begin the answer's reasoning for it
+    token_ids: np.ndarray  # int32 [n]
+    tools: str  # the schemas that the model was shown, as JSON; an empty list: no call is looked for
+    tool_parser: str  # vLLM's name, or auto, or none
+    reasoning_parser: str  # the same
+
+
+class TakenApart(Message, frozen=True, kw_only=True):
+    """What a turn says."""
+
+    content: str
+    reasoning: str = ""
+    calls: list[tuple[str, str]] = []  # name, arguments as JSON
+    num_reasoning_tokens: int = 0
+
+
 class GeneratorStatusRequest(Message, frozen=True, kw_only=True):
     """Ask a generator how it is."""
 
@@ -416,6 +435,8 @@ Wire = (
     Generate
     | Cancel
     | Tokens
+    | TakeApart
+    | TakenApart
     | GeneratorStatusRequest
     | GeneratorStatus
     | WeightsPoll

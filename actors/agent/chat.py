@@ -72,7 +72,7 @@ class ChatTokenizer:
         stops += [i for i in [tokenizer.token_to_id(specials.get("eos_token", ""))] if i is not None]
         if not stops:
             raise ConfigError(f"{path}: neither tokenizer_config.json nor generation_config.json names an eos token")
-        return ChatTokenizer(tokenizer, _read_template(path, config), specials, stops)
+        return ChatTokenizer(tokenizer, read_template(path, config), specials, stops)
 
     def with_template(self, template: str, stop: str, controls: Sequence[str]) -> ChatTokenizer:
         """The same vocabulary under another template, whose control tokens (`stop` is one) are added where missing."""
@@ -195,8 +195,10 @@ def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     return content
 
 
-def _read_template(path: Path, config: Mapping[str, Any]) -> str:
-    """A file of its own, else the configuration's `chat_template` (a string, or named ones: `default` counts)."""
+def read_template(path: Path, config: Mapping[str, Any] | None = None) -> str:
+    """A model directory's: a file of its own, else the configuration's `chat_template` (a string, or named ones:
+    `default` counts). Raises `ConfigError`."""
+    config = _read_json(path / "tokenizer_config.json") if config is None else config
     if (path / "chat_template.jinja").is_file():
         return (path / "chat_template.jinja").read_text(encoding="utf-8")
     template = config.get("chat_template")

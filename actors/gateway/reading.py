@@ -32,8 +32,9 @@ class Reading(Struct, frozen=True, kw_only=True):
 class Reader(Protocol):
     """Takes turns apart. Raises `GeneratorError` or `DeadlineError` where it cannot be asked."""
 
-    async def read(self, token_ids: np.ndarray, tools: list[dict[str, Any]]) -> Reading:
-        """One sampled turn (int32 [n]), under the tools that it was shown; without tools no call is looked for."""
+    async def read(self, prompt_ids: np.ndarray, token_ids: np.ndarray, tools: list[dict[str, Any]]) -> Reading:
+        """One sampled turn (int32 [n]) after its prompt, under the tools that it was shown; without tools no call is
+        looked for."""
         ...
 
 
@@ -50,7 +51,7 @@ class HermesReader:
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
 
-    async def read(self, token_ids: np.ndarray, tools: list[dict[str, Any]]) -> Reading:
+    async def read(self, prompt_ids: np.ndarray, token_ids: np.ndarray, tools: list[dict[str, Any]]) -> Reading:
         """See `Reader.read`."""
         text = self._tokenizer.decode(token_ids)
         thought = _THOUGHT.match(text)

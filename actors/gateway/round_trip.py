@@ -35,7 +35,7 @@ async def why_no_tools(tokenizer: ChatTokenizer, reader: Reader) -> str:
         if answered.count(_RESULT) != len(results):
             return "the chat template leaves out the results of tool calls"
         turn = written[_num_equal(prompt, written) :]
-        reading = await reader.read(tokenizer.encode_rendered(turn), _TOOLS)
+        reading = await reader.read(tokenizer.encode_rendered(prompt), tokenizer.encode_rendered(turn), _TOOLS)
         read = [(call.name, object_of(call.arguments)) for call in reading.calls]
         if read != [("shell", {"command": command}) for command in commands]:
             return (

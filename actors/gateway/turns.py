@@ -115,7 +115,8 @@ class Turns:
         cached_version = self._prefix.version if sampled.num_cached_tokens else None
         self._prefix.saw(sampled.versions)
         sampled, stop_string = cut_at(ask.stop, sampled, self._tokenizer)
-        reading = await self._reader.read(sampled.token_ids, [] if ask.tool_choice == "none" else ask.tools)
+        looked_for = [] if ask.tool_choice == "none" else ask.tools
+        reading = await self._reader.read(prompt.token_ids, sampled.token_ids, looked_for)
         answer = self._to_answer(ask, sampled, reading, stop_string, len(prompt.token_ids))
         recorded = self._conversation.record(prompt, sampled, answer.message())
         self._keep(ask, answer)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from actors.generator.engine import start_engine
+from actors.generator.parsing import Parsing
 from actors.generator.requests import RequestRunner, RequestStats
 from actors.weights.adopter import NO_VERSION, WeightAdopter
 from protocol.config import Settings
@@ -27,6 +28,8 @@ from protocol.messages import (
     GeneratorStatus,
     GeneratorStatusRequest,
     Refused,
+    TakeApart,
+    TakenApart,
     TensorEntry,
 )
 from protocol.sockets import Keys, Peer, Server
@@ -68,6 +71,7 @@ class Generator:
         self._server: Server | None = None
         self._adopter: WeightAdopter | None = None
         self._requests: RequestRunner | None = None
+        self._parsing = Parsing(Path(model_dir))
         self._stats = RequestStats()
         self._stopped = asyncio.Event()
         self.start_s = 0.0
@@ -178,10 +182,21 @@ class Generator:
                     await self._requests.begin(peer, message)
                 case Cancel():
                     await self._requests.cancel(peer, message)
+                case TakeApart():
+                    await self._take_apart(peer, message)
                 case GeneratorStatusRequest():
                     await self._server.send(peer, await self.status_message())
                 case _:
                     await self._refuse(peer, f"a generator does not take {type(message).__name__}")
+
+    async def _take_apart(self, peer: Peer, message: TakeApart) -> None:
+        """A few milliseconds, on this loop: nothing else may use the parsers meanwhile."""
+        assert self._server is not None
+        try:
+            reply: TakenApart | Refused = self._parsing.answer(message)
+        except GeneratorError as error:
+            reply = Refused(kind=error.label, reason=str(error))
+        await self._server.send(peer, reply)
 
     async def _refuse(self, peer: Peer, reason: str) -> None:
         assert self._server is not None

@@ -29,6 +29,8 @@ from protocol.messages import (
     GeneratorStatusRequest,
     Refused,
     Sampling,
+    TakeApart,
+    TakenApart,
     Tokens,
 )
 from protocol.sockets import Client, Keys
@@ -39,6 +41,7 @@ _LOST_AFTER_S = 8.0
 _NOBODY_WAIT_S = 0.2
 _MAX_EPISODES = 1 << 16
 _LEAST_WAIT_S = 0.05
+_MOST_ASKED = 3  # engines, one after another, to take a turn apart
 
 
 class GeneratorClient:
@@ -70,6 +73,23 @@ class GeneratorClient:
                 kind="generate",
             ) from None
         return part.sampled()
+
+    async def take_apart(self, message: TakeApart, timeout_s: float) -> TakenApart:
+        """What a sampled turn says, by any engine that answers.
+
+        Raises `GeneratorError`: refused (the parser failed, or there is no such one), lost (no engine answers).
+        """
+        self._connect()
+        links = sorted(self._links.values(), key=lambda link: (not link.is_up, link.load))
+        reasons = []
+        for link in links[:_MOST_ASKED]:
+            try:
+                return await link.take_apart(message, timeout_s)
+            except (DeadlineError, WireError) as error:
+                if isinstance(error, WireError) and error.kind == "generator.refused":
+                    raise GeneratorError(str(error), kind="refused") from error
+                reasons.append(str(error))
+        raise GeneratorError(f"no engine takes turns apart: {'; '.join(reasons) or 'there is none'}", kind="lost")
 
     def update_endpoints(self, endpoints: list[str]) -> None:
         """The engines are at `endpoints` from now on. Continuations on one that is gone go on elsewhere."""
@@ -245,6 +265,13 @@ class _Link:
             self._cancel_soon(request.request_id)  # in case it is only slow
             raise GeneratorError(f"{self.endpoint} was lost", kind="lost")
         reading.result()
+
+    async def take_apart(self, message: TakeApart, timeout_s: float) -> TakenApart:
+        """Ask this engine. Raises `DeadlineError` or `WireError`."""
+        reply = await self._client.request(message, timeout_s)
+        if not isinstance(reply, TakenApart):
+            raise WireError(f"{self.endpoint} answered TakeApart with {type(reply).__name__}", kind="unexpected")
+        return reply
 
     def lose(self, reason: str) -> None:
         """Give the engine up for now; whoever waits for it goes elsewhere."""

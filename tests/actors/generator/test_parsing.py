@@ -1,0 +1,98 @@
+"""Turns taken apart by vLLM's own parsers, without an engine; and which parser a template asks for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.agent.chat import ChatTokenizer
+from actors.gateway.reading import HermesReader
+from actors.gateway.round_trip import why_no_tools
+from actors.generator.chat_formats import NONE, Choice, choose
+from actors.generator.parsing import Parsing
+from protocol.errors import GeneratorError
+from protocol.messages import TakeApart
+from tests.actors.gateway.history import TEMPLATE
+
+TOOLS = json.dumps([{"type": "function", "function": {"name": "shell", "parameters": {"type": "object"}}}])
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("<tool_call>", Choice("hermes", NONE)),
+        ("<think> <tool_call>", Choice("hermes", "qwen3")),
+        ("<tool_call> <function= <parameter= <think>", Choice("qwen3_coder", "qwen3")),
+        ("[TOOL_CALLS]", Choice("mistral", NONE)),
+        ("<|python_tag|> parameters", Choice("llama3_json", NONE)),
+        ("<tool_call> <arg_key> <arg_value> <think>", Choice("glm45", "glm45")),
+        ("<｜tool▁calls▁begin｜> ```json", Choice("deepseek_v3", NONE)),
+        ("<|start|> <|channel|> <|message|>", Choice("openai", "openai_gptoss")),
+        ("nothing", Choice(NONE, NONE)),
+        ("nothing but <think>", Choice(NONE, "deepseek_r1")),
+    ],
+)
+def test_a_template_s_marks_name_its_parsers(template: str, expected: Choice) -> None:
+    assert choose(template) == expected
+    assert choose(template, "xlam", "none") == Choice("xlam", NONE)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer whose template carries tools."""
+    path = tmp_path_factory.mktemp("tools") / "model"
+    shutil.copytree(tokenizer_dir, path)
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    return path
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what vLLM imports
+async def test_vllm_s_parsers_take_turns_apart_as_ours_does(model_dir: Path) -> None:
+    tokenizer = ChatTokenizer.load(model_dir)
+    parsing = Parsing(model_dir)
+    ours = HermesReader(tokenizer)
+    stop = np.int32(tokenizer.stop_token_ids[0])
+    prompt = tokenizer.encode_prompt([{"role": "user", "content": "go"}])
+    call = '<tool_call>\n{"name": "shell", "arguments": {"command": "ls \\"a\\""}}\n</tool_call>'
+    for text in (
+        "hello",
+        "",
+        f"I look.\n{call}",
+        f"{call}\n{call}",
+        "<think>\nhm\n</think>\n\nhello",
+        f"<think>x</think>{call}",
+    ):
+        for tools in (TOOLS, "[]"):
+            ids = np.append(tokenizer.encode(text), stop)
+            taken = parsing.answer(
+                TakeApart(prompt_ids=prompt, token_ids=ids, tools=tools, tool_parser="auto", reasoning_parser="auto")
+            )
+            reading = await ours.read(prompt, ids, json.loads(tools))
+            calls = [(name, json.loads(arguments)) for name, arguments in taken.calls]
+            assert calls == [(each.name, json.loads(each.arguments)) for each in reading.calls], text
+            assert taken.content.strip() == reading.content.strip(), text
+            assert taken.reasoning.strip() == reading.reasoning.strip(), text
+    with pytest.raises(GeneratorError, match="parser"):
+        parsing.answer(
+            TakeApart(prompt_ids=prompt, token_ids=ids, tools=TOOLS, tool_parser="unheard_of", reasoning_parser="none")
+        )
+
+
+async def test_templates_that_cannot_be_read_back_say_why(tokenizer: ChatTokenizer) -> None:
+    def under(template: str) -> ChatTokenizer:
+        return tokenizer.with_template(template, "<|im_end|>", ["<|im_start|>", "<|im_end|>"])
+
+    good = under(TEMPLATE)
+    assert await why_no_tools(good, HermesReader(good)) == ""
+    assert "does not show tools" in await why_no_tools(tokenizer, HermesReader(tokenizer))
+    other = under(TEMPLATE.replace("<tool_call>", "<call>"))
+    assert "read back as []" in await why_no_tools(other, HermesReader(other))
+    refusing = under("{% if messages[-1].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}" + TEMPLATE)
+    assert "takes no tool calls" in await why_no_tools(refusing, HermesReader(refusing))
+    silent = under(TEMPLATE.replace("{{ m['content'] }}", "{% if m.role != 'tool' %}{{ m['content'] }}{% endif %}"))
+    assert "results of tool calls" in await why_no_tools(silent, HermesReader(silent))

@@ -1,0 +1,110 @@
+"""Released agents, unmodified, from their first request to a judged episode; what the model says is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.agent.chat import ChatTokenizer
+from actors.episodes.board import Board
+from actors.episodes.episode_runner import EpisodeRunner
+from actors.harnesses.table import RELEASED
+from actors.policies.scripted import Script, ScriptedPolicy
+from protocol.config import Settings
+from protocol.errors import ConfigError
+from sandbox.base import Backend
+from sandbox.namespace.backend import NamespaceBackend
+from tests.actors.episodes.scripted_replay import make_lease
+from tests.actors.gateway.history import TEMPLATE
+from tests.actors.harnesses.test_foreign import TASK, TASKS, solution
+
+CACHE = Path("~/.cache/longhaul").expanduser()
+SHELL = {
+    "mini-swe-agent": ("bash", "command"),
+    "qwen-code": ("run_shell_command", "command"),
+    "opencode": ("bash", "command"),
+    "claude-code": ("Bash", "command"),
+    "codex": ("exec_command", "cmd"),
+}
+"""Each agent's tool for commands, and its argument."""
+EXTRA = {
+    "opencode": {"description": "edit"},
+    "claude-code": {"description": "edit"},
+    "qwen-code": {"is_background": False},
+}
+
+
+def script_of(name: str) -> Script:
+    """One command that solves the task, then the end, in the agent's own tools; whatever else it asks is answered."""
+    tool, argument = SHELL[name]
+    fix = solution(TASK)[1].removeprefix("```command\n").removesuffix("\n```")
+
+    def call(command: str) -> str:
+        arguments = {argument: command} | EXTRA.get(name, {})
+        return f"I do it.\n<tool_call>\n{json.dumps({'name': tool, 'arguments': arguments})}\n</tool_call>"
+
+    def script(episode_id: str, history: str, turn: int) -> str:
+        if f'"name": "{tool}"' not in history:
+            return "A small mistake"  # a title, a summary: without tools
+        done = history.count(f'<tool_call>\n{{"name": "{tool}"')
+        if done == 0:
+            return call(fix)
+        if name == "mini-swe-agent":
+            return call("echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")
+        return "Done."
+
+    return script
+
+
+async def play(name: str, backend: Backend, tmp_path: Path, tokenizer: ChatTokenizer) -> Any:
+    if not (await backend.probe()).available:
+        await backend.close()
+        pytest.skip(f"no {backend.name} sandboxes here")
+    (tmp_path / "cache").mkdir()
+    (CACHE / "agents").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache" / "agents").symlink_to(CACHE / "agents")
+    settings = Settings.model_validate(
+        {
+            "model": {"max_context": 400_000},
+            "tasks": {"cache_dir": tmp_path / "cache"},
+            "agent": {"harness": name},
+            "episode": {"max_turn_tokens": 4000, "wall_time_s": 120, "max_turns": 12},
+            "sandbox": {"memory_mib": 4096, "max_processes": 512, "disk_mib": 512},
+        }
+    )
+    tools = tokenizer.with_template(TEMPLATE, "<|im_end|>", ["<|im_start|>", "<|im_end|>"])
+    policy = ScriptedPolicy(tools, script_of(name))
+    runner = EpisodeRunner(settings, policy, backend, TASKS, tools, Board(), "released-test")
+    try:
+        await runner.start()
+    except ConfigError as error:
+        await backend.close()
+        pytest.skip(f"{name} cannot be had: {error}")
+    lease = make_lease(0, TASK.task_id)
+    import msgspec
+
+    lease = msgspec.structs.replace(
+        lease, max_turns=12, max_context=400_000, sampling=msgspec.structs.replace(lease.sampling, max_tokens=4000)
+    )
+    try:
+        async with asyncio.timeout(200):
+            return await runner.run(lease), runner.status()
+    finally:
+        await runner.stop()
+        await backend.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(RELEASED))
+async def test_an_unmodified_agent_solves_a_task_in_a_sandbox_without_network(
+    name: str, tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    attempt, status = await play(name, NamespaceBackend("released-test"), tmp_path, tokenizer)
+    trajectory = attempt.trajectory
+    print(name, status, trajectory.end_reason, [step.text[:60] for step in attempt.steps], len(trajectory.token_ids))
+    assert trajectory.resolved, attempt.verdict
+    assert trajectory.end_reason == "submitted"
