@@ -170,6 +170,7 @@ class Gateway:
         except asyncio.CancelledError:
             self._counts["disconnects"] += 1
             raise
+        self._counts["sampled_tokens"] += answer.usage.sampled if answer is not None else 0
         self._on_exchange(Exchange(path=path, body=data, status=200, answer=answer))
         return response
 

@@ -30,7 +30,8 @@ FORMATS = (
     Format(("<tool_call>",), "hermes", "qwen3"),
 )
 """The first that fits counts. Names are vLLM's."""
-_REASONING_MARKS = ("<think>", "</think>", "reasoning_content", "<seed:think>", "[THINK]", "<|channel|>")
+THOUGHT_MARKS = ("<think>", "</think>", "<seed:think>", "</seed:think>", "[THINK]", "◁think▷")
+_REASONING_MARKS = (*THOUGHT_MARKS, "reasoning_content", "<|channel|>")
 
 
 class Choice(NamedTuple):

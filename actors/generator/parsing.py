@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.agent.chat import read_template
-from actors.generator.chat_formats import HARMONY, NONE, Choice, choose
+from actors.generator.chat_formats import AUTO, HARMONY, NONE, THOUGHT_MARKS, Choice, choose
 from protocol.errors import GeneratorError
 from protocol.messages import TakeApart, TakenApart
+
+_OPENING = 8  # tokens at a prompt's end in which a template may begin the reasoning
 
 
 class Parsing:
@@ -43,6 +45,8 @@ class Parsing:
         tools: list[dict[str, Any]] = json.loads(message.tools)
         choice = choose(read_template(self._model_dir), message.tool_parser, message.reasoning_parser)
         ids = message.token_ids.tolist()
+        if message.reasoning_parser == AUTO and choice.tool_parser != HARMONY and not self._thinks(message):
+            choice = choice._replace(reasoning_parser=NONE)
         fields: dict[str, Any] = {"messages": [{"role": "user", "content": "-"}], "model": "-"}
         if tools:
             fields |= {"tools": tools, "tool_choice": "auto"}
@@ -64,6 +68,13 @@ class Parsing:
             calls=[(call.name, call.arguments) for call in calls or []],
             num_reasoning_tokens=parser.count_reasoning_tokens(ids),
         )
+
+    def _thinks(self, message: TakeApart) -> bool:
+        """Whether a turn holds reasoning at all. Parsers of models that may think take a turn without any mark for
+        reasoning that was cut."""
+        shown = [*message.prompt_ids[-_OPENING:].tolist(), *message.token_ids.tolist()]
+        text = self._tokenizer.decode(shown, skip_special_tokens=False)
+        return any(mark in text for mark in THOUGHT_MARKS)
 
     def _parser(self, choice: Choice) -> Any:
         """vLLM's parser class; None where nothing is to be read."""

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from actors.agent.chat import ChatTokenizer
@@ -85,8 +86,6 @@ async def play(name: str, backend: Backend, tmp_path: Path, tokenizer: ChatToken
         await backend.close()
         pytest.skip(f"{name} cannot be had: {error}")
     lease = make_lease(0, TASK.task_id)
-    import msgspec
-
     lease = msgspec.structs.replace(
         lease, max_turns=12, max_context=400_000, sampling=msgspec.structs.replace(lease.sampling, max_tokens=4000)
     )
@@ -105,6 +104,11 @@ async def test_an_unmodified_agent_solves_a_task_in_a_sandbox_without_network(
 ) -> None:
     attempt, status = await play(name, NamespaceBackend("released-test"), tmp_path, tokenizer)
     trajectory = attempt.trajectory
-    print(name, status, trajectory.end_reason, [step.text[:60] for step in attempt.steps], len(trajectory.token_ids))
     assert trajectory.resolved, attempt.verdict
     assert trajectory.end_reason == "submitted"
+    assert set(trajectory.drift) <= ({"foreign"} if name == "qwen-code" else set())  # it opens with words of its own
+    sampled = sum(turn.end - turn.start for turn in trajectory.turns)
+    assert sampled == int(trajectory.loss_mask.sum()) == status["gateway_sampled_tokens"]
+    paths = [trajectory.token_ids[trajectory.branches.path(leaf)] for leaf in trajectory.branches.leaves()]
+    assert len(paths) == (2 if name == "opencode" else 1)  # a title, asked aside
+    assert sum(TASK.issue.strip()[:40] in tokenizer.decode(path) for path in paths) >= 1
