@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,7 @@ from actors.agent.episode import Episode, Limits, Step
 from actors.episodes.board import Board, State
 from actors.episodes.judgements import Judgements
 from actors.episodes.players import make_player
+from actors.gateway.server import Exchange
 from actors.policy import Policy
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError, TaskError
@@ -47,6 +48,7 @@ class EpisodeRunner:
 
     Args:
         run: name of the run, which labels its sandboxes.
+        on_exchange: hears of every request of agents from outside.
 
     Attributes:
         judgements: what was judged already.
@@ -61,6 +63,7 @@ class EpisodeRunner:
         tokenizer: ChatTokenizer,
         board: Board,
         run: str,
+        on_exchange: Callable[[Exchange], None] = lambda exchange: None,
     ) -> None:
         self._settings = settings
         self._backend = backend
@@ -68,7 +71,7 @@ class EpisodeRunner:
         self._board = board
         self._run = run
         self._cache_dir: Path = settings.tasks.cache_dir.expanduser()
-        self._player = make_player(settings, policy, tokenizer, board.enter)
+        self._player = make_player(settings, policy, tokenizer, board.enter, on_exchange)
         self._starts = asyncio.Semaphore(settings.sandbox.max_starts)
         self._gradings = asyncio.Semaphore(settings.sandbox.max_grading)
         self.judgements = Judgements()

@@ -9,6 +9,7 @@ from actors.agent.chat import Chat, ChatTokenizer
 from actors.agent.episode import Activity, Episode, Limits
 from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
+from actors.gateway.server import Exchange
 from actors.harnesses.foreign import ForeignAgent
 from actors.harnesses.readers import make_reader
 from actors.harnesses.table import BUILT_IN
@@ -92,12 +93,18 @@ class BuiltIn:
         )
 
 
-def make_player(settings: Settings, policy: Policy, tokenizer: ChatTokenizer, on_activity: OnActivity) -> Player:
+def make_player(
+    settings: Settings,
+    policy: Policy,
+    tokenizer: ChatTokenizer,
+    on_activity: OnActivity,
+    on_exchange: Callable[[Exchange], None],
+) -> Player:
     """Who `agent.harness` names. Raises `ConfigError`."""
     if settings.agent.harness in BUILT_IN:
         return BuiltIn(settings, policy, tokenizer, on_activity)
     reader = make_reader(settings.agent, policy, tokenizer)
-    return ForeignAgent(settings, policy, tokenizer, reader, on_activity=on_activity)
+    return ForeignAgent(settings, policy, tokenizer, reader, on_activity=on_activity, on_exchange=on_exchange)
 
 
 def _with_scaffold(settings: Settings) -> EpisodeSettings:

@@ -36,6 +36,7 @@ class Command(NamedTuple):
 
 
 GROUPS = {
+    "agents": "agents from outside, trained as they are",
     "tasks": "task files: make them, check them",
 }
 
@@ -61,6 +62,15 @@ COMMANDS = (
             Example(
                 "longhaul tasks validate nebius/SWE-rebench --paper --out kept.jsonl", "a dataset, as in the paper"
             ),
+        ),
+    ),
+    Command(
+        "agents try",
+        "run one episode of an agent from outside and show every request",
+        "cluster.front_door.agents_try:main",
+        (
+            Example("longhaul agents try mini-swe-agent --model.path DIR --model.max-context 32768", "on a micro task"),
+            Example("longhaul agents try command --agent.command 'my-agent' --answers texts.json", "without a model"),
         ),
     ),
     Command(

@@ -1,0 +1,1 @@
+"""What it costs to train an agent from outside through the gateway. `python -m benchmarks.gateway`."""
