@@ -65,6 +65,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     image: str | None = None  # Docker image
     source: Path | None = None  # directory whose content appears, writable, at `workdir`; itself never changed
     workdir: str = "/testbed"
+    absent_packages: tuple[str, ...] = ()  # import names of which nothing may be in sight but what the tree holds
     read_only_binds: dict[str, str] = {}  # host path -> path inside, for what tests need and the task does not hold
     limits: Limits = Limits()
     ttl_s: float = 60.0  # dies when its owner has been silent for so long

@@ -27,6 +27,7 @@ from sandbox.docker.plain_exec import PlainDockerSandbox
 from sandbox.guest.build import guest_binary
 from sandbox.guest.pinger import Pinger
 from sandbox.guest.sandbox import sandbox_of
+from sandbox.namespace.foreign_packages import refuse_visible
 from sandbox.owners import is_leftover, new_owner, parse_owner
 
 SNAPSHOT_REPOSITORY = "longhaul-snapshot"
@@ -81,6 +82,7 @@ class DockerBackend:
 
     async def create(self, spec: SandboxSpec) -> DockerSandbox:
         """See `Backend.create`."""
+        refuse_visible(spec.absent_packages, [Path(path) for path in spec.read_only_binds], {}, spec.lease)
         image = spec.from_snapshot.reference if spec.from_snapshot is not None else spec.image
         host = self.place(image)
         try:

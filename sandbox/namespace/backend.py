@@ -21,6 +21,7 @@ from sandbox.guest.pinger import Pinger
 from sandbox.guest.process import GuestProcess
 from sandbox.guest.sandbox import GuestSandbox, sandbox_of
 from sandbox.namespace.cgroups import Cgroups, purge_cgroups
+from sandbox.namespace.foreign_packages import Foreign, foreign_packages_here, refuse_visible
 from sandbox.namespace.host_view import ALTERNATIVES, GUEST, bubblewrap_command, make_etc, python_home
 from sandbox.namespace.snapshots import Layers, layers_of_snapshot, layers_of_source, write_snapshot
 from sandbox.owners import new_owner, purge_state, state_dir
@@ -78,6 +79,7 @@ class NamespaceBackend:
         self._pinger = Pinger(self._living.values)
         self._capabilities: Capabilities | None = None
         self._cgroups: Cgroups | None = None
+        self._foreign = Foreign((), {})
         self._copied_devices: set[int] = set()  # file systems whose trees are copied: an overlay cannot be had
 
     async def probe(self) -> Capabilities:
@@ -136,6 +138,7 @@ class NamespaceBackend:
     async def _probe(self) -> Capabilities:
         try:
             self._prepare()
+            self._foreign = await asyncio.to_thread(foreign_packages_here, python_home())
         except (ConfigError, OSError) as error:
             return _unavailable(str(error))
         try:
@@ -148,13 +151,14 @@ class NamespaceBackend:
 
     def _prepare(self) -> None:
         """Make what all sandboxes share."""
-        for program, package in (("bwrap", "bubblewrap"), ("bash", "bash")):
+        for program, package in (("bwrap", "bubblewrap"), ("bash", "bash"), ("git", "git")):
             if shutil.which(program) is None:
                 raise ConfigError(f"{program} is missing; type: apt-get install {package}", kind="missing_program")
         guest_binary(), stage_binary()
         _allow_open_files()
         self._cgroups = Cgroups(self._owner)
         make_etc(self._etc())
+        self._empty().mkdir(mode=0o755, exist_ok=True)
 
     async def _examine(self, sandbox: NamespaceSandbox) -> Capabilities:
         seen = await sandbox.exec("grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status", timeout=PROBE_DEADLINE_S)
@@ -183,6 +187,9 @@ class NamespaceBackend:
             raise SandboxError("an image needs the docker backend, this one shows directories", kind="unsupported")
         if not self._etc().is_dir():  # a purge of this run may have removed it
             make_etc(self._etc())
+            self._empty().mkdir(mode=0o755, exist_ok=True)
+        binds = [Path(path) for path in spec.read_only_binds]
+        refuse_visible(spec.absent_packages, binds, self._foreign.visible, spec.lease)
         layers = layers_of_source(spec.source)
         if spec.from_snapshot is not None:
             layers = layers_of_snapshot(self._snapshot_path(spec.from_snapshot))
@@ -202,7 +209,11 @@ class NamespaceBackend:
                 joins = self._cgroups.create(name, spec.limits) if self._cgroups.available else []
             except OSError as error:
                 raise SandboxError(f"cannot limit a sandbox: {error}", kind="cgroup") from error
-            command = [*self._stage(spec, layers, joins), *bubblewrap_command(spec), *self._guest(spec)]
+            command = [
+                *self._stage(spec, layers, joins),
+                *bubblewrap_command(spec, self._foreign.hidden),
+                *self._guest(spec),
+            ]
             try:
                 process = await GuestProcess.start(command, f"sandbox {name} of {spec.lease}", START_DEADLINE_S, {})
             except BaseException:
@@ -226,7 +237,7 @@ class NamespaceBackend:
             command += ["-c" if copies else "-l", str(lower)]
         if layers.rest is not None:
             command += ["-h", str(layers.rest)]
-        binds = {"etc": self._etc(), "guest": guest_binary()}
+        binds = {"etc": self._etc(), "guest": guest_binary(), "empty": self._empty()}
         if (python := python_home()) is not None:
             binds["python"] = python
         if ALTERNATIVES.is_dir():
@@ -251,6 +262,9 @@ class NamespaceBackend:
 
     def _etc(self) -> Path:
         return state_dir(self._owner) / "etc"
+
+    def _empty(self) -> Path:
+        return state_dir(self._owner) / "empty"
 
     def _snapshots(self) -> Path:
         return state_dir(self._owner) / "snapshots"

@@ -1,6 +1,7 @@
 """What a namespace sandbox sees of this host: bubblewrap's arguments, and a made-up `/etc`.
 
-Nothing but `/usr`, the libraries' links, a few harmless files and the Python that runs us; all of it read-only.
+Nothing but `/usr`, the libraries' links, a few harmless files and the Python that runs us, without any package that is
+installed or kept there (`foreign_packages.py`); all of it read-only.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from sandbox.base import SandboxSpec
@@ -22,8 +24,12 @@ ALTERNATIVES = Path("/etc/alternatives")  # links from /usr/bin into /usr/bin, h
 HELP_DEADLINE_S = 10.0
 
 
-def bubblewrap_command(spec: SandboxSpec) -> list[str]:
-    """What `stage` becomes: bubblewrap with everything but the command. Sources under `/tmp` are those of `stage.c`."""
+def bubblewrap_command(spec: SandboxSpec, hidden: Iterable[str] = ()) -> list[str]:
+    """What `stage` becomes: bubblewrap with everything but the command. Sources under `/tmp` are those of `stage.c`.
+
+    Args:
+        hidden: directories that are shown empty.
+    """
     if not spec.workdir.startswith("/") or spec.workdir == "/":
         raise ValueError(f"a work directory is an absolute path below /, not {spec.workdir!r}")
     bwrap = shutil.which("bwrap")
@@ -46,6 +52,8 @@ def bubblewrap_command(spec: SandboxSpec) -> list[str]:
         command += ["--ro-bind", "/tmp/alternatives", str(ALTERNATIVES)]
     if python is not None:
         command += ["--ro-bind", "/tmp/python", str(python)]
+    for place in hidden:
+        command += ["--ro-bind", "/tmp/empty", place]
     for i, inside in enumerate(spec.read_only_binds.values()):
         command += ["--ro-bind", f"/tmp/bind{i}", inside]
     command += ["--bind", "/tmp/work", spec.workdir, "--ro-bind", "/tmp/guest", GUEST]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ from protocol.errors import ConfigError, TaskError
 from sandbox.base import Limits, SandboxSpec
 from sandbox.tasks.packages import fetch_sdist, made_once, test_environment, unpack_sdist
 from sandbox.tasks.task import Task
+from sandbox.tasks.test_paths import is_test_file, paths_of_diff
 
 ENVIRONMENT_INSIDE = "/opt/longhaul-tests"
 """Where a task's test requirements appear in a sandbox."""
@@ -45,8 +47,24 @@ def sandbox_spec(task: Task, run: str, lease: str, limits: Limits, cache_dir: Pa
         source=materialise(task, cache_dir),
         workdir=task.workdir,
         read_only_binds=binds,
+        absent_packages=packages_of(task),
         limits=limits,
     )
+
+
+def packages_of(task: Task) -> tuple[str, ...]:
+    """Import names of what the gold patch of a task from a released package changes: another release of them, in sight
+    of the agent, would be the solution."""
+    if task.sdist is None:
+        return ()
+    roots = sorted((f"{posixpath.normpath(path)}/" for path in task.tests.import_paths), key=len, reverse=True)
+    names = set()
+    for path in paths_of_diff(task.gold_patch):
+        inside = next((path.removeprefix(root) for root in roots if path.startswith(root)), path)
+        name = inside.split("/")[0].removesuffix(".py")
+        if path.endswith(".py") and name.isidentifier() and not is_test_file(path):
+            names.add(name)
+    return tuple(sorted(names - {"setup"}))
 
 
 def apply_diff(diff: str, tree: Path, what: str) -> None:
