@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from learner.objectives.registry import checked_objective, loss_settings
 from learner.training import layout
 from protocol.config import Settings
 from protocol.errors import ConfigError
+from protocol.model_family import ModelFamily
 from sandbox.backends import open_backend
 from sandbox.tasks.loading import load_tasks
 from sandbox.tasks.task import Task
@@ -51,17 +51,13 @@ def check_model(settings: Settings) -> None:
             raise ConfigError(f"--model.path {directory}: {file} ({meaning}) is missing", kind="model")
     if not any(directory.glob("*.safetensors")):
         raise ConfigError(f"--model.path {directory}: no *.safetensors weights there", kind="model")
-    config = _read_json(directory / "config.json")
-    if settings.phase != "eval":
+    family = ModelFamily.read(directory)
+    if settings.phase == "eval":
+        family.check_served(settings.model.max_context)
+    else:
+        family.check_trained(settings.model.max_context, settings.learner.lora_rank)
         checked_objective(loss_settings(settings))
         layout.sequence_parallel(settings, layout.num_ranks(settings, num_gpus=0))
-    longest = config.get("max_position_embeddings")
-    if isinstance(longest, int) and settings.model.max_context > longest and not config.get("rope_scaling"):
-        raise ConfigError(
-            f"--model.max-context {settings.model.max_context} is beyond the model's {longest} positions: "
-            f"lower it, or set rope_scaling (YaRN) in {directory}/config.json",
-            kind="model",
-        )
 
 
 def check_port(settings: Settings) -> None:
@@ -108,13 +104,3 @@ def needed_gib(settings: Settings) -> dict[str, float]:
         + settings.num_actors * _SANDBOX_GIB,
         "Ray": _PROCESS_GIB["Ray and dashboard"],
     }
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}", kind="model") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} does not hold a JSON object", kind="model")
-    return content

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -19,6 +18,7 @@ from actors.generator.lifeline import guard_children
 from actors.generator.stderr_tail import StderrTail
 from protocol.config import GeneratorSettings, Settings
 from protocol.errors import ConfigError, DeadlineError, GeneratorError, border
+from protocol.model_family import ModelFamily
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -29,34 +29,6 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 _CPU_KV_CACHE_MIB = 192
 _CPU_LEAST_HEAD_SIZE = 32
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-class ModelShape(NamedTuple):
-    """What a generator has to know of a model before it loads it."""
-
-    architecture: str
-    vocab_size: int
-    max_positions: int
-    layers: int
-    kv_heads: int
-    head_size: int
-    tied: bool
-
-
-def read_shape(model_dir: Path) -> ModelShape:
-    """Shape of the model in `model_dir` (its `config.json`). Raises `ConfigError` if there is none."""
-    with border(ConfigError, f"{model_dir}/config.json to be a model's configuration", kind="model"):
-        config: dict[str, Any] = json.loads((model_dir / "config.json").read_text())
-        heads = config["num_attention_heads"]
-        return ModelShape(
-            architecture=config["architectures"][0],
-            vocab_size=config["vocab_size"],
-            max_positions=config["max_position_embeddings"],
-            layers=config["num_hidden_layers"],
-            kv_heads=config.get("num_key_value_heads", heads),
-            head_size=config.get("head_dim") or config["hidden_size"] // heads,
-            tied=bool(config.get("tie_word_embeddings", False)),
-        )
 
 
 def has_gpu() -> bool:
@@ -88,31 +60,27 @@ def resolve_dtype(settings: Settings) -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
-def kv_bytes_per_token(shape: ModelShape, dtype: str) -> int:
+def kv_bytes_per_token(family: ModelFamily, dtype: str) -> int:
     """Bytes of keys and values that one token holds on to."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_size * _ITEM_BYTES[dtype]
+    return 2 * family.layers * family.kv_heads * family.head_size * _ITEM_BYTES[dtype]
 
 
-def check(settings: Settings, model_dir: Path, *, on_gpu: bool) -> ModelShape:
+def check(settings: Settings, model_dir: Path, *, on_gpu: bool) -> ModelFamily:
     """Everything that can be known to fail before seconds are spent on a start. Raises `ConfigError` (one line)."""
-    shape = read_shape(model_dir)
+    family = ModelFamily.read(model_dir)
+    family.check_served(settings.model.max_context)
     weights = list(model_dir.glob("*.safetensors"))
     if not weights:
         raise ConfigError(f"{model_dir} holds no *.safetensors weights", kind="model")
-    if settings.model.max_context > shape.max_positions:
-        raise ConfigError(
-            f"model.max_context is {settings.model.max_context}, but {model_dir} knows {shape.max_positions} positions",
-            kind="context",
-        )
     if on_gpu:
-        return shape
-    if shape.head_size < _CPU_LEAST_HEAD_SIZE:
+        return family
+    if family.head_size < _CPU_LEAST_HEAD_SIZE:
         raise ConfigError(
-            f"{model_dir} has attention heads of size {shape.head_size}; the CPU kernels take {_CPU_LEAST_HEAD_SIZE} "
+            f"{model_dir} has attention heads of size {family.head_size}; the CPU kernels take {_CPU_LEAST_HEAD_SIZE} "
             "or more",
             kind="head_size",
         )
-    per_token = kv_bytes_per_token(shape, resolve_dtype(settings))
+    per_token = kv_bytes_per_token(family, resolve_dtype(settings))
     wanted = (settings.model.max_context + BLOCK_TOKENS) * per_token
     given = kv_cache_bytes(settings.generator)
     if given < wanted:
@@ -127,7 +95,7 @@ def check(settings: Settings, model_dir: Path, *, on_gpu: bool) -> ModelShape:
             f"weights and KV cache of {model_dir} need {needed >> 20} MiB, this machine has {available >> 20} MiB left",
             kind="memory",
         )
-    return shape
+    return family
 
 
 def kv_cache_bytes(settings: GeneratorSettings) -> int:
@@ -165,7 +133,7 @@ def engine_arguments(settings: Settings, model_dir: Path, *, on_gpu: bool) -> di
     return arguments
 
 
-async def start_engine(settings: Settings, model_dir: Path) -> tuple[AsyncLLM, ModelShape]:
+async def start_engine(settings: Settings, model_dir: Path) -> tuple[AsyncLLM, ModelFamily]:
     """A running engine that has decoded its first tokens.
 
     Blocks the event loop while the engine process starts: vLLM ties that process to the calling thread.
@@ -183,7 +151,7 @@ async def start_engine(settings: Settings, model_dir: Path) -> tuple[AsyncLLM, M
         errors.close()
 
 
-async def _start(settings: Settings, model_dir: Path, errors: StderrTail) -> tuple[AsyncLLM, ModelShape]:
+async def _start(settings: Settings, model_dir: Path, errors: StderrTail) -> tuple[AsyncLLM, ModelFamily]:
     if not has_gpu():
         engine_process.begin_imports()
     import torch
@@ -192,9 +160,9 @@ async def _start(settings: Settings, model_dir: Path, errors: StderrTail) -> tup
     from vllm.v1.engine.async_llm import AsyncLLM
 
     on_gpu = torch.cuda.is_available()
-    shape = check(settings, model_dir, on_gpu=on_gpu)
-    if shape.architecture not in ModelRegistry.get_supported_archs():
-        raise ConfigError(f"{model_dir}: vLLM does not know the architecture {shape.architecture}", kind="architecture")
+    family = check(settings, model_dir, on_gpu=on_gpu)
+    if family.architecture not in ModelRegistry.get_supported_archs():
+        raise ConfigError(f"{model_dir}: vLLM does not know the architecture {family.architecture}", kind="architecture")
     if not on_gpu:
         engine_process.fork_engines()
     with border(
@@ -204,18 +172,18 @@ async def _start(settings: Settings, model_dir: Path, errors: StderrTail) -> tup
         tell=lambda came: errors.last_error() or str(came),
     ):
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(settings, model_dir, on_gpu=on_gpu)))
-    await _warm_up(engine, shape, settings.start_timeout_s)
+    await _warm_up(engine, family, settings.start_timeout_s)
     gc.collect()
     gc.freeze()  # else the first full collection stalls decoding for more than half a second
-    return engine, shape
+    return engine, family
 
 
-async def _warm_up(engine: AsyncLLM, shape: ModelShape, timeout_s: float) -> None:
+async def _warm_up(engine: AsyncLLM, family: ModelFamily, timeout_s: float) -> None:
     """Decode a few tokens, at most `timeout_s`."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
-    prompt = TokensPrompt(prompt_token_ids=[min(1, shape.vocab_size - 1)] * 4, cache_salt="warm-up")
+    prompt = TokensPrompt(prompt_token_ids=[min(1, family.vocab_size - 1)] * 4, cache_salt="warm-up")
     parameters = SamplingParams(max_tokens=4, ignore_eos=True, detokenize=False, logprobs=0)
     try:
         async with asyncio.timeout(timeout_s):

@@ -85,18 +85,18 @@ class Generator:
             WeightsError: the published weights do not fit or did not arrive.
         """
         started = time.monotonic()
-        self._engine, shape = await start_engine(self._settings, self._model_dir)
+        self._engine, family = await start_engine(self._settings, self._model_dir)
         holder = EngineWeights(self._engine, recompute_kv=self._settings.generator.recompute_kv)
         await self._engine.update_weight_version("0")
         if self._weights_endpoint is not None:
-            tied = {"lm_head.weight": "model.embed_tokens.weight"} if shape.tied else {}
+            tied = {"lm_head.weight": "model.embed_tokens.weight"} if family.tied else {}
             self._adopter = WeightAdopter(
                 holder, self._name, self._weights_endpoint, self._settings.weights, tied=tied, keys=self._keys
             )
             with contextlib.suppress(DeadlineError):  # the learner may still be starting
                 await self._adopter.poll()
         self._server = Server(self._bind, self._keys)
-        self._requests = RequestRunner(self._engine, self._server, shape, self._settings, self._stats)
+        self._requests = RequestRunner(self._engine, self._server, family, self._settings, self._stats)
         self.start_s = time.monotonic() - started
         _log.info("%s: ready in %.1f s at %s", self._name, self.start_s, self._server.endpoint)
         return self._server.endpoint

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import numpy as np
 
-from actors.generator.engine import ModelShape
 from protocol.config import Settings
 from protocol.errors import GeneratorError
 from protocol.messages import Cancel, FinishReason, Generate, Refused, Sampling, Tokens
+from protocol.model_family import ModelFamily
 from protocol.sockets import Peer, Server
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ class RequestRunner:
     """Runs every `Generate` as a task of its own and answers its peer. `len(runner)` is how many are in flight."""
 
     def __init__(
-        self, engine: AsyncLLM, server: Server, shape: ModelShape, settings: Settings, stats: RequestStats
+        self, engine: AsyncLLM, server: Server, family: ModelFamily, settings: Settings, stats: RequestStats
     ) -> None:
         self._engine = engine
         self._server = server
-        self._shape = shape
+        self._family = family
         self._max_context = settings.model.max_context
         self._capacity = settings.generator.max_running + settings.generator.max_waiting
         self._stats = stats
@@ -112,9 +112,9 @@ class RequestRunner:
         ids = message.token_ids
         if ids.ndim != 1 or ids.dtype != np.int32 or not ids.size:
             raise GeneratorError(f"expected int32 [prompt], got {ids.dtype} {list(ids.shape)}", kind="refused")
-        if ids.min() < 0 or ids.max() >= self._shape.vocab_size:
+        if ids.min() < 0 or ids.max() >= self._family.vocab_size:
             raise GeneratorError(
-                f"token ids must be in [0, {self._shape.vocab_size}), got {ids.min()} to {ids.max()}", kind="refused"
+                f"token ids must be in [0, {self._family.vocab_size}), got {ids.min()} to {ids.max()}", kind="refused"
             )
         if ids.size + message.sampling.max_tokens > self._max_context or message.sampling.max_tokens < 1:
             raise GeneratorError(

@@ -1,7 +1,8 @@
 """Attention that keeps packed documents apart, for devices without flash attention.
 
 Hugging Face's `sdpa` attends across the documents of a packed sequence when Ulysses has dropped the mask. This one cuts
-at every restart of the positions. It has no mask function, so no `[tokens, tokens]` mask is ever built.
+at every restart of the positions. It has no mask function, so no `[tokens, tokens]` mask is ever built; sliding windows,
+capped scores and sinks are computed in blocks of queries.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 DOCUMENT_ATTENTION = "longhaul_documents"
+_QUERY_BLOCK = 512
 
 
 def register_document_attention() -> str:
@@ -32,23 +34,74 @@ def document_attention(
     position_ids: torch.Tensor,  # [1, tokens]
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
+    sliding_window: int | None = None,  # keys that a query sees, itself included
+    softcap: float | None = None,  # scores become softcap * tanh(scores / softcap)
+    s_aux: torch.Tensor | None = None,  # [heads of the model], a sink's score, in the softmax but with no value
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document; returns `[1, tokens, heads, head]`."""
     assert query.shape[0] == 1, "documents are laid end to end in one row"
-    assert attention_mask is None and not dropout and sliding_window is None
+    assert attention_mask is None and not dropout
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:  # the fused kernel wants as many key heads as query heads
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    sinks = None if s_aux is None else _own_heads(s_aux, query.shape[1])
     starts = document_starts(position_ids)
     parts = [
-        F.scaled_dot_product_attention(
-            query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], is_causal=True, scale=scaling
-        )
+        _causal(*(x[:, :, start:end] for x in (query, key, value)), scale, sliding_window, softcap, sinks)
         for start, end in itertools.pairwise(starts)
     ]
     return torch.cat(parts, 2).transpose(1, 2), None
+
+
+def _causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention inside one document, `[1, heads, tokens, head]`; in blocks of queries where the fused kernel cannot."""
+    length = query.shape[2]
+    if window is not None and window >= length:
+        window = None
+    if window is None and softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    places = torch.arange(length, device=query.device)
+    blocks = []
+    for start in range(0, length, _QUERY_BLOCK):
+        end = min(start + _QUERY_BLOCK, length)
+        first = 0 if window is None else max(0, start - window + 1)
+        distance = places[start:end, None] - places[first:end]
+        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        keys, values = key[:, :, first:end], value[:, :, first:end]
+        if softcap is None and sinks is None:
+            blocks.append(
+                F.scaled_dot_product_attention(query[:, :, start:end], keys, values, attn_mask=seen, scale=scale)
+            )
+            continue
+        scores = query[:, :, start:end] @ keys.transpose(2, 3) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~seen, float("-inf"))
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(1, -1, end - start, 1)], -1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        blocks.append(weights[..., : end - first] @ values)
+    return torch.cat(blocks, 2)
+
+
+def _own_heads(sinks: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """The sinks of the heads that Ulysses gave to this rank: a block in the order of ranks."""
+    if len(sinks) == num_heads:
+        return sinks
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp
+
+    rank = parallel_state_sp.get_sequence_parallel_rank()
+    return sinks[rank * num_heads : (rank + 1) * num_heads]
 
 
 def document_starts(position_ids: torch.Tensor) -> list[int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.config import Settings
-from protocol.errors import ConfigError, border
+from protocol.errors import ConfigError
+from protocol.model_family import ModelFamily
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,6 @@ def sequence_parallel(settings: Settings, ranks: int) -> int:
 
 
 def heads_of(model: Path) -> Heads:
-    """Heads from a model's `config.json`, without loading the model.
-
-    Raises:
-        ConfigError: there is no readable configuration.
-    """
-    with border(ConfigError, f"{model}/config.json (model.path) to name num_attention_heads", kind="model"):
-        config = json.loads((model / "config.json").read_text())
-        config = config.get("text_config", config)
-        queries = int(config["num_attention_heads"])
-        return Heads(queries=queries, keys=int(config.get("num_key_value_heads") or queries))
+    """Heads from a model's `config.json`, without loading the model. Raises `ConfigError`."""
+    family = ModelFamily.read(model)
+    return Heads(queries=family.heads, keys=family.kv_heads)

@@ -40,6 +40,7 @@ class TokenLogprobs(nn.Module):
         self.temperature = temperature
         self.entropy_gradient = entropy_gradient
         self.value_head = value_head(causal_lm) if with_values else None
+        self.scale, self.softcap = _logit_scale(causal_lm.config), _softcap(causal_lm.config)
 
     def forward(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """Log-prob of every target and entropy of its distribution, and the value before it if there is a head,
@@ -58,6 +59,10 @@ class TokenLogprobs(nn.Module):
 
     def _of_chunk(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.causal_lm.get_output_embeddings()(hidden).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
         if self.temperature != 1.0:
             logits = logits / self.temperature
         logprobs = logits.log_softmax(-1)
@@ -73,3 +78,14 @@ def value_head(causal_lm: Any) -> nn.Linear:
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
+
+
+def _logit_scale(config: Any) -> float:
+    """What a model multiplies its projection with, outside of the projection: Granite divides, Cohere multiplies."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+def _softcap(config: Any) -> float | None:
+    """Bound that Gemma 2 puts on its logits: `cap * tanh(logits / cap)`."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    return float(cap) if cap else None

@@ -23,8 +23,10 @@ from learner.training.attention import register_document_attention
 from learner.training.group import RankGroup
 from learner.training.logprobs import TokenLogprobs
 from learner.training.mlp import tile_mlps
+from learner.training.noise import silence
 from protocol.config import LearnerSettings, Settings
 from protocol.errors import ConfigError, border
+from protocol.model_family import ModelFamily
 
 _PREFIX = "causal_lm."
 _TOKENIZER_FILES = (
@@ -183,7 +185,9 @@ class Policy:
 
             self._sharded_loading = HfDeepSpeedConfig(self._engine_config(learner))
         disable_progress_bar()
-        return AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype, attn_implementation=attention)
+        causal_lm = AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype, attn_implementation=attention)
+        silence(causal_lm)
+        return causal_lm
 
     def _load_reference(self, path: Path, attention: str, settings: Settings, mpu: Any) -> nn.Module | None:
         """The starting policy, frozen, if the loss asks for it; at stage 3 in shards like the trained one."""
@@ -246,23 +250,14 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 def checked_config(path: Path, settings: Settings) -> PreTrainedConfig:
     """The model's configuration, before anything is loaded. Raises `ConfigError` if it cannot be trained exactly."""
+    family = ModelFamily.read(path)
+    family.check_trained(settings.model.max_context, settings.learner.lora_rank)
+    if (vocabulary := vocabulary_of(path)) > family.vocab_size:
+        raise ConfigError(
+            f"{path}: the tokenizer has {vocabulary} tokens, the model only {family.vocab_size}", kind="tokenizer"
+        )
     with border(ConfigError, f"{path}/config.json to be a model's configuration", kind="model"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-    if getattr(config, "final_logit_softcapping", None):
-        raise ConfigError(f"{path}: models that cap their logits are not supported", kind="model")
-    if getattr(config, "use_sliding_window", False):
-        raise ConfigError(f"{path}: models with sliding-window attention are not supported", kind="model")
-    if config.max_position_embeddings < settings.model.max_context:
-        raise ConfigError(
-            f"model.max_context = {settings.model.max_context} is more than the {config.max_position_embeddings} "
-            f"positions of {path}: lower it, or extend the model (YaRN)",
-            kind="context",
-        )
-    vocabulary = _tokenizer(path).get_vocab_size(with_added_tokens=True)
-    if vocabulary > config.vocab_size:
-        raise ConfigError(
-            f"{path}: the tokenizer has {vocabulary} tokens, the model only {config.vocab_size}", kind="tokenizer"
-        )
     return config
 
 

@@ -7,7 +7,6 @@ against tensors counted in real engines. Throughput is arithmetic from an assume
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from learner.training.layout import Heads
 from protocol.config import Settings
-from protocol.errors import ConfigError, border
+from protocol.model_family import ModelFamily
 
 GIB = 1 << 30
 MASTER_BYTES, MOMENT_BYTES, GRADIENT_BYTES = 4, 8, 4
@@ -56,21 +55,18 @@ class Shape:
     @staticmethod
     def read(path: Path) -> Shape:
         """From a Hugging Face `config.json` (or its directory). Raises `ConfigError`."""
-        file = path / "config.json" if path.is_dir() else path
-        with border(ConfigError, f"{file} to be a decoder's configuration", kind="model"):
-            config = json.loads(file.read_text())
-            heads = int(config["num_attention_heads"])
-            return Shape(
-                hidden=config["hidden_size"],
-                layers=config["num_hidden_layers"],
-                heads=heads,
-                kv_heads=config.get("num_key_value_heads") or heads,
-                head_size=config.get("head_dim") or config["hidden_size"] // heads,
-                intermediate=config["intermediate_size"],
-                vocabulary=config["vocab_size"],
-                tied=config.get("tie_word_embeddings", False),
-                qkv_bias=config.get("attention_bias", config.get("model_type") == "qwen2"),
-            )
+        family = ModelFamily.read(path if path.is_dir() else path.parent)
+        return Shape(
+            hidden=family.hidden,
+            layers=family.layers,
+            heads=family.heads,
+            kv_heads=family.kv_heads,
+            head_size=family.head_size,
+            intermediate=family.intermediate,
+            vocabulary=family.vocab_size,
+            tied=family.tied,
+            qkv_bias=bool(family.text.get("attention_bias", family.model_type == "qwen2")),
+        )
 
 
 @dataclass(frozen=True)

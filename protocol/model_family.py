@@ -1,0 +1,181 @@
+"""What a model is, told from its `config.json` alone, and why it could not be trained or served exactly.
+
+Checks before the start, the engine and the learner all ask here, so that they never disagree. What no configuration
+tells is found by the learner's self-test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import ConfigError
+
+_STATEFUL_KEYS = (
+    *("linear_num_value_heads", "linear_attn_config", "mamba_d_state", "mamba_d_ssm", "state_size", "ssm_state_size"),
+    *("lru_width", "conv_L_cache", "time_step_rank", "rwkv_hidden_size", "attention_window_size"),
+)
+_STATEFUL_LAYERS = ("linear", "mamba", "recurrent", "conv", "rwkv", "ssm", "lightning")
+_STATEFUL_TYPES = frozenset(("minimax", "minimax_text_01", "rwkv", "mamba", "mamba2", "recurrent_gemma", "kimi_linear"))
+_COUNTS_POSITIONS_ITSELF = frozenset(("bloom", "mpt", "opt", "xglm", "gpt_bigcode", "biogpt"))
+_STRETCHED_FROM_ORIGINAL = frozenset(("yarn", "dynamic", "linear"))
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """A causal language model as its configuration describes it.
+
+    Attributes:
+        text: the configuration of the language model itself (`text_config` where the model wraps one).
+        max_positions: positions that it knows, stretched by its rope settings (both spellings).
+    """
+
+    directory: Path
+    architecture: str
+    text: Mapping[str, Any]
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocab_size: int
+    max_positions: int
+    tied: bool
+    num_experts: int
+    wraps_text: bool
+
+    @property
+    def model_type(self) -> str:
+        """Hugging Face's name of the family, such as `qwen3_moe`."""
+        return str(self.text.get("model_type", ""))
+
+    @staticmethod
+    def read(directory: Path) -> ModelFamily:
+        """The family of a model directory. Raises `ConfigError` if its `config.json` describes no language model."""
+        whole = _read_json(directory / "config.json")
+        text = whole.get("text_config", whole)
+        try:
+            heads = int(text["num_attention_heads"])
+            return ModelFamily(
+                directory=directory,
+                architecture=str((whole.get("architectures") or text.get("architectures"))[0]),
+                text=text,
+                hidden=int(text["hidden_size"]),
+                layers=int(text["num_hidden_layers"]),
+                heads=heads,
+                kv_heads=int(text.get("num_key_value_heads") or heads),
+                head_size=int(text.get("head_dim") or text["hidden_size"] // heads),
+                intermediate=int(text.get("intermediate_size") or 4 * text["hidden_size"]),
+                vocab_size=int(text["vocab_size"]),
+                max_positions=_max_positions(text),
+                tied=bool(text.get("tie_word_embeddings", whole.get("tie_word_embeddings", False))),
+                num_experts=next((int(text[key]) for key in _EXPERT_COUNTS if text.get(key)), 0),
+                wraps_text="text_config" in whole,
+            )
+        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise ConfigError(
+                f"{directory}/config.json: expected the configuration of a causal language model (num_attention_heads, "
+                f"hidden_size, num_hidden_layers, vocab_size, max_position_embeddings, architectures): {error!r}",
+                kind="model",
+            ) from error
+
+    def check_served(self, max_context: int) -> None:
+        """Raise `ConfigError` with every reason why no generator could serve this model to `max_context` tokens."""
+        self._refuse([*self._cannot_be_read(), *self._too_short(max_context)])
+
+    def check_trained(self, max_context: int, lora_rank: int) -> None:
+        """Raise `ConfigError` with every reason why the learner would not train this model exactly."""
+        found = [*self._cannot_be_read(), *self._too_short(max_context), *self._trained_wrongly(lora_rank)]
+        self._refuse(found)
+
+    def _refuse(self, reasons: list[str]) -> None:
+        if reasons:
+            raise ConfigError(f"{self.directory} ({self.model_type}): {'; '.join(reasons)}", kind="model")
+
+    def _cannot_be_read(self) -> Iterator[str]:
+        if self.text.get("is_encoder_decoder"):
+            yield "encoder-decoder models have no append-only history of tokens: choose a decoder"
+        if auto_map := self.text.get("auto_map"):
+            yield f"it needs code of its own ({min(map(str, auto_map))}), which is never run from a model directory"
+
+    def _too_short(self, max_context: int) -> Iterator[str]:
+        if max_context > self.max_positions:
+            yield (
+                f"model.max_context is {max_context}, but the model knows {self.max_positions} positions: lower it, or "
+                "extend the model (rope_scaling of type yarn in its config.json)"
+            )
+
+    def _trained_wrongly(self, lora_rank: int) -> Iterator[str]:
+        """Reasons that are known; the self-test at the start of a run finds the others."""
+        if self.wraps_text:
+            yield (
+                f"{self.architecture} wraps a language model beside other inputs, and only plain ones are trained: "
+                "save its text part as a model of its own"
+            )
+        if quantised := self.text.get("quantization_config"):
+            method = quantised.get("quant_method", "quantised") if isinstance(quantised, Mapping) else "quantised"
+            yield f"its weights are {method}: train from weights that are not quantised"
+        if layers := self._stateful_layers():
+            yield (
+                f"{layers} carry a state from one packed document into the next, so log-probs behind the first would "
+                "be wrong: choose a model whose layers all attend"
+            )
+        if self.text.get("attention_chunk_size"):
+            yield "attention in chunks restarts by place in the row, not by document"
+        if self.model_type in _COUNTS_POSITIONS_ITSELF:
+            yield "it counts positions by itself, across packed documents"
+        if lora_rank and self.num_experts:
+            yield f"adapters (learner.lora_rank = {lora_rank}) would leave out its {self.num_experts} experts: set it to 0"
+
+    def _stateful_layers(self) -> str:
+        kinds = self.text.get("layer_types") or ()
+        if named := sorted({str(kind) for kind in kinds if any(word in str(kind) for word in _STATEFUL_LAYERS)}):
+            return f"{', '.join(named)} layers"
+        if kinds and all("attention" in str(kind) for kind in kinds):
+            return ""
+        found = next((key for key in _STATEFUL_KEYS if self.text.get(key)), "")
+        if found or self.model_type in _STATEFUL_TYPES:
+            return f"recurrent layers ({found or self.model_type})"
+        return ""
+
+
+def _max_positions(text: Mapping[str, Any]) -> int:
+    """Positions with the rope's stretching, as vLLM counts them.
+
+    Model cards say `rope_scaling = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": n}` and leave
+    `max_position_embeddings` at n; transformers 5 writes `rope_parameters`, and may write the stretched number.
+    """
+    known = int(text["max_position_embeddings"])
+    for rope in _ropes(text.get("rope_scaling")), _ropes(text.get("rope_parameters")):
+        for settings in rope:
+            if settings.get("rope_type", settings.get("type")) in _STRETCHED_FROM_ORIGINAL:
+                original = int(settings.get("original_max_position_embeddings") or known)
+                known = max(known, int(original * float(settings.get("factor") or 1.0)))
+    return known
+
+
+def _ropes(given: Any) -> list[Mapping[str, Any]]:
+    """One rope, or one for each kind of layer."""
+    if not isinstance(given, Mapping):
+        return []
+    nested = [value for value in given.values() if isinstance(value, Mapping)]
+    return nested or [given]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path.parent} is no Hugging Face model directory: config.json: {error.strerror}", kind="model"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not readable JSON: {error}", kind="model") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} does not hold a JSON object", kind="model")
+    return content
