@@ -25,6 +25,7 @@ from learner.training.feed import BatchFeed
 from learner.training.group import RankGroup
 from learner.training.layout import sequence_parallel
 from learner.training.model import Policy
+from learner.training.self_test import prove_packing, prove_sampling
 from learner.training.trainer import Trainer
 from protocol.config import Settings
 from protocol.errors import LearnerError
@@ -74,6 +75,7 @@ class LearnerRank:
         self._stop = threading.Event()
         self._records: deque[dict[str, float]] = deque(maxlen=_MAX_RECORDS)
         self._left_out: Counter[str] = Counter()
+        self._sampling_difference: float | None = None  # from the generators' log-probs; None: not proved yet
         self._resources = contextlib.ExitStack()
         self._feed: BatchFeed | None = None
         self._checkpoints: CheckpointWriter | None = None
@@ -102,6 +104,7 @@ class LearnerRank:
         self._policy = Policy(settings, self._group)
         if resumed is not None:
             self.version = checkpoint.load(resumed, self._policy)
+        prove_packing(self._policy, settings.model.path)
         self._trainer = Trainer(self._policy, settings)
         self._replay: BlockingClient | None = None
         self._marks: BlockingClient | None = None  # as `_replay`, for the thread that writes checkpoints
@@ -186,6 +189,11 @@ class LearnerRank:
         samples, left_out = make_samples(batch.trajectories, self.settings, self.version, self._policy.vocab_size)
         self._left_out.update(left_out)
         figures = {f"left_out_{reason}": float(count) for reason, count in left_out.items()}
+        if self._sampling_difference is None:
+            settings = self.settings
+            self._sampling_difference = prove_sampling(
+                self._policy, samples, settings.micro_batch_tokens, settings.model.path
+            )
         if has_signal(samples, learns_values=self._trainer.objective.targets is not None):
             figures |= self._trainer.step(samples, self.version)
             self._check_parity(figures)

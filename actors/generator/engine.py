@@ -162,7 +162,9 @@ async def _start(settings: Settings, model_dir: Path, errors: StderrTail) -> tup
     on_gpu = torch.cuda.is_available()
     family = check(settings, model_dir, on_gpu=on_gpu)
     if family.architecture not in ModelRegistry.get_supported_archs():
-        raise ConfigError(f"{model_dir}: vLLM does not know the architecture {family.architecture}", kind="architecture")
+        raise ConfigError(
+            f"{model_dir}: vLLM does not know the architecture {family.architecture}", kind="architecture"
+        )
     if not on_gpu:
         engine_process.fork_engines()
     with border(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.generator.engine import check, engine_environment, kv_bytes_per_token, read_shape
+from actors.generator.engine import check, engine_environment, kv_bytes_per_token
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.errors import ConfigError
 from tiny.model import save_random_model
@@ -37,20 +37,19 @@ def altered(model_dir: Path, tmp_path: Path, **fields: object) -> Path:
 
 def test_a_good_model_passes(model_dir):
     shape = check(settings(model_dir), model_dir, on_gpu=False)
-    assert shape == read_shape(model_dir)
     assert (shape.vocab_size, shape.layers, shape.kv_heads, shape.head_size, shape.tied) == (512, 2, 2, 32, True)
     assert kv_bytes_per_token(shape, "float32") == 2 * 2 * 2 * 32 * 4
 
 
 def test_a_missing_model_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere/config\.json to be a model's configuration, got FileNotFoundError"):
+    with pytest.raises(ConfigError, match=r"nowhere is no Hugging Face model directory: config.json: No such file"):
         check(settings(tmp_path), tmp_path / "nowhere", on_gpu=False)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"architectures": []}', '{"num_attention_heads": "x"}'])
 def test_a_broken_configuration_is_one_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match="to be a model's configuration") as caught:
+    with pytest.raises(ConfigError, match=r"config\.json") as caught:
         check(settings(tmp_path), tmp_path, on_gpu=False)
     assert "\n" not in str(caught.value)
 

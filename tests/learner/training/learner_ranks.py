@@ -24,8 +24,10 @@ from learner.checkpoints.state import full_state
 from learner.objectives.samples import make_samples
 from learner.training.group import RankGroup
 from learner.training.model import Policy, import_deepspeed
+from learner.training.self_test import prove_packing
 from learner.training.trainer import Trainer
 from protocol.config import LossSettings, Settings
+from protocol.errors import ConfigError
 from tiny.trajectories import random_batch
 
 
@@ -64,7 +66,25 @@ def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def prove(group: RankGroup, case: dict, folder: Path) -> None:
+    """The self-test of a run's start: its figure, or the line with which the run is refused."""
+    settings = Settings.model_validate(case["settings"])
+    policy = Policy(settings, group)
+    try:
+        said = prove_packing(policy, settings.model.path)
+        again = prove_packing(policy, settings.model.path)
+        assert said == again, "the self-test leaves the model as it was"
+    except ConfigError as error:
+        said = str(error)
+    if group.rank == 0:
+        (folder / f"{case['name']}.json").write_text(json.dumps(said))
+    policy.engine.destroy()
+
+
 def run_case(group: RankGroup, case: dict, folder: Path) -> None:
+    if case.get("self_test"):
+        prove(group, case, folder)
+        return
     settings = Settings.model_validate(case["settings"])
     policy = RecordingPolicy(settings, group)
     trainer = Trainer(policy, settings)
