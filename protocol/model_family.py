@@ -63,7 +63,7 @@ class ModelFamily:
             heads = int(text["num_attention_heads"])
             return ModelFamily(
                 directory=directory,
-                architecture=str((whole.get("architectures") or text.get("architectures"))[0]),
+                architecture=str(next(iter(whole.get("architectures") or text.get("architectures") or ()), "")),
                 text=text,
                 hidden=int(text["hidden_size"]),
                 layers=int(text["num_hidden_layers"]),
@@ -77,25 +77,26 @@ class ModelFamily:
                 num_experts=next((int(text[key]) for key in _EXPERT_COUNTS if text.get(key)), 0),
                 wraps_text="text_config" in whole,
             )
-        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(
                 f"{directory}/config.json: expected the configuration of a causal language model (num_attention_heads, "
-                f"hidden_size, num_hidden_layers, vocab_size, max_position_embeddings, architectures): {error!r}",
+                f"hidden_size, num_hidden_layers, vocab_size, max_position_embeddings): {error!r}",
                 kind="model",
             ) from error
 
     def check_served(self, max_context: int) -> None:
         """Raise `ConfigError` with every reason why no generator could serve this model to `max_context` tokens."""
-        self._refuse([*self._cannot_be_read(), *self._too_short(max_context)])
+        self._refuse(list(self._cannot_be_read()))
+        self._refuse(list(self._too_short(max_context)), kind="context")
 
     def check_trained(self, max_context: int, lora_rank: int) -> None:
         """Raise `ConfigError` with every reason why the learner would not train this model exactly."""
-        found = [*self._cannot_be_read(), *self._too_short(max_context), *self._trained_wrongly(lora_rank)]
-        self._refuse(found)
+        self._refuse([*self._cannot_be_read(), *self._trained_wrongly(lora_rank)])
+        self._refuse(list(self._too_short(max_context)), kind="context")
 
-    def _refuse(self, reasons: list[str]) -> None:
+    def _refuse(self, reasons: list[str], kind: str = "model") -> None:
         if reasons:
-            raise ConfigError(f"{self.directory} ({self.model_type}): {'; '.join(reasons)}", kind="model")
+            raise ConfigError(f"{self.directory} ({self.model_type}): {'; '.join(reasons)}", kind=kind)
 
     def _cannot_be_read(self) -> Iterator[str]:
         if self.text.get("is_encoder_decoder"):
@@ -130,7 +131,7 @@ class ModelFamily:
         if self.model_type in _COUNTS_POSITIONS_ITSELF:
             yield "it counts positions by itself, across packed documents"
         if lora_rank and self.num_experts:
-            yield f"adapters (learner.lora_rank = {lora_rank}) would leave out its {self.num_experts} experts: set it to 0"
+            yield f"adapters (learner.lora_rank {lora_rank}) leave out its {self.num_experts} experts: set it to 0"
 
     def _stateful_layers(self) -> str:
         kinds = self.text.get("layer_types") or ()

@@ -100,14 +100,9 @@ def save_random_family(path: Path, name: str, seed: int = 0) -> Path:
     (sinks and correction biases included, which begin at zero).
     """
     tokenizer = build_tokenizer()
-    config = CONFIG_MAPPING[name.partition("-")[0]](
-        **(_SHAPE | FAMILIES[name]),
-        vocab_size=len(tokenizer),
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=name in ("gemma", "gemma2", "gemma3_text", "cohere", "cohere2"),
-    )
+    tokens = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    tied = {"tie_word_embeddings": name.startswith(("gemma", "cohere"))}
+    config = CONFIG_MAPPING[name.partition("-")[0]](**(_SHAPE | tokens | tied | FAMILIES[name]))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     with torch.no_grad():

@@ -1,8 +1,8 @@
 """Attention that keeps packed documents apart, for devices without flash attention.
 
 Hugging Face's `sdpa` attends across the documents of a packed sequence when Ulysses has dropped the mask. This one cuts
-at every restart of the positions. It has no mask function, so no `[tokens, tokens]` mask is ever built; sliding windows,
-capped scores and sinks are computed in blocks of queries.
+at every restart of the positions. It has no mask function, so no `[tokens, tokens]` mask is ever built; windows, capped
+scores and sinks are computed in blocks of queries.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def document_attention(
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     sinks = None if s_aux is None else _own_heads(s_aux, query.shape[1])
-    starts = document_starts(position_ids)
+    lengths = [end - start for start, end in itertools.pairwise(document_starts(position_ids))]
     parts = [
-        _causal(*(x[:, :, start:end] for x in (query, key, value)), scale, sliding_window, softcap, sinks)
-        for start, end in itertools.pairwise(starts)
+        _causal(q, k, v, scale, sliding_window, softcap, sinks)
+        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     ]
     return torch.cat(parts, 2).transpose(1, 2), None
 

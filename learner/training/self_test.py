@@ -38,7 +38,7 @@ def prove_packing(policy: Policy, path: str) -> float:
     documents = _random_documents(policy.vocab_size, policy.group.sequence_parallel)
     with policy.group.doing("proving the log-probs of packed documents"), torch.no_grad():
         try:
-            packed = _packed(policy, documents)
+            packed = _packed(policy, documents, path)
         except (AssertionError, AttributeError, TypeError, ValueError) as error:  # a model's own code, on our attention
             raise ConfigError(
                 f"{path}: the learner cannot compute packed documents: {error!r}", kind="self_test"
@@ -57,8 +57,8 @@ def prove_packing(policy: Policy, path: str) -> float:
     worst = max(differences)
     if not worst <= bound:
         raise ConfigError(
-            f"{path}: refused before training: log-probs of packed documents are not the model's own (mean differences by "
-            f"document {', '.join(f'{d:.2g}' for d in differences)}; allowed {bound:.1g}). "
+            f"{path}: refused before training: log-probs of packed documents are not the model's own (mean differences "
+            f"by document {', '.join(f'{d:.2g}' for d in differences)}; allowed {bound:.1g}). "
             f"{_cause(differences, bound)}",
             kind="self_test",
         )
@@ -134,7 +134,7 @@ def _documents_of(packed: Tensor, documents: Sequence[Tensor]) -> Iterator[Tenso
 def _alone(policy: Policy, document: Tensor) -> Tensor:
     """Log-probs of one document by the model's own forward pass, the logits as it gives them."""
     ids = document.to(policy.group.device)[None]
-    logits = policy.module.causal_lm(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    logits: Tensor = policy.module.causal_lm(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return (logits / policy.module.temperature).log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 
 

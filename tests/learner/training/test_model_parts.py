@@ -102,7 +102,7 @@ def test_ranks_that_do_not_go_with_the_heads_are_refused_with_numbers_that_do(tm
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     run = Settings.model_validate({"model": {"path": str(tmp_path)}})
-    with pytest.raises(ConfigError, match=r"config\.json \(model\.path\) to name num_attention_heads"):
+    with pytest.raises(ConfigError, match=r"no Hugging Face model directory: config\.json"):
         sequence_parallel(run, 2)
 
 
@@ -159,8 +159,9 @@ def test_diagnostics_say_how_far_values_are_off_where_there_are_values() -> None
     [
         ({"vocab_size": 300}, {}, "tokenizer"),
         ({"max_context": 1024}, {}, "context"),
-        ({}, {"use_sliding_window": True}, "model"),
-        ({}, {"final_logit_softcapping": 30.0}, "model"),
+        ({}, {"quantization_config": {"quant_method": "fp8"}}, "model"),
+        ({}, {"layer_types": ["linear_attention", "full_attention"]}, "model"),
+        ({}, {"attention_chunk_size": 8192}, "model"),
     ],
 )
 def test_a_model_that_cannot_be_trained_exactly_is_refused_before_it_is_loaded(
@@ -180,6 +181,9 @@ def test_a_model_that_cannot_be_trained_exactly_is_refused_before_it_is_loaded(
 
 
 def write_config(folder: Path, heads: int, kv_heads: int) -> Path:
-    config = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    config = build_model(max_context=512).config.to_dict() | {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -119,4 +119,4 @@ def test_the_recipes_tables_are_what_the_command_prints(capsys: pytest.CaptureFi
 def test_a_missing_model_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     config = ROOT / "configs" / "paper-rft.toml"
     assert plan.main(["--config", str(config)]) == 2
-    assert "to be a decoder's configuration" in capsys.readouterr().err
+    assert "no Hugging Face model directory" in capsys.readouterr().err
