@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from learner.objectives.registry import checked_objective, loss_settings
-from learner.training import layout
+from learner.ranks import layout
 from protocol.config import Settings
 from protocol.errors import ConfigError
 from protocol.model_family import ModelFamily

@@ -21,7 +21,7 @@ from cluster.reporting.observer import Observer, hopeless
 from cluster.reporting.progress import Progress
 from cluster.stop_signals import StopSignals
 from cluster.waits import all_of, deadline, within
-from learner.training import layout
+from learner.ranks import layout
 from protocol.config import Settings
 from protocol.errors import LonghaulError
 from protocol.messages import TaskRef

@@ -21,9 +21,9 @@ from learner.checkpoints.writer import CheckpointWriter
 from learner.objectives.samples import has_signal, make_samples
 from learner.publishing.announcer import VersionAnnouncer
 from learner.publishing.publisher import WeightPublisher
-from learner.training.feed import BatchFeed
-from learner.training.group import RankGroup
-from learner.training.layout import sequence_parallel
+from learner.ranks.feed import BatchFeed
+from learner.ranks.group import RankGroup
+from learner.ranks.layout import sequence_parallel
 from learner.training.model import Policy
 from learner.training.self_test import prove_packing, prove_sampling
 from learner.training.trainer import Trainer

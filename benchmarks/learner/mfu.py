@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from learner.objectives.samples import make_samples
-from learner.training.group import RankGroup
+from learner.ranks.group import RankGroup
 from learner.training.model import Policy, import_deepspeed
 from learner.training.plan import Shape, step_flops
 from learner.training.trainer import Trainer

@@ -20,7 +20,7 @@ from deepspeed.utils import safe_get_full_grad
 
 from benchmarks.peak_memory import peak_bytes, reset_peak
 from learner.objectives.samples import make_samples
-from learner.training.group import RankGroup
+from learner.ranks.group import RankGroup
 from learner.training.model import Policy
 from learner.training.trainer import Trainer
 from protocol.config import Settings

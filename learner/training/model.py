@@ -18,9 +18,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from learner.objectives.registry import loss_settings, objective_named
 from learner.packing import attention_length_of
+from learner.ranks.group import RankGroup
 from learner.training.adapters import Export, add_adapters, exports
 from learner.training.attention import register_document_attention
-from learner.training.group import RankGroup
 from learner.training.logprobs import TokenLogprobs
 from learner.training.mlp import tile_mlps
 from learner.training.noise import silence

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.training.layout import Heads
+from learner.ranks.layout import Heads
 from protocol.config import Settings
 from protocol.model_family import ModelFamily
 

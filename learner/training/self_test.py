@@ -18,7 +18,7 @@ from torch import Tensor
 
 from learner.objectives.samples import Sample
 from learner.packing import plan_bins, row_length
-from learner.training.group import RankGroup
+from learner.ranks.group import RankGroup
 from learner.training.micro_batch import collate
 from learner.training.model import Policy
 from protocol.errors import ConfigError

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from learner.checkpoints.state import full_state
 from learner.objectives.samples import make_samples
-from learner.training.group import RankGroup
+from learner.ranks.group import RankGroup
 from learner.training.model import Policy, import_deepspeed
 from learner.training.self_test import prove_packing
 from learner.training.trainer import Trainer

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from learner.objectives.loss import token_losses
 from learner.objectives.parts.objective import TokenTensors
+from learner.ranks.layout import Heads, num_ranks, sequence_parallel
 from learner.training.attention import document_attention, document_starts
 from learner.training.diagnostics import Diagnostics
-from learner.training.layout import Heads, num_ranks, sequence_parallel
 from learner.training.logprobs import TokenLogprobs
 from learner.training.model import checked_config, vocabulary_of
 from learner.training.schedule import learning_rate

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner.training.feed import BatchFeed
-from learner.training.group import RankGroup
+from learner.ranks.feed import BatchFeed
+from learner.ranks.group import RankGroup
 from protocol.errors import DeadlineError, LearnerError
 from protocol.messages import Batch, BatchRequest, BatchWait
 from protocol.sockets import BlockingClient, Server

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from learner.training.group import RankGroup
+from learner.ranks.group import RankGroup
 from protocol.errors import DeadlineError
 from protocol.messages import Batch, BatchRequest, BatchWait
 from protocol.sockets import BlockingClient

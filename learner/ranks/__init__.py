@@ -1,0 +1,1 @@
+"""How the learner's ranks meet, share and are laid out. Open `group.py` first."""
