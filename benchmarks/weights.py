@@ -29,7 +29,7 @@ from benchmarks.report import parser, report
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.messages import Cancel, Generate, Sampling, Tokens
 from protocol.sockets import Client
-from protocol.weights import encode_delta
+from protocol.weights.manifest import encode_delta
 
 if TYPE_CHECKING:
     from transformers import Qwen2ForCausalLM

@@ -33,7 +33,7 @@ from protocol.messages import (
     TensorEntry,
 )
 from protocol.sockets import Keys, Peer, Server
-from protocol.weights import TensorSpec
+from protocol.weights.manifest import TensorSpec
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM

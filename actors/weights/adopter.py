@@ -32,9 +32,9 @@ from protocol.messages import (
     WeightsOffer,
     WeightsPoll,
 )
-from protocol.segments import host_identity
 from protocol.sockets import Client, Keys
-from protocol.weights import TensorSpec, verify_manifest, weights_checksum
+from protocol.weights.manifest import TensorSpec, verify_manifest, weights_checksum
+from protocol.weights.segments import host_identity
 
 _log = logging.getLogger(__name__)
 _POLL_TIMEOUT_S = 10.0

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from protocol.messages import TensorEntry
-from protocol.segments import Segment
-from protocol.weights import ITEM_BYTES, TensorSpec, tensor_checksum
+from protocol.weights.manifest import ITEM_BYTES, TensorSpec, tensor_checksum
+from protocol.weights.segments import Segment
 
 
 class MemoryWeights:

@@ -1,5 +1,5 @@
 """How a version that lies elsewhere comes into shared memory of this host: in buckets over the publisher's socket, as
-deltas where it can be, or as a collective broadcast to this generator (`protocol/broadcast.py`).
+deltas where it can be, or as a collective broadcast to this generator (`protocol/weights/broadcast.py`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from protocol.config import WeightSettings
 from protocol.errors import WeightsError, WireError
 from protocol.messages import Manifest, Message, WeightsBucket, WeightsCall, WeightsFetch, WeightsMeeting
-from protocol.segments import Segment, segment_path
 from protocol.sockets import Client
-from protocol.weights import apply_delta, bucket_range, num_buckets
+from protocol.weights.manifest import apply_delta, bucket_range, num_buckets
+from protocol.weights.segments import Segment, segment_path
 
 if TYPE_CHECKING:
-    from protocol.broadcast import Pair
+    from protocol.weights.broadcast import Pair
 
 _NO_VERSION = -1
 _VERSION_IS_GONE = "weights.version"
@@ -81,7 +81,7 @@ class WeightReceiver:
     async def _take_broadcast(self, manifest: Manifest, target: np.ndarray) -> None:
         import torch  # not above: a generator's environment is made before torch is loaded
 
-        from protocol.broadcast import attend
+        from protocol.weights.broadcast import attend
 
         call = WeightsCall(generator=self._name, version=manifest.version, has_met=self._pair is not None)
         reply = await self._ask(call)

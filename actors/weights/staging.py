@@ -16,9 +16,9 @@ import torch
 from actors.weights.effective import Part, effective_weights, unique_parameters
 from protocol.errors import WeightsError
 from protocol.messages import TensorEntry
-from protocol.segments import PIECE_BYTES, Segment
 from protocol.threads import give_way
-from protocol.weights import TensorChecksum, tensor_checksum
+from protocol.weights.manifest import TensorChecksum, tensor_checksum
+from protocol.weights.segments import PIECE_BYTES, Segment
 
 
 class WeightStaging:

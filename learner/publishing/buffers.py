@@ -12,8 +12,7 @@ from msgspec.structs import replace
 
 from protocol.errors import WeightsError
 from protocol.messages import Manifest, TensorEntry, WeightsBucket
-from protocol.segments import PIECE_BYTES, Segment, segment_path
-from protocol.weights import (
+from protocol.weights.manifest import (
     ITEM_BYTES,
     TensorChecksum,
     TensorSpec,
@@ -22,6 +21,7 @@ from protocol.weights import (
     place,
     tensor_checksum,
 )
+from protocol.weights.segments import PIECE_BYTES, Segment, segment_path
 
 
 class WeightBuffers:

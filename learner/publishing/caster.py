@@ -1,4 +1,4 @@
-"""Sends versions to the generators that ask for a broadcast: a pair (`protocol/broadcast.py`) and a thread for each, so
+"""Sends versions to the generators that ask for a broadcast: a pair (`protocol/weights/broadcast.py`) and a thread for each, so
 that a slow or dead one keeps nobody waiting.
 """
 
@@ -9,11 +9,11 @@ import logging
 import threading
 
 from learner.publishing.buffers import WeightBuffers
-from protocol.broadcast import Meeting, Pair, call_meeting
 from protocol.errors import WeightsError
 from protocol.messages import Manifest, WeightsCall
 from protocol.threads import give_way
-from protocol.weights import num_buckets
+from protocol.weights.broadcast import Meeting, Pair, call_meeting
+from protocol.weights.manifest import num_buckets
 
 _log = logging.getLogger(__name__)
 _LAST_MOMENT_S = 2.0

@@ -37,10 +37,10 @@ from protocol.messages import (
     WeightsOffer,
     WeightsPoll,
 )
-from protocol.segments import host_identity
 from protocol.server_thread import ServerThread
 from protocol.sockets import Keys, host_of
-from protocol.weights import weights_checksum
+from protocol.weights.manifest import weights_checksum
+from protocol.weights.segments import host_identity
 
 _log = logging.getLogger(__name__)
 _PARK_S = 1.0

@@ -19,9 +19,9 @@ from learner.publishing.publisher import WeightPublisher
 from protocol.config import WeightSettings
 from protocol.errors import DeadlineError, WeightsError
 from protocol.messages import WeightsPoll
-from protocol.segments import DIRECTORY
 from protocol.sockets import BlockingClient
-from protocol.weights import TensorSpec
+from protocol.weights.manifest import TensorSpec
+from protocol.weights.segments import DIRECTORY
 
 SPECS = [
     TensorSpec("embed", "float32", (300, 40)),

@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
-from protocol.broadcast import attend, call_meeting
 from protocol.errors import WeightsError
+from protocol.weights.broadcast import attend, call_meeting
 
 SIZES = [5_000_000, 1, 1_000_000]
 RECEIVER = """

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import WeightsError
 from protocol.messages import Manifest, TensorEntry
-from protocol.segments import Segment, segment_path
-from protocol.weights import (
+from protocol.weights.manifest import (
     TensorSpec,
     apply_delta,
     bucket_range,
@@ -20,6 +19,7 @@ from protocol.weights import (
     verify_manifest,
     weights_checksum,
 )
+from protocol.weights.segments import Segment, segment_path
 
 SPECS = [TensorSpec("a", "float32", (3, 5)), TensorSpec("b", "bfloat16", (7,)), TensorSpec("c", "float32", (2,))]
 EXPECTED = {s.name: s for s in SPECS}
