@@ -178,7 +178,7 @@ class WeightsFetch(Message, frozen=True, kw_only=True):
 
 
 class WeightsBucket(Message, frozen=True, kw_only=True):
-    """One bucket: all its bytes, or (`base_version` >= 0) what changed since that version (`protocol/weights/manifest.py`)."""
+    """One bucket: all its bytes, or (`base_version` >= 0) what changed since that version (`manifest.py`)."""
 
     version: int
     bucket: int

@@ -24,9 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": {"protocol", "sandbox", "actors", "learner", "cluster"},
 }
 HEAVY = {"torch", "vllm", "ray", "transformers", "deepspeed"}
-ON_DEVICES = (
-    ROOT / "protocol" / "weights" / "broadcast.py"
-)  # spoken between processes that hold weights; nothing below loads it
+# spoken between processes that hold weights; nothing else here loads it
+ON_DEVICES = ROOT / "protocol" / "weights" / "broadcast.py"
 MOST_FILES = 16  # of a folder's own
 
 

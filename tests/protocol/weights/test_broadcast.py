@@ -16,7 +16,7 @@ from protocol.weights.broadcast import attend, call_meeting
 SIZES = [5_000_000, 1, 1_000_000]
 RECEIVER = """
 import os, sys, torch
-from protocol.broadcast import attend
+from protocol.weights.broadcast import attend
 pair = attend(bytes.fromhex(sys.argv[1]), 20)
 for size in {sizes}:
     target = torch.zeros(size, dtype=torch.uint8)
