@@ -1,5 +1,5 @@
-"""Sends versions to the generators that ask for a broadcast (`protocol/weights/broadcast.py`): a pair and a thread for each,
-so that a slow or dead one keeps nobody waiting.
+"""Sends versions to the generators that ask for a broadcast (`protocol/weights/broadcast.py`): a pair and a thread for
+each, so that a slow or dead one keeps nobody waiting.
 """
 
 from __future__ import annotations
