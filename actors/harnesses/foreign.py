@@ -18,7 +18,8 @@ from actors.gateway.turns import Terms, TurnRecord, Turns
 from actors.harnesses.playing import Telling, play
 from actors.harnesses.python_function import load_function, play_function
 from actors.harnesses.table import make_harness
-from actors.history.conversation import Conversation, Turn
+from actors.history.conversation import Conversation
+from actors.history.turns import Turn
 from actors.policy import Policy
 from protocol.config import Settings
 from protocol.errors import ConfigError

@@ -18,38 +18,20 @@ What never breaks:
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
-from actors.agent.tree import ROOT, TokenTree, check_sampled
-from actors.history.marks import Found, Marked
+from actors.agent.tree import TokenTree, check_sampled
+from actors.history.laying import CAUSES, Drift, Laying
 from actors.history.matching import Message, answer_key, call_names, digest, given_key, read, renamed
 from actors.history.rendering import Rendering
+from actors.history.turns import Said, Turn, digest_of
 from actors.policy import Sampled
-
-Drift = Literal["template", "edited", "foreign"]
-"""Why tokens of the history had to be rendered anew. `template`: the template writes an earlier turn otherwise than it
-was sampled, and what follows it. `edited`: the agent changed its past, and this follows the change. `foreign`: an
-assistant's message that was not sampled here."""
-
-
-class Turn(Struct, frozen=True, kw_only=True):
-    """What was recorded."""
-
-    message: Message
-    start: int  # sampled tokens of the tree
-    end: int
-    given: list[Message]  # messages that came since the turn that it goes on from
-    sampled_ids: np.ndarray
-    last_sampled: int | None  # None: it was cut
-    prompt_length: int  # characters of its prompt's text
-    prompt_digest: bytes
 
 
 class Place(Struct, frozen=True, kw_only=True):
@@ -72,30 +54,6 @@ class Prompt(Struct, frozen=True, kw_only=True):
     drift: dict[Drift, int]  # tokens of the history among the others, by why they are rendered anew
 
 
-class _Said(Struct, frozen=True):
-    """A message of a request, and the turn that it repeats."""
-
-    message: Message
-    turn: Turn | None
-    in_place: bool  # the turn was sampled after these very messages
-
-
-class _Span(Struct, frozen=True):
-    """Where the template writes a turn: in the text, from the turn's first character to its close."""
-
-    turn: Turn
-    start: int
-    close: int
-
-
-class _Layout(Struct, frozen=True):
-    """A text's turns that stand as sampled; the first is the base, unless the prompt begins at the root."""
-
-    base: int
-    spans: list[_Span]
-    found: Found
-
-
 class Conversation:
     """Of one episode.
 
@@ -108,7 +66,7 @@ class Conversation:
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self.tree = TokenTree()
         self.turns: list[Turn] = []
-        self.drift: Counter[str] = Counter(dict.fromkeys(get_args(Drift), 0))
+        self.drift: Counter[str] = Counter(dict.fromkeys(CAUSES, 0))
         self._rendering = Rendering(tokenizer)
         self._in_place: dict[bytes, Turn] = {}
         self._said: dict[bytes, Turn] = {}
@@ -124,23 +82,22 @@ class Conversation:
         said, past = self._recognise(messages, digest("tools", list(tools or ())))
         chat = [each.message for each in said]
         text = self._rendering.write(chat, schemas)
-        laid = self._lay_out(said, schemas, text)
-        num_base = len(self.tree.branches.path(laid.base))
-        new_ids, causes = self._encode(said, text, laid)
-        _, num_more = self.tree.follow(laid.base, new_ids)
-        counts = np.bincount(causes[num_more:], minlength=len(_CAUSES) + 1)[1:]
+        laid = Laying(self._rendering, said, schemas, text).lay_out()
+        before = self.tree.path_ids(laid.base)
+        _, num_more = self.tree.follow(laid.base, laid.ids)
+        counts = np.bincount(laid.causes[num_more:], minlength=len(CAUSES) + 1)[1:]
         return Prompt(
-            token_ids=np.concatenate([self.tree.path_ids(laid.base), new_ids]),
+            token_ids=np.concatenate([before, laid.ids]),
             place=Place(
                 base=laid.base,
-                num_base=num_base,
+                num_base=len(before),
                 past=past,
                 given=chat[max((i + 1 for i, each in enumerate(said) if each.in_place), default=0) :],
                 text_length=len(text),
-                text_digest=_digest(text),
+                text_digest=digest_of(text),
             ),
-            num_reused=num_base + num_more,
-            drift={cause: int(count) for cause, count in zip(_CAUSES, counts, strict=True) if count},
+            num_reused=len(before) + num_more,
+            drift={cause: int(count) for cause, count in zip(CAUSES, counts, strict=True) if count},
         )
 
     def record(self, prompt: Prompt, sampled: Sampled, message: Mapping[str, Any]) -> Turn:
@@ -171,16 +128,16 @@ class Conversation:
         self.turns.append(turn)
         return turn
 
-    def _recognise(self, messages: Sequence[Mapping[str, Any]], past: bytes) -> tuple[list[_Said], bytes]:
+    def _recognise(self, messages: Sequence[Mapping[str, Any]], past: bytes) -> tuple[list[Said], bytes]:
         """Every message, a turn's as it was recorded, and the name of them all."""
-        said: list[_Said] = []
+        said: list[Said] = []
         call_ids: dict[str, str] = {}
         for each in messages:
             message = self._rendering.as_data(read(each))
             if message["role"] != "assistant":
                 message = renamed(message, call_ids)
                 past = digest(past, given_key(message))
-                said.append(_Said(message, None, False))
+                said.append(Said(message, None, False))
                 continue
             key = answer_key(message)
             past = digest(past, key)
@@ -188,132 +145,5 @@ class Conversation:
             turn = here or self._said.get(key)
             if turn is not None:
                 call_ids.update(call_names(message, turn.message))
-            said.append(_Said(turn.message if turn else message, turn, here is not None))
+            said.append(Said(turn.message if turn else message, turn, here is not None))
         return said, past
-
-    def _lay_out(self, said: Sequence[_Said], tools: list[dict[str, Any]] | None, text: str) -> _Layout:
-        """Which turns stand as sampled in `text`, beginning with the last whose whole prompt does."""
-        for index in range(len(said) - 1, -1, -1):
-            turn = said[index].turn
-            if turn is None or not said[index].in_place or not _begins_with_prompt(text, turn):
-                continue
-            found = self._find(said, tools, text, index)
-            close = self._close(found, turn, index, len(said), text)
-            if close is not None:
-                base = _Span(turn, turn.prompt_length, close)
-                return _Layout(turn.end - 1, [base, *self._spans(said, tools, text, found, index + 1, close)], found)
-        found = self._find(said, tools, text, 0)
-        return _Layout(ROOT, self._spans(said, tools, text, found, 0, 0), found)
-
-    def _find(self, said: Sequence[_Said], tools: list[dict[str, Any]] | None, text: str, first: int) -> Found:
-        chat, turns = [each.message for each in said], frozenset(i for i, each in enumerate(said) if each.turn)
-        found = self._rendering.find(chat, tools, text, Marked(chat, first, turns, bare=True))
-        return found or self._rendering.find(chat, tools, text, Marked(chat, first, turns, bare=False))
-
-    def _close(self, found: Found, turn: Turn, index: int, num_messages: int, text: str) -> int | None:
-        """Where the close of message `index` begins; None if the template writes another turn than was sampled."""
-        extent = found.extent(index)
-        if extent is None:
-            return None
-        end = found.begins(index + 1, extent[1]) if index + 1 < num_messages else len(text)
-        return None if end is None else self._rendering.close_of(turn.last_sampled, text, extent[1], end)
-
-    def _spans(
-        self,
-        said: Sequence[_Said],
-        tools: list[dict[str, Any]] | None,
-        text: str,
-        found: Found,
-        first: int,
-        after: int,
-    ) -> list[_Span]:
-        """Turns from message `first` on, which stand behind `after`, that the template still writes as sampled."""
-        spans: list[_Span] = []
-        chat = [each.message for each in said]
-        openings: dict[str, str] = {}
-        for index in range(max(first, 1), len(said)):
-            turn = said[index].turn
-            extent = found.extent(index) if turn else None
-            if turn is None or extent is None:
-                continue
-            role = chat[index - 1]["role"]
-            if role not in openings:
-                openings[role] = self._rendering.opening(chat[:index], tools)
-            opening = openings[role]
-            start = text.rfind(opening, after, extent[0]) if opening else -1
-            close = self._close(found, turn, index, len(said), text)
-            if start >= 0 and close is not None:
-                spans.append(_Span(turn, start + len(opening), close))
-                after = close
-        return spans
-
-    def _encode(self, said: Sequence[_Said], text: str, laid: _Layout) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (int32 [n]) of what follows the base, and why each is there (int64 [n]): 0, or one more than its place in
-        `_CAUSES`."""
-        ids: list[np.ndarray] = []
-        causes: list[np.ndarray] = []
-        places, labels = self._labels(said, laid)
-        begin, closed_by = 0, None
-        for span in laid.spans:
-            if span.turn.end - 1 != laid.base:
-                self._add_piece(ids, causes, text[begin : span.start], closed_by, places - begin, labels)
-                ids.append(span.turn.sampled_ids)
-                causes.append(np.zeros(len(span.turn.sampled_ids), np.int64))
-            begin, closed_by = span.close, span.turn.last_sampled
-        self._add_piece(ids, causes, text[begin:], closed_by, places - begin, labels)
-        return np.concatenate(ids, dtype=np.int32, casting="same_kind"), np.concatenate(causes)
-
-    def _add_piece(
-        self,
-        ids: list[np.ndarray],
-        causes: list[np.ndarray],
-        text: str,
-        closed_by: int | None,
-        places: np.ndarray,
-        labels: np.ndarray,
-    ) -> None:
-        """Encode what stands between two turns. It begins with the first one's close, which that may have sampled."""
-        new = self._rendering.encode(text)
-        why = np.zeros(len(new), np.int64)
-        if labels.any():
-            of_message = np.searchsorted(places, self._rendering.offsets(text), side="right") - 1
-            why = labels[np.maximum(of_message, 0)]
-        if closed_by is not None:
-            assert new[0] == closed_by, "a piece begins with the close that it was cut at"
-            new, why = new[1:], why[1:]
-        ids.append(new)
-        causes.append(why)
-
-    def _labels(self, said: Sequence[_Said], laid: _Layout) -> tuple[np.ndarray, np.ndarray]:
-        """Where every message begins in the text (int64), and why it is rendered anew if it is (int64, see `_encode`).
-
-        A message that cannot be found begins where the one before it does.
-        """
-        last_in_place = max((i for i, each in enumerate(said) if each.in_place), default=-1)
-        last_known = max((i for i, each in enumerate(said) if each.turn), default=-1)
-        as_sampled = {id(span.turn) for span in laid.spans}
-        places: list[int] = []
-        labels: list[int] = []
-        for index, each in enumerate(said):
-            before = places[-1] if places else 0
-            places.append(max(laid.found.begins(index, before) or before, before))
-            if each.turn is not None:
-                cause = 0 if id(each.turn) in as_sampled else _TEMPLATE
-            elif each.message["role"] == "assistant":
-                cause = _FOREIGN
-            else:
-                cause = _TEMPLATE if index < last_in_place else _EDITED if index < last_known else 0
-            labels.append(cause)
-        return np.array(places, np.int64), np.array(labels, np.int64)
-
-
-_CAUSES: tuple[Drift, ...] = get_args(Drift)
-_TEMPLATE, _EDITED, _FOREIGN = (_CAUSES.index(cause) + 1 for cause in ("template", "edited", "foreign"))
-
-
-def _begins_with_prompt(text: str, turn: Turn) -> bool:
-    return len(text) >= turn.prompt_length and _digest(text[: turn.prompt_length]) == turn.prompt_digest
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -126,6 +126,7 @@ class Rendering:
     ) -> str:
         chat = spelled(messages) if spells_arguments else list(messages)
         chat = [{**m, "content": empty} if "tool_calls" in m and not m["content"] else m for m in chat]
+        chat = [{**m, "thinking": m["reasoning_content"]} if "reasoning_content" in m else m for m in chat]  # harmony
         if not self._tokenizer.takes_system and len(chat) > 1:
             chat = without_system(chat)
         return self._tokenizer.render(chat, tools=tools, generate=generate)
