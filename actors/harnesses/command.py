@@ -28,11 +28,10 @@ class Command:
 
     def install(self) -> dict[str, str]:
         """See `Harness.install`: nothing to fetch."""
-        shown = {str(Path(outside).expanduser().resolve()): inside for outside, inside in self._binds.items()}
-        for outside in shown:
+        for outside in self._binds:
             if not Path(outside).exists():
                 raise ConfigError(f"agent.binds: {outside} does not exist", kind="agent")
-        return shown
+        return self._binds
 
     def launch(self, visit: Visit) -> Launch:
         """See `Harness.launch`."""

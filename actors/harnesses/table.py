@@ -28,6 +28,6 @@ RELEASED: dict[str, Callable[[Path], Harness]] = {
 def make_harness(settings: AgentSettings, cache: Path) -> Harness | None:
     """The harness that is started in sandboxes; None for the built-in loops and for `python`. Raises `ConfigError`."""
     if settings.harness == "command":
-        return Command(settings.command, settings.binds, settings.env)
+        return Command(settings.command, settings.shown, settings.variables)
     make = RELEASED.get(settings.harness)
     return None if make is None else make(cache)

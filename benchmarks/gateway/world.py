@@ -49,7 +49,7 @@ while True:
         break
     messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "ok"}]
 """
-SHELL = {
+SHELL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mini-swe-agent": ("bash", "command", {}),
     "qwen-code": ("run_shell_command", "command", {"is_background": False}),
     "opencode": ("bash", "command", {"description": "edit"}),
@@ -136,7 +136,7 @@ def thin_agent() -> tuple[tempfile.TemporaryDirectory[str], dict[str, Any]]:
     path = Path(directory.name)
     path.chmod(0o755)
     (path / "agent.py").write_text(THIN)
-    agent = {"harness": "command", "command": "exec python3 -S /opt/agent/agent.py", "binds": {str(path): "/opt/agent"}}
+    agent = {"harness": "command", "command": "exec python3 -S /opt/agent/agent.py", "binds": [f"{path}:/opt/agent"]}
     return directory, agent
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
+
+from pydantic import field_validator
 
 from protocol.section import Seconds, Section
 
@@ -33,10 +36,10 @@ class AgentSettings(Section):
     function: str = ""
     """`python`: `package.module:solve` or `path/to/file.py:solve`, an `async def solve(issue, client, sandbox)`, where
     `client` is an `openai.AsyncOpenAI`."""
-    binds: dict[str, str] = {}
-    """Read-only files of the agent in its sandbox: path here -> path there."""
-    env: dict[str, str] = {}
-    """`command`: variables besides."""
+    binds: list[str] = []
+    """`command`: what its sandbox shows besides, read-only, each `path here:path there`."""
+    env: list[str] = []
+    """`command`: variables besides, each `NAME=value`."""
     model: str = "longhaul"
     """Name under which agents find the model."""
     tool_parser: str = "auto"
@@ -45,3 +48,38 @@ class AgentSettings(Section):
     """vLLM's parser of reasoning; auto: by the chat template's marks; none: reasoning is left in the text."""
     grace_s: Seconds = 5
     """Once a limit has ended an episode, its agent has so long to end by itself."""
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """`binds`: path here -> path there."""
+        return {here: there for here, _, there in (bind.rpartition(":") for bind in self.binds)}
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """`env`, by name."""
+        return {name: value for name, _, value in (variable.partition("=") for variable in self.env)}
+
+    @field_validator("binds")
+    @classmethod
+    def _where_the_user_stands(cls, binds: list[str]) -> list[str]:
+        """Paths are the launching user's: processes of the run stand elsewhere."""
+        for bind in binds:
+            here, _, there = bind.rpartition(":")
+            if not here or not there.startswith("/"):
+                raise ValueError(f"expected `path here:/path/there`, got {bind!r}")
+        pairs = (bind.rsplit(":", 1) for bind in binds)
+        return [f"{Path(here).expanduser().absolute()}:{there}" for here, there in pairs]
+
+    @field_validator("env")
+    @classmethod
+    def _named(cls, env: list[str]) -> list[str]:
+        for variable in env:
+            if not variable.partition("=")[0] or "=" not in variable:
+                raise ValueError(f"expected `NAME=value`, got {variable!r}")
+        return env
+
+    @field_validator("function")
+    @classmethod
+    def _whole_path(cls, function: str) -> str:
+        where, colon, name = function.rpartition(":")
+        return f"{Path(where).expanduser().absolute()}:{name}" if colon and where.endswith(".py") else function

@@ -84,7 +84,7 @@ def agent_files(tmp_path: Path, script: str = AGENT) -> dict[str, Any]:
     (folder / "agent.py").write_text(script)
     folder.chmod(0o755)
     tmp_path.chmod(0o755)
-    return {"harness": "command", "command": "python3 /opt/agent/agent.py", "binds": {str(folder): "/opt/agent"}}
+    return {"harness": "command", "command": "python3 /opt/agent/agent.py", "binds": [f"{folder}:/opt/agent"]}
 
 
 def check_tokens(attempt: Attempt, tokenizer: ChatTokenizer, texts: list[str]) -> None:
@@ -258,3 +258,28 @@ async def test_many_episodes_at_once_keep_to_their_own_keys(tmp_path: Path, toke
     for attempt in attempts:
         assert attempt.trajectory.resolved
         check_tokens(attempt, tokenizer, texts)
+
+
+async def test_thirty_lines_around_the_openai_package_play_in_the_sandbox(
+    tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    import openai
+
+    root = Path(__file__).parents[3]
+    site = str(Path(openai.__file__).parents[1])
+    path = next(line[6:] for line in TASK.gold_patch.splitlines() if line.startswith("+++ b/"))
+    new = next(line[1:] for line in TASK.gold_patch.splitlines() if line[0] == "+" and line[:3] != "+++")
+    commands = ["search_dir def", f"open {path}", "open missing.py", f"edit {path} 2:2\n{new}", "submit"]
+    texts = [f"```command\n{command}\n```" for command in commands]
+    agent = {
+        "harness": "command",
+        "command": "PYTHONPATH=/opt/site exec python3 /opt/agent/thirty_lines.py",
+        "binds": [f"{root}/configs/agents:/opt/agent", f"{site}:/opt/site"],
+    }
+    policy = ScriptedPolicy(tokenizer, replay(texts))
+    async with open_runner(tmp_path, tokenizer, NamespaceBackend("harness-test"), policy, agent) as runner:
+        attempt = await runner.run(make_lease(0, TASK.task_id))
+    check_tokens(attempt, tokenizer, texts)
+    said = tokenizer.decode(attempt.trajectory.token_ids)
+    assert f"[{path}: lines 1-" in said and f"[{path}: changed, lines 2-2 of" in said and "FileNotFoundError" in said
+    assert attempt.trajectory.resolved
