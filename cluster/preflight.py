@@ -13,7 +13,7 @@ from protocol.config import Settings
 from protocol.errors import ConfigError
 from protocol.model_family import ModelFamily
 from sandbox.backends import open_backend
-from sandbox.tasks.loading import load_tasks
+from sandbox.datasets.loading import load_tasks
 from sandbox.tasks.task import Task
 
 _GIB = 1 << 30

@@ -95,7 +95,7 @@ class SandboxActor(_Process):
         from actors.episodes.sandbox_actor import SandboxActor as Host
         from actors.policies.open_policy import open_policy
         from sandbox.backends import open_backend
-        from sandbox.tasks.loading import load_tasks
+        from sandbox.datasets.loading import load_tasks
 
         self._backend = await open_backend(self.settings.sandbox, self.files.name)
         self._policy, tokenizer = open_policy(self.settings, generator_endpoints, self.keys)

@@ -31,10 +31,10 @@ from sandbox.curation.gold import gold_patch
 from sandbox.curation.recipes import PYTEST, Recipe, read_recipes
 from sandbox.curation.survey import LIMITS, Workshop
 from sandbox.curation.validate import Check, Rules, as_checked, validate
+from sandbox.datasets.loading import load_tasks, save_tasks
 from sandbox.judgement.grading import grade
 from sandbox.judgement.verdicts import Verdict
 from sandbox.patches import Patch
-from sandbox.tasks.loading import load_tasks, save_tasks
 from sandbox.tasks.task import Task
 
 ROOT = Path(__file__).parents[2]

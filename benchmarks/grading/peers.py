@@ -8,8 +8,8 @@ from msgspec import Struct
 
 from sandbox.curation.survey import LIMITS, Workshop
 from sandbox.judgement.checkout import put_changes
-from sandbox.judgement.parsers import END_MARKER, START_MARKER, parse_log
 from sandbox.judgement.verdicts import split_outcomes
+from sandbox.parsers.reading import END_MARKER, START_MARKER, parse_log
 from sandbox.patches import Change, Patch
 from sandbox.tasks.packages import PYTHON
 from sandbox.tasks.sources import ENVIRONMENT_INSIDE, sandbox_spec

@@ -23,7 +23,7 @@ from sandbox.curation.recipes import PYTEST, Recipe, check_recipe, read_recipes
 from sandbox.curation.releases import release_pair
 from sandbox.curation.survey import Workshop, open_package
 from sandbox.curation.validate import PAPER, Rules, as_checked, validate
-from sandbox.tasks.loading import load_tasks, save_tasks
+from sandbox.datasets.loading import load_tasks, save_tasks
 from sandbox.tasks.task import Task
 
 DEFAULT_CACHE = TaskSettings().cache_dir

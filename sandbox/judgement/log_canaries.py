@@ -16,8 +16,8 @@ from sandbox.base import Sandbox
 from sandbox.diffs import reverse_diff
 from sandbox.judgement.canaries import Canaries, Style, plant, twinned_of
 from sandbox.judgement.checkout import git_apply, run_checked
-from sandbox.judgement.parsers import END_MARKER, START_MARKER
 from sandbox.judgement.twins import Group, ids_of
+from sandbox.parsers.reading import END_MARKER, START_MARKER
 from sandbox.tasks.repositories import django_label
 from sandbox.tasks.task import Task
 from sandbox.tasks.test_paths import is_test_module, paths_of_diff
@@ -26,6 +26,7 @@ _RUNS_PYTEST = re.compile(r"(^|[\s;&/])(pytest|py\.test|tox)(\s|$)")
 _RUNS_DJANGO = re.compile(r"(^|/)runtests\.py(\s|$)")
 _RUNS_SYMPY = re.compile(r"(^|\s)bin/test(\s|$)")
 _RUNS_R2E = re.compile(r"\bpytest\b.*\sr2e_tests/?\s*$", re.MULTILINE)
+_SELECTS = re.compile(r"\b(pytest|py\.test)\b.*\s-[km]\b")
 _REDIRECTED = re.compile(r"[|<>]|\\$|#")
 _TEST_NAME = re.compile(r"\btest_\w+")
 _PYTEST_ID = re.compile(r"\.py::")
@@ -55,15 +56,17 @@ class Planted(Struct, frozen=True, kw_only=True):
 
     def without(self, outcomes: Mapping[str, str]) -> dict[str, str]:
         """The outcomes of the real tests."""
-        names = self._names()
+        names = self.names
         return {test: outcome for test, outcome in outcomes.items() if names.isdisjoint(_TEST_NAME.findall(test))}
 
     def _by_name(self, outcomes: Mapping[str, str]) -> dict[str, str]:
         """Outcomes of the canaries by name alone: every framework has ids of its own form."""
-        names = self._names()
+        names = self.names
         return {n: outcome for test, outcome in outcomes.items() for n in _TEST_NAME.findall(test) if n in names}
 
-    def _names(self) -> set[str]:
+    @property
+    def names(self) -> set[str]:
+        """Names of all canaries, without what stands before them in an id."""
         return {_name(test) for pair in (self.canaries.own, *self.canaries.inside.values()) for test in pair}
 
 
@@ -151,9 +154,10 @@ def _as_logged(task: Task, test: str) -> str:
 
 
 def with_module(command: str, path: str) -> str | None:
-    """`command` that runs the test module at `path`, too; None where its last part is not a known runner."""
-    last = re.split(r"&&|;", command)[-1]
-    if _REDIRECTED.search(last):
+    """`command` that runs the test module at `path`, too; None where its last part is not a known runner, or one that
+    is told to select tests by name."""
+    last = re.split(r"&&|;|\n", command)[-1]
+    if _REDIRECTED.search(last) or _SELECTS.search(last):
         return None
     if _RUNS_DJANGO.search(last):
         return f"{command} {django_label(path)}"

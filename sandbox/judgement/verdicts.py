@@ -89,13 +89,15 @@ def split_outcomes(task: Task, outcomes: Mapping[str, str]) -> tuple[tuple[str, 
     """The task's tests that count as passed, and those that do not.
 
     A test has passed only with the outcome that it had under the gold patch, which is stored where it is not plainly
-    `passed`: code under test can call `pytest.xfail` and `pytest.skip`. A missing test has failed.
+    `passed`: code under test can call `pytest.xfail` and `pytest.skip`. A missing test has failed, unless the task's
+    log names only what fails (`absent`).
     """
     passed: list[str] = []
     failed: list[str] = []
     for test in (*task.fail_to_pass, *task.pass_to_pass):
         seen = _outcomes_of(test, outcomes)
-        (passed if seen == {task.tests.expected_outcome(test)} else failed).append(test)
+        good = "failed" not in seen if task.tests.absent == "passes" else seen == {task.tests.expected_outcome(test)}
+        (passed if good else failed).append(test)
     return tuple(passed), tuple(failed)
 
 

@@ -22,9 +22,21 @@ _PARSERS = {
     "sphinx-doc/sphinx": "parse_log_sphinx",
     "sympy/sympy": "parse_log_sympy",
 }
+_INSTALLS = {  # what builds their compiled sources again, in the images' own environment
+    "astropy/astropy": "python -m pip install -e .",
+    "matplotlib/matplotlib": "python -m pip install -e .",
+    "scikit-learn/scikit-learn": "python -m pip install -v --no-use-pep517 --no-build-isolation -e .",
+}
 
 SWE_BENCH = frozenset((*_PARSERS, "pallets/flask", "pydata/xarray", "pytest-dev/pytest"))
 """The repositories that SWE-bench is made of."""
+SWE_GYM = frozenset(
+    (
+        *("pandas-dev/pandas", "Project-MONAI/MONAI", "getmoto/moto", "python/mypy", "dask/dask", "iterative/dvc"),
+        *("conan-io/conan", "pydantic/pydantic", "facebookresearch/hydra", "bokeh/bokeh", "modin-project/modin"),
+    )
+)
+"""The repositories that SWE-Gym is made of."""
 
 
 def test_command(repository: str, version: str, files: list[str]) -> tuple[str, str]:
@@ -39,6 +51,11 @@ def test_command(repository: str, version: str, files: list[str]) -> tuple[str, 
 
 
 test_command.__test__ = False  # type: ignore[attr-defined]
+
+
+def install_command(repository: str) -> str:
+    """What builds a repository of SWE-bench again; empty where nobody knows."""
+    return _INSTALLS.get(repository, "")
 
 
 def django_label(path: str) -> str:

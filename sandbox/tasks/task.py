@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from protocol.errors import TaskError
 from protocol.messages import TaskRef
+from sandbox.parsers.names import KNOWN_PARSERS, nearest_parsers
 
 RunnerKind = Literal["functions", "pytest", "log", "expected-output"]
 STORED_OUTCOMES = ("passed", "xfailed", "xpassed", "skipped")
@@ -35,6 +36,8 @@ class TestSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     import_mode: Literal["prepend", "importlib"] = "prepend"  # pytest's way to import test modules
     requirements: tuple[str, ...] = ()  # pinned packages that the tests need, bound read-only into the sandbox
     modules: tuple[str, ...] = ()  # hidden test modules to run besides those that hold a named test
+    untimed: bool = False  # names of tests are compared without the durations that some runners write into them
+    absent: Literal["fails", "passes"] = "fails"  # a named test that the log does not have (`fail_only` of SWE-bench)
     expected: dict[str, str] = {}
     order: Literal["drawn", "file"] = "drawn"  # in which our own runners call tests; `file` where they need it
     untwinned: tuple[str, ...] = ()  # named tests that cannot be run next to their like, as validation found
@@ -53,7 +56,7 @@ class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_d
     """
 
     task_id: str
-    source: str  # micro, injected, release, swe-bench, swe-rebench, swe-smith, swe-gym, r2e-gym
+    source: str  # micro, injected, release, or the name of a public dataset's schema
     repository: str
     issue: str
     fail_to_pass: tuple[str, ...]
@@ -74,6 +77,7 @@ class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_d
     hidden_from: str = ""  # git ref that has the named test files, where `checkout` lacks them
     tests: TestSpec = TestSpec()
     flaky: tuple[str, ...] = ()  # tests seen to change their verdict on the same tree
+    version: str = ""  # of the repository, as the record has it; some log parsers ask for it
     metadata: dict[str, Any] = {}
 
     @property
@@ -99,11 +103,15 @@ def check_task(task: Task) -> Task:
     if both := set(task.fail_to_pass) & set(task.pass_to_pass):
         raise fail("pass_to_pass", f"{min(both)!r} is in fail_to_pass, too")
     for path in (*(task.files or ()), *task.test_files, *task.removed):
-        absolute = path.startswith("/") and not (task.image and path in task.removed)
+        absolute = path.startswith("/") and not (task.image and (path in task.removed or path in task.test_files))
         if absolute or not path or ".." in path.split("/"):
             raise fail("files", f"{path!r} is not a path inside the repository")
     if task.tests.runner in ("log", "expected-output") and not task.tests.command:
         raise fail("tests.command", f"runner {task.tests.runner!r} needs a command")
+    if task.tests.runner == "log" and task.tests.parser not in KNOWN_PARSERS:
+        near = nearest_parsers(task.tests.parser)
+        hint = f"; near it are {', '.join(near)}" if near else ""
+        raise fail("log_parser", f"nothing here reads logs by {task.tests.parser[:80]!r}{hint}")
     if task.tests.runner in ("functions", "pytest") and not task.test_files:
         raise fail("test_files", f"runner {task.tests.runner!r} needs hidden test files")
     if task.tests.runner != "expected-output":

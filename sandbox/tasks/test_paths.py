@@ -5,9 +5,10 @@ from __future__ import annotations
 import posixpath
 import re
 
+from sandbox.tasks.diffs import files_of_diff
+
 _TEST_MODULE = re.compile(r"(test_[^/]*|[^/]*_tests?|tests?)\.py")
 _TEST_DIRECTORY = re.compile(r"(^|.*/)(\w+_)?tests/|^test/|^testing/")
-_DIFF_PATH = re.compile(r"^(?:---|\+\+\+) [ab]/(.*?)(?:\t.*)?$", re.MULTILINE)
 
 
 def is_test_file(path: str) -> bool:
@@ -22,4 +23,4 @@ def is_test_module(path: str) -> bool:
 
 def paths_of_diff(diff: str) -> set[str]:
     """Paths that a diff names on either side."""
-    return set(_DIFF_PATH.findall(diff))
+    return {path for file in files_of_diff(diff) for path in (file.before, file.after) if path}

@@ -16,8 +16,8 @@ from learner.replay.service.server import ReplayServer
 from protocol.config import Settings
 from protocol.messages import Batch, BatchDone, BatchRequest, BatchWait, VersionReady
 from protocol.sockets import Client
+from sandbox.datasets.loading import load_tasks
 from sandbox.fake import FakeBackend
-from sandbox.tasks.loading import load_tasks
 from sandbox.tasks.task import Task
 from tiny.model import build_tokenizer
 

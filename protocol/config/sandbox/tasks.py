@@ -12,10 +12,23 @@ class TaskSettings(Section):
     """Which tasks are worked on."""
 
     source: str = "micro"
-    """`micro` (made on the fly), the path of a task file (JSONL, Parquet), or a Hugging Face dataset: its name, or a
-    directory of its files."""
-    format: Literal["auto", "longhaul", "swe-bench", "swe-rebench", "swe-smith", "swe-gym", "r2e-gym"] = "auto"
-    """Schema of the task file; auto recognises it by its fields."""
+    """`micro` (made on the fly), the path of a task file (JSONL, Parquet), a task directory of harbor or a directory of
+    such, or a Hugging Face dataset: its name, or a directory of its files."""
+    format: Literal[
+        "auto",
+        "longhaul",
+        "swe-bench",
+        "swe-bench-live",
+        "swe-bench-pro",
+        "swe-rebench",
+        "swe-rebench-v2",
+        "swe-smith",
+        "swe-gym",
+        "r2e-gym",
+        "multi-swe-rl",
+        "harbor",
+    ] = "auto"
+    """Schema of the records; auto recognises that of each record by its fields."""
     split: str = "train"
     """Split of a Hugging Face dataset; for `micro`, `train` or `heldout` (other names, never seen in training)."""
     count: Count = 512

@@ -19,9 +19,9 @@ from sandbox.curation.recipes import PYTEST, Recipe, check_recipe, read_recipes
 from sandbox.curation.releases import release_pair
 from sandbox.curation.survey import Workshop, open_package
 from sandbox.curation.validate import PAPER, Check, Rules, reasons_by_looks, validate, validate_task
+from sandbox.datasets.loading import load_tasks, save_tasks
 from sandbox.fake import FakeBackend
 from sandbox.patches import Patch
-from sandbox.tasks.loading import load_tasks, save_tasks
 from sandbox.tasks.packages import fetch_sdist
 from sandbox.tasks.sources import materialise
 from sandbox.tasks.task import Task

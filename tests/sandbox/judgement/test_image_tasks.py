@@ -13,13 +13,16 @@ from protocol.errors import GradingError, SandboxError, TaskError
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.curation.gold import gold_patch
 from sandbox.curation.recipes import PYTEST
+from sandbox.datasets.harbor import from_harbor
+from sandbox.datasets.smith import from_swe_smith
 from sandbox.diffs import git_diff
 from sandbox.judgement.checkout import prepare, take_patch
 from sandbox.judgement.grading import Patch, Verdict, grade
 from sandbox.judgement.log_canaries import with_module
-from sandbox.judgement.parsers import between_markers, parse_log, parse_r2e
+from sandbox.parsers.own import parse_r2e
+from sandbox.parsers.reading import between_markers, parse_log
 from sandbox.patches import Change
-from sandbox.tasks.task import Task, TestSpec
+from sandbox.tasks.task import Task, TestSpec, check_task
 
 GOLD = "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1,2 +1,2 @@\n def f():\n-    return 1\n+    return 2\n"
 TESTS = (
@@ -425,3 +428,73 @@ def test_swebench_parsers() -> None:
     assert parse_log("parse_log_django", "test_x (a.T) ... ok\n").outcomes == {"test_x (a.T)": "passed"}
     with pytest.raises(GradingError, match="no log parser"):
         parse_log("parse_log_nothing", "")
+
+
+SOUND = "def f():\n    return 2\n"
+
+
+async def test_a_script_longer_than_an_argument(images: Images, cache_dir: Path) -> None:
+    script = f"set -x\n{SCRIPT}# {'x' * 200_000}\n"
+    tests = TestSpec(runner="log", command=script, applies_tests=True, parser="pytest", requirements=(PYTEST,))
+    assert (await judged(images, make_task(tests=tests), edit("pkg/mod.py", SOUND), cache_dir)).reward == 1.0
+
+
+async def test_a_log_that_names_only_failures(images: Images, cache_dir: Path) -> None:
+    pytest.importorskip("swebench", reason="the extra `grading` is not installed")
+    run = 'python3 -c \'from pkg.mod import f; print("3 specs, 0 failures" if f() == 2 else "2) adds up")\''
+    script = f"set -x\n: '>>>>> Start Test Output'\n{run}\n: '>>>>> End Test Output'\n"
+    tests = TestSpec(runner="log", command=script, applies_tests=True, parser="parse_log_marked", absent="passes")
+    task = make_task(tests=tests, fail_to_pass=("adds up",), pass_to_pass=("opens",))
+    assert (await judged(images, task, edit("pkg/mod.py", SOUND), cache_dir)).reward == 1.0
+    assert (await judged(images, task, edit("pkg/mod.py", "raise SystemExit\n"), cache_dir)).reward == 0.0
+
+
+async def test_a_task_that_writes_its_reward(images: Images, cache_dir: Path) -> None:
+    record = {
+        "harbor_task": "two",
+        "config": {"environment": {"docker_image": "img"}},
+        "instruction": "f() should be 2",
+        "workdir": "/testbed",
+        "tests": {"test.sh": "python3 /tests/state.py\n", "state.py": STATE},
+    }
+    task = check_task(from_harbor(record))
+    moved = task.tests.command.replace("/tests/", "/tmp/tests/").replace("/logs/", "/tmp/logs/")  # / is not ours here
+    files = {f"/tmp{path}": text and text.replace("/tests/", "/tmp/tests/") for path, text in task.test_files.items()}
+    task = replace(task, tests=replace(task.tests, command=moved), test_files=files)
+    assert (await judged(images, task, Patch(), cache_dir)).failed == ("reward",)
+    assert (await judged(images, task, edit("pkg/mod.py", SOUND), cache_dir)).reward == 1.0
+
+
+STATE = (
+    "import sys\nsys.path.insert(0, '.')\nfrom pkg.mod import f\n"
+    "open('/tmp/logs/verifier/reward.txt', 'w').write(str(f() - 1))\n"
+)
+
+
+async def test_a_bug_that_the_record_brings(images: Images, cache_dir: Path) -> None:
+    """SWE-smith: the image is sound and has no branch of the instance; the agent sees neither its tests nor the fix."""
+    record = {
+        "instance_id": "o__r.abc.func__1",
+        "repo": "swesmith/o__r.abc",
+        "image_name": "img",
+        "patch": GOLD.replace("return 2", "return 7"),
+        "problem_statement": "f() should be 1",
+        "FAIL_TO_PASS": ["tests/test_one.py::test_one"],
+        "PASS_TO_PASS": [],
+    }
+    tree = images._images["img"]
+    (tree / "tests").mkdir(exist_ok=True)
+    (tree / "tests" / "test_one.py").write_text("from pkg.mod import f\n\ndef test_one():\n    assert f() == 1\n")
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "tests")
+    task = check_task(from_swe_smith(record))
+    command = COMMAND.replace("test_mod", "test_one")
+    task = replace(task, tests=replace(task.tests, command=command, requirements=(PYTEST,)))
+    async with await images.create(SandboxSpec(run="test", lease="l", image="img")) as sandbox:
+        await prepare(sandbox, task)
+        seen = await sandbox.exec("cat pkg/mod.py; ls tests; git log --oneline --all", timeout=10)
+    assert "return 7" in seen.text
+    assert "test_one" not in seen.text
+    assert (await judged(images, task, Patch(), cache_dir)).failed == task.fail_to_pass
+    gold = await gold_patch(images, task, "test", Limits(), cache_dir)  # type: ignore[arg-type]
+    assert (await judged(images, task, gold, cache_dir)).reward == 1.0

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.grading.peers import resolved_by_swebench
-from sandbox.judgement.parsers import parse_log
 from sandbox.judgement.verdicts import split_outcomes
+from sandbox.parsers.reading import parse_log
 from sandbox.tasks.task import Task, TestSpec
 
 pytest.importorskip("swebench", reason="the extra `grading` is not installed")

@@ -17,8 +17,8 @@ import pytest
 
 from protocol.config import TaskSettings
 from protocol.errors import ConfigError, TaskError
-from sandbox.tasks.formats import CONVERTERS, recognise
-from sandbox.tasks.loading import load_tasks, save_tasks
+from sandbox.datasets.formats import CONVERTERS, recognise
+from sandbox.datasets.loading import load_tasks, save_tasks
 from sandbox.tasks.task import Task, check_task
 
 GOLD = "diff --git a/pkg/mod.py b/pkg/mod.py\n--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
@@ -125,7 +125,8 @@ def test_swe_bench_with_lists() -> None:
 def test_swe_bench_with_its_own_script() -> None:
     script = "git checkout d26b test_mod.py\n: '>>>>> Start Test Output'\npytest\n: '>>>>> End Test Output'\n"
     task = convert("swe-bench", image="my/image:1", eval_script=script, log_parser="parse_log_pytest_v2")
-    assert (task.image, task.tests.command, task.tests.applies_tests) == ("my/image:1", script, True)
+    assert (task.image, task.tests.applies_tests) == ("my/image:1", True)
+    assert task.tests.command == f"set -uxo pipefail\n{script}"  # or bash would not print the markers
     assert task.tests.parser == "parse_log_pytest_v2"
 
 
@@ -140,7 +141,6 @@ def test_swe_rebench() -> None:
     assert task.image == SWE_REBENCH["docker_image"]
     assert task.tests.command.endswith("pytest --no-header -rA tests/test_mod.py")
     assert task.metadata["llm_score"]["issue_text_score"] == 3
-    assert convert("swe-rebench", language="python").workdir == "/spectree"
     assert convert("swe-rebench", docker_image=None, image_name="other/image").image == "other/image"
     assert convert("swe-rebench", install_config=json.dumps(SWE_REBENCH["install_config"])) == task
 
@@ -148,7 +148,7 @@ def test_swe_rebench() -> None:
 def test_swe_smith_turns_the_bug_round() -> None:
     task = convert("swe-smith")
     assert "+x = 2\n-x = 1\n" in task.gold_patch
-    assert (task.checkout, task.hidden_from) == (task.task_id, f"{task.task_id}~1")
+    assert (task.setup_patch, task.removed) == (BUG, ("tests/test_mod.py",))
     assert task.tests.command.endswith("tests/test_mod.py tests/test_other.py")
 
 
@@ -277,7 +277,7 @@ LOAD = """
 import sys
 from protocol.config import TaskSettings
 from protocol.errors import ConfigError
-from sandbox.tasks.loading import load_tasks
+from sandbox.datasets.loading import load_tasks
 if sys.argv[1] == "absent":
     sys.modules["datasets"] = None
 try:

@@ -1,10 +1,10 @@
-"""Where tasks come from: `micro`, a task file (JSONL, Parquet) or a Hugging Face dataset."""
+"""Where tasks come from: `micro`, a task file (JSONL, Parquet), task directories or a Hugging Face dataset."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import msgspec
 
 from protocol.config import TaskSettings
 from protocol.errors import ConfigError, TaskError, border
+from sandbox.datasets.harbor import records_of_directories, task_directories
+from sandbox.datasets.pro import with_scripts_beside
 from sandbox.tasks.task import Task, check_task
 
 log = logging.getLogger(__name__)
@@ -34,9 +36,8 @@ def load_tasks(settings: TaskSettings) -> list[Task]:
 
 def tasks_of_records(records: Iterable[dict[str, Any] | TaskError], schema: str, count: int, origin: str) -> list[Task]:
     """Typed tasks of raw records; `origin` names the source in errors. Raises `ConfigError` when none is usable."""
-    from sandbox.tasks.formats import converter
+    from sandbox.datasets.formats import converter
 
-    convert: Callable[[dict[str, Any]], Task] | None = None
     tasks: dict[str, Task] = {}
     problems: list[str] = []
     for number, record in enumerate(records, 1):
@@ -45,8 +46,7 @@ def tasks_of_records(records: Iterable[dict[str, Any] | TaskError], schema: str,
         try:
             if isinstance(record, TaskError):
                 raise record
-            convert = convert or converter(schema, record)
-            task = check_task(convert(record))
+            task = check_task(converter(schema, record)(record))
             if task.task_id in tasks:
                 raise TaskError(f"task {task.task_id!r}: task_id: appears twice; the first is kept", kind="duplicate")
             tasks[task.task_id] = task
@@ -63,8 +63,11 @@ def tasks_of_records(records: Iterable[dict[str, Any] | TaskError], schema: str,
 def _records(settings: TaskSettings) -> Iterator[dict[str, Any] | TaskError]:
     path = Path(settings.source).expanduser()
     if path.is_file():
-        return _parquet_records(path) if path.suffix == ".parquet" else _jsonl_records(path)
+        records = _parquet_records(path) if path.suffix == ".parquet" else _jsonl_records(path)
+        return (record if isinstance(record, TaskError) else with_scripts_beside(record, path) for record in records)
     if path.is_dir():
+        if directories := task_directories(path):
+            return records_of_directories(directories)
         return _dataset_records(str(path), settings.split)
     if path.suffix in (".jsonl", ".json", ".parquet") or settings.source.startswith((".", "/", "~")):
         raise ConfigError(f"tasks.source: no task file or dataset directory at {settings.source}", kind="tasks")

@@ -1,0 +1,1 @@
+"""Are public tasks read, run and judged right? `python -m benchmarks.data`."""
