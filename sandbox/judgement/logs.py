@@ -29,9 +29,10 @@ async def grade_by_log(sandbox: Sandbox, task: Task, taken: list[Change], timeou
     await put_changes(sandbox, taken)
     if task.test_patch and not task.tests.applies_tests:
         await git_apply(sandbox, task.test_patch, f"task {task.task_id!r}: test_patch")
-    hidden = [Change(path=path, kind="deleted") for path, text in task.test_files.items() if text is None]
-    hidden += [Change(path=p, kind="file", content=t.encode()) for p, t in task.test_files.items() if t is not None]
-    await put_changes(sandbox, hidden)
+    hidden = {path: text for path, text in task.test_files.items() if not path.startswith("/")}
+    await put_changes(sandbox, [_hidden_file(path, text) for path, text in hidden.items()])
+    for path in task.test_files.keys() - hidden.keys():  # beside the repository, where no change of an agent is
+        await sandbox.write(path, (task.test_files[path] or "").encode(), mode=0o755)
     if task.tests.setup:
         setup = await sandbox.exec(task.tests.setup, timeout=_SETUP_TIMEOUT_S)
         if setup.exit_code != 0:
@@ -50,6 +51,11 @@ async def grade_by_log(sandbox: Sandbox, task: Task, taken: list[Change], timeou
     else:
         verdict = _judge_named(task, result.text, planted)
     return replace(verdict, log=result.text[-_SHOWN_CHARS:])
+
+
+def _hidden_file(path: str, text: str | None) -> Change:
+    kept = text is not None
+    return Change(path=path, kind="file" if kept else "deleted", content=(text or "").encode() if kept else b"")
 
 
 async def _argv(sandbox: Sandbox, command: str) -> str | list[str]:

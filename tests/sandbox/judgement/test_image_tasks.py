@@ -441,7 +441,8 @@ async def test_a_script_longer_than_an_argument(images: Images, cache_dir: Path)
 
 async def test_a_log_that_names_only_failures(images: Images, cache_dir: Path) -> None:
     pytest.importorskip("swebench", reason="the extra `grading` is not installed")
-    run = 'python3 -c \'from pkg.mod import f; print("3 specs, 0 failures" if f() == 2 else "2) adds up")\''
+    says = 'print(3, "specs,", 0, "failures") if f() == 2 else print("2) adds up")'
+    run = f"python3 -c 'from pkg.mod import f; {says}'"
     script = f"set -x\n: '>>>>> Start Test Output'\n{run}\n: '>>>>> End Test Output'\n"
     tests = TestSpec(runner="log", command=script, applies_tests=True, parser="parse_log_marked", absent="passes")
     task = make_task(tests=tests, fail_to_pass=("adds up",), pass_to_pass=("opens",))
