@@ -23,7 +23,7 @@ from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import Lease, Sampling
 from sandbox.backends import open_backend
-from sandbox.tasks.loading import load_tasks
+from sandbox.datasets.loading import load_tasks
 
 _SHOWN = 300  # characters of a message
 
