@@ -49,6 +49,8 @@ class Trained(Struct, frozen=True, kw_only=True):
 def main() -> None:
     options = _options()
     names = options.names or (_QUICK_NAMES if options.quick else list(objectives()))
+    if options.teacher is None:
+        names = [name for name in names if name != "distill"]
     steps = 2 if options.quick else options.steps
     num_seeds = 1 if options.quick else options.seeds
     with tempfile.TemporaryDirectory(prefix="longhaul-bench-") as directory:
@@ -71,6 +73,7 @@ def _options() -> Namespace:
     arguments.add_argument("--seeds", type=int, default=3, help="runs of each objective (%(default)s)")
     arguments.add_argument("--steps", type=int, default=20, help="steps of each run (%(default)s)")
     arguments.add_argument("--model", type=Path, default=BASE, help="where every run starts (default: assets/tiny)")
+    arguments.add_argument("--teacher", type=Path, help="the reference of `distill`, which is left out without one")
     arguments.add_argument("--folder", type=Path, help="where runs are kept, to continue later (default: nowhere)")
     return arguments.parse_args()
 
@@ -86,6 +89,7 @@ def _train(name: str, seed: int, steps: int, options: Namespace, folder: Path) -
     if not (run_dir / "summary.json").exists() or newest_step(run_dir) != steps:
         shutil.rmtree(folder, ignore_errors=True)
         flags = flags_of(name, seed, steps, options.quick)
+        flags += [f"--learner.loss.reference={options.teacher}"] if name == "distill" else []
         _call([*flags, f"--model.path={options.model}", f"--run-dir={run_dir}"])
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     records = [record for record in map(json.loads, lines) if record["kind"] == "step" and "gradient_norm" in record]

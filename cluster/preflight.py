@@ -9,6 +9,7 @@ import psutil
 
 from learner.objectives.registry import checked_objective, loss_settings
 from learner.ranks import layout
+from learner.training.reference import checked_reference
 from protocol.config import Settings
 from protocol.errors import ConfigError
 from protocol.model_family import ModelFamily
@@ -57,7 +58,8 @@ def check_model(settings: Settings) -> None:
     else:
         family.check_trained(settings.model.max_context, settings.learner.lora_rank)
         checked_objective(loss_settings(settings))
-        layout.sequence_parallel(settings, layout.num_ranks(settings, num_gpus=0))
+        sequence_parallel = layout.sequence_parallel(settings, layout.num_ranks(settings, num_gpus=0))
+        checked_reference(settings, sequence_parallel)
 
 
 def check_port(settings: Settings) -> None:

@@ -194,7 +194,7 @@ class LearnerRank:
             self._sampling_difference = prove_sampling(
                 self._policy, samples, settings.micro_batch_tokens, settings.model.path
             )
-        if has_signal(samples, learns_values=self._trainer.objective.targets is not None):
+        if has_signal(samples, without_rewards=self._trainer.objective.learns_without_rewards):
             figures |= self._trainer.step(samples, self.version)
             self._check_parity(figures)
         else:

@@ -48,7 +48,16 @@ def checked_objective(loss: LossSettings) -> Objective:
             "and this is added to advantages",
             kind="value",
         )
+    if objective.needs_reference and loss.reference is None:
+        raise ConfigError(
+            f"{loss.name} needs --learner.loss.reference, the model directory of the teacher", kind="value"
+        )
     return objective
+
+
+def needs_reference(loss: LossSettings) -> bool:
+    """Whether the learner must keep a reference model."""
+    return bool(loss.kl_coef) or objective_named(loss.name).needs_reference
 
 
 def averaging_of(loss: LossSettings) -> str:

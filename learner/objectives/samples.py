@@ -75,9 +75,9 @@ def make_samples(
     return samples, left_out
 
 
-def has_signal(samples: Sequence[Sample], *, learns_values: bool = False) -> bool:
-    """Whether any token would move the policy. A value is learned from rewards of 0, too."""
-    return any(bool(((s.weights > 0) & (learns_values | (s.advantages != 0))).any()) for s in samples)
+def has_signal(samples: Sequence[Sample], *, without_rewards: bool = False) -> bool:
+    """Whether any token would move the policy; `without_rewards`: one whose advantage is 0 does, too."""
+    return any(bool(((s.weights > 0) & (without_rewards | (s.advantages != 0))).any()) for s in samples)
 
 
 def unusable(trajectory: Trajectory, max_context: int, vocab_size: int) -> str:

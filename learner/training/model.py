@@ -24,6 +24,7 @@ from learner.training.attention import register_document_attention
 from learner.training.logprobs import TokenLogprobs
 from learner.training.mlp import tile_mlps
 from learner.training.noise import silence
+from learner.training.reference import checked_reference
 from protocol.config import LearnerSettings, Settings
 from protocol.errors import ConfigError, border
 from protocol.model_family import ModelFamily
@@ -99,7 +100,7 @@ class Policy:
             model=self.module, config=self._engine_config(learner), mpu=mpu, optimizer=self.optimizer
         )
         _create_moments(self.optimizer, self.engine.optimizer)
-        self._reference = self._load_reference(path, attention, settings, mpu)
+        self._reference = self._load_reference(attention, settings, mpu)
         self.num_updates = 0
         self.vocab_size = int(self.config.vocab_size)
         self.num_parameters = sum(_full_size(p) for p in self.module.parameters())
@@ -123,8 +124,8 @@ class Policy:
 
     @torch.no_grad()
     def reference_logprobs(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """Log-probs under the starting policy of this rank's slice of the positions, float32 [positions]."""
-        assert self._reference is not None, "no reference policy is loaded: kl_coef is 0"
+        """Log-probs under the reference policy of this rank's slice of the positions, float32 [positions]."""
+        assert self._reference is not None, "no reference policy is loaded"
         logprobs: Tensor = self._reference(token_ids[None], positions[None], targets[None])[0]
         return logprobs[0]
 
@@ -189,9 +190,10 @@ class Policy:
         silence(causal_lm)
         return causal_lm
 
-    def _load_reference(self, path: Path, attention: str, settings: Settings, mpu: Any) -> nn.Module | None:
-        """The starting policy, frozen, if the loss asks for it; at stage 3 in shards like the trained one."""
-        if not settings.learner.loss.kl_coef:
+    def _load_reference(self, attention: str, settings: Settings, mpu: Any) -> nn.Module | None:
+        """The reference policy, frozen, if the loss asks for it; at stage 3 in shards like the trained one."""
+        path = checked_reference(settings, self.group.sequence_parallel)
+        if path is None:
             return None
         reference = self._with_logprobs(self._load(path, attention, settings.learner), settings)
         reference.requires_grad_(False).eval()

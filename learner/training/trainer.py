@@ -18,7 +18,7 @@ from learner.objectives.loss import token_losses
 from learner.objectives.parts.averaging import normaliser
 from learner.objectives.parts.objective import TokenTensors
 from learner.objectives.parts.ratios import old_policy
-from learner.objectives.registry import averaging_of, checked_objective, loss_settings
+from learner.objectives.registry import averaging_of, checked_objective, loss_settings, needs_reference
 from learner.objectives.samples import Sample
 from learner.packing import plan_bins, row_length, used_share
 from learner.training.diagnostics import Diagnostics
@@ -86,7 +86,7 @@ class Trainer:
             advantages=self._mine(batch.advantages),
             weights=self._mine(batch.weights),
             entropy=entropy,
-            reference=self.policy.reference_logprobs(*inputs) if self.loss.kl_coef else None,
+            reference=self.policy.reference_logprobs(*inputs) if needs_reference(self.loss) else None,
         )
         if values is not None:
             tokens = self._with_returns(tokens, values, batch)

@@ -33,7 +33,7 @@ class TokenTensors:
     entropy: Tensor | None = None
     """Entropy of the policy at the token; needed when `entropy_coef` is not 0."""
     reference: Tensor | None = None
-    """Log-probabilities under the starting policy; needed when `kl_coef` is not 0."""
+    """Log-probabilities under the reference policy; needed when `kl_coef` is not 0, and by `needs_reference`."""
     values: Tensor | None = None
     """The value head's estimates, through which gradients flow, too; where the objective has `targets`."""
     returns: Tensor | None = None
@@ -61,5 +61,12 @@ class Objective:
     place in it."""
     targets: Targets | None = None
     """Advantages from a learned value: the policy gets a value head, and `advantages` passes rewards on."""
+    needs_reference: bool = False
+    """Whether the loss is made of `TokenTensors.reference` instead of rewards."""
     sequence_ratio: bool = False
     """Whether the loss needs `TokenTensors.sequence_log_ratio`."""
+
+    @property
+    def learns_without_rewards(self) -> bool:
+        """Whether a batch whose rewards are all 0 is worth a step."""
+        return self.targets is not None or self.needs_reference

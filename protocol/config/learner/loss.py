@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -45,8 +46,11 @@ class LossSettings(Section):
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 1.0
     """`ppo`: how far advantages look past the value head; 1: to the episode's reward."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the KL to the starting policy (0: no reference model is loaded); every rank keeps a frozen copy, or at
-    stage 3 a shard, of its weights."""
+    """Weight of the KL to the reference policy, a frozen model of which every rank keeps a copy, or at stage 3 a shard
+    (0: none is loaded, but for `distill`)."""
+    reference: Path | None = None
+    """Model directory of the reference policy, with the run's own tokenizer: what the KL is taken to, and the teacher
+    of `distill` (default: the starting policy)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Schulman's estimators of that KL; k1 acts as it does in a reward (learner/objectives/parts/kl.py says why)."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0

@@ -24,6 +24,7 @@ class Tokens:
     weight: list[float]
     value: list[float]
     returns: list[float]
+    reference: list[float]
 
     def mean_log_ratio(self, t: int) -> float:
         """Mean of log(pi / mu) over the trained tokens of t's sequence."""

@@ -40,8 +40,10 @@ LOSSES: dict[str, dict[str, object]] = {
 }
 
 
-def has_values(label: str) -> bool:
-    return objective_named(str(LOSSES[label]["name"])).targets is not None
+def policy_of(label: str) -> str:
+    """Which policy an objective wants: plain, with a value head, or beside a teacher."""
+    objective = objective_named(str(LOSSES[label]["name"]))
+    return "valued" if objective.targets is not None else "taught" if objective.needs_reference else "plain"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The gradients of every objective in every layout: one process start, one policy a layout."""
     folder = tmp_path_factory.mktemp("objectives")
     model = save_random_model(folder / "model")
+    teacher = {"reference": str(save_random_model(folder / "teacher", seed=1))}
     job = []
     for name, (world, sequence_parallel, pack_tokens) in LAYOUTS.items():
         learner: dict[str, object] = {
@@ -58,17 +61,19 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "logprob_chunk": 48,
         }
         cases = []
-        for valued in (False, True):  # a policy with a value head is another policy
-            labels = [label for label in LOSSES if has_values(label) == valued]
-            learner["loss"] = LOSSES[labels[0]]
+        for policy in ("plain", "valued", "taught"):
+            losses = {label: LOSSES[label] for label in LOSSES if policy_of(label) == policy}
+            if policy == "taught":
+                losses = {label: loss | teacher for label, loss in losses.items()}
+            learner["loss"] = next(iter(losses.values()))
             start = {"path": str(model), "max_context": MAX_CONTEXT}
             settings = Settings.model_validate({"model": start, "episode": {"max_turn_tokens": 32}, "learner": learner})
             case = {
-                "name": f"{name}-{valued}",
+                "name": f"{name}-{policy}",
                 "settings": settings.model_dump(mode="json"),
                 "batches": [LENGTHS],
                 "group_size": GROUP_SIZE,
-                "losses": {label: LOSSES[label] for label in labels},
+                "losses": losses,
             }
             cases.append(case)
         job.append({"world": world, "sequence_parallel": sequence_parallel, "cases": cases})
@@ -84,6 +89,10 @@ def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
     slow = import_module(f"tests.learner.objectives.table.test_{settings.name}")
     averaging, cap = averaging_of(settings), settings.truncate_importance
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    taught = policy_of(label) == "taught"
+    teacher = AutoModelForCausalLM.from_pretrained(
+        model.with_name("teacher") if taught else model, dtype=torch.float32, attn_implementation="eager"
+    )
     head = head_weights(policy.config.hidden_size).requires_grad_()
     batch = random_batch(np.random.default_rng(0), LENGTHS, GROUP_SIZE)
     num_trained = [int(t.loss_mask[1:].sum()) for t in batch]
@@ -98,8 +107,10 @@ def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
         trained = np.flatnonzero(trajectory.loss_mask[1:])
         behaviour, count = torch.tensor(trajectory.logprobs[1:]).double(), len(logprobs)
         weight = (logprobs.detach() - behaviour).exp().clamp(max=cap) if cap else torch.ones(count).double()
+        with torch.no_grad():
+            reference = teacher(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].double()
         advantages, returns = np.full(count, advantage), np.zeros(count)
-        if has_values(label):
+        if policy_of(label) == "valued":
             targets = gae(values[trained].tolist(), advantage, settings.gamma, settings.gae_lambda)
             advantages[trained], returns[trained] = targets
         tokens = Tokens(
@@ -111,6 +122,7 @@ def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
             weight=trajectory.loss_mask[1:].astype(float).tolist(),
             value=values.tolist(),
             returns=returns.tolist(),
+            reference=reference.tolist(),
         )
         losses, slopes = torch.tensor([slow.reference(tokens, t, settings) for t in trained]).double().T
         divisor = {
@@ -119,13 +131,13 @@ def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
             "constant": len(batch) * MAX_CONTEXT,
         }[averaging]
         surrogate = (logprobs * weight)[trained].mul(slopes)
-        if has_values(label):
+        if policy_of(label) == "valued":
             surrogate = surrogate + settings.value_coef * (values - torch.from_numpy(returns))[trained].square() / 2
         surrogate.sum().div(divisor).backward()
         divisor = divisor if averaging != "constant" else sum(num_trained)  # the figure is a mean over weights
         total += float((losses * weight[trained]).sum()) / divisor
     gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
-    if has_values(label):
+    if policy_of(label) == "valued":
         assert head.grad is not None
         gradients["value_head.weight"] = head.grad
     return gradients, total
@@ -134,7 +146,7 @@ def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
 @pytest.mark.parametrize("label", LOSSES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_and_loss_equal_plain_torch(results: Path, layout: str, label: str) -> None:
-    name = f"{layout}-{has_values(label)}"
+    name = f"{layout}-{policy_of(label)}"
     got = load_file(results / f"{name}.safetensors")
     figures = json.loads((results / f"{name}.json").read_text())[label]
     gradients, loss = expected(results / "model", label)

@@ -1,0 +1,52 @@
+"""Which model log-probs are held against: the starting policy, or another model of the same tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from learner.objectives.registry import loss_settings, needs_reference
+from protocol.config import Settings
+from protocol.errors import ConfigError, border
+from protocol.model_family import ModelFamily
+
+
+def checked_reference(settings: Settings, sequence_parallel: int) -> Path | None:
+    """Directory of the reference model, None where no loss asks for one.
+
+    Raises:
+        ConfigError: it has another tokenizer, its log-probs would not be exact, or Ulysses was told of other heads; said
+            before anything is loaded.
+    """
+    loss, start = loss_settings(settings), Path(settings.model.path)
+    if not needs_reference(loss):
+        return None
+    path = loss.reference or start
+    if path == start:
+        return path
+    if _vocabulary(path) != _vocabulary(start):
+        raise ConfigError(
+            f"--learner.loss.reference {path}: its tokenizer is not that of {start}: log-probs of the same token ids "
+            "would be of other tokens. Take a model of the same tokenizer",
+            kind="tokenizer",
+        )
+    family = ModelFamily.read(path)
+    family.check_trained(settings.model.max_context, lora_rank=0)  # its log-probs are as exact as the policy's
+    if sequence_parallel > 1 and _heads(family) != _heads(ModelFamily.read(start)):
+        raise ConfigError(
+            f"--learner.loss.reference {path}: it has other attention heads than {start}, and Ulysses splits both "
+            "alike: set --learner.sequence-parallel 1, or take a model of the same heads",
+            kind="sequence_parallel",
+        )
+    return path
+
+
+def _heads(family: ModelFamily) -> tuple[int, int, int]:
+    return family.heads, family.kv_heads, family.head_size
+
+
+def _vocabulary(model: Path) -> dict[str, int]:
+    with border(ConfigError, f"{model / 'tokenizer.json'} to be a tokenizer", kind="tokenizer"):
+        vocabulary: dict[str, int] = Tokenizer.from_file(str(model / "tokenizer.json")).get_vocab()
+    return vocabulary
