@@ -122,6 +122,8 @@ def run_losses(group: RankGroup, case: dict, folder: Path) -> None:
             policy.module.value_head.weight.data.copy_(head_weights(policy.config.hidden_size))
         figures[label] = Trainer(policy, some).step(samples, 0)
         tensors |= {f"{label}|{name}": g for name, g in policy.gradients.items()}
+    kept = {name for name, _ in full_state(policy)}
+    assert ("value_head.weight" in kept) == (policy.module.value_head is not None), "a checkpoint keeps the head"
     exported = [name for name, _ in policy.full_weights(1 << 20)]
     assert not any("value_head" in name for name in exported), "generators know no value head"
     if group.rank == 0:

@@ -90,9 +90,9 @@ def expected(model: Path, label: str) -> tuple[dict[str, torch.Tensor], float]:
     averaging, cap = averaging_of(settings), settings.truncate_importance
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     taught = policy_of(label) == "taught"
-    teacher = AutoModelForCausalLM.from_pretrained(
-        model.with_name("teacher") if taught else model, dtype=torch.float32, attn_implementation="eager"
-    )
+    teacher = policy
+    if taught:
+        teacher = AutoModelForCausalLM.from_pretrained(model.with_name("teacher"), dtype=torch.float32)
     head = head_weights(policy.config.hidden_size).requires_grad_()
     batch = random_batch(np.random.default_rng(0), LENGTHS, GROUP_SIZE)
     num_trained = [int(t.loss_mask[1:].sum()) for t in batch]
