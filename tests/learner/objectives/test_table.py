@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,16 +28,13 @@ from tests.learner.objectives.slow import Tokens
 
 ROOT = Path(__file__).parents[3]
 OBJECTIVES = list(objectives())
+REFERENCES: dict[str, Any] = {n: import_module(f"tests.learner.objectives.table.test_{n}") for n in OBJECTIVES}
 NUM_SEQUENCES = 3
 CHANGES: dict[str, dict[str, Any]] = {
     "as_it_is": {},
     "bounded": {"dual_clip": 1.5, "max_divergence": 0.02},
     "truncated": {"truncate_importance": 1.2},
 }
-
-
-def reference_of(name: str) -> ModuleType:
-    return import_module(f"tests.learner.objectives.table.test_{name}")
 
 
 def random_tokens(
@@ -107,7 +103,7 @@ def test_loss_and_gradient_equal_the_formula(name: str, change: str, seed: int, 
         return
     tokens, sequence = random_tokens(seed, count, truncated=truncated)
     losses, slopes = loss_and_slope(tokens, loss)
-    listed, reference = as_lists(tokens, sequence, truncated), reference_of(name).reference
+    listed, reference = as_lists(tokens, sequence, truncated), REFERENCES[name].reference
     expected = np.array([reference(listed, t, loss) if listed.weight[t] > 0 else (0.0, 0.0) for t in range(count)])
     if truncated:
         assert tokens.proximal is not None
@@ -122,7 +118,7 @@ def test_loss_and_gradient_equal_the_formula(name: str, change: str, seed: int, 
 def test_advantages_equal_the_formula(name: str, rewards: list[float]) -> None:
     got = objective_named(name).advantages(rewards)
     if np.ptp(rewards) == 0 or np.ptp(rewards) > 1e-6:  # between them rounding decides what is equal
-        np.testing.assert_allclose(got, reference_of(name).advantages(rewards), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(got, REFERENCES[name].advantages(rewards), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
