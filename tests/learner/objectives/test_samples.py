@@ -124,3 +124,8 @@ def test_tokens_are_averaged_as_the_objective_or_the_setting_says(
     assert [float(s.weights.sum()) for s in samples] == pytest.approx(sums)
     averaging = averaging_of(LossSettings(**loss))
     assert normaliser(averaging, [s.weights for s in samples], [s.share for s in samples]) == pytest.approx(divisor)
+
+
+def test_a_branching_episode_is_one_in_the_normaliser() -> None:
+    paths, nothing = [np.array([0.5, 0.5]), np.array([0.5, 0.0])], np.zeros(2)
+    assert normaliser("constant", [*paths, *paths, nothing], [2 / 3, 1 / 3, 0.5, 0.5, 1.0]) == pytest.approx(2)
