@@ -79,9 +79,11 @@ def _options() -> Namespace:
 
 
 def flags_of(name: str, seed: int, steps: int, quick: bool) -> list[str]:
-    """Flags of one run of an objective, beyond the model and the directory."""
-    config = f"--config={(CONFIGS / f'{name}.toml').relative_to(ROOT)}"
-    return [config, f"--seed={seed}", f"--steps={steps}", *(QUICK_RUN if quick else [])]
+    """Flags of one run of an objective, beyond model and directory; without a recipe of its own, that of DAPO."""
+    own = CONFIGS / f"{name}.toml"
+    recipe = own if own.exists() else CONFIGS / "dapo.toml"
+    config = f"--config={recipe.relative_to(ROOT)}"
+    return [config, f"--learner.loss.name={name}", f"--seed={seed}", f"--steps={steps}", *(QUICK_RUN if quick else [])]
 
 
 def _train(name: str, seed: int, steps: int, options: Namespace, folder: Path) -> Trained:
