@@ -16,7 +16,7 @@ def checked_reference(settings: Settings, sequence_parallel: int) -> Path | None
     """Directory of the reference model, None where no loss asks for one.
 
     Raises:
-        ConfigError: it has another tokenizer, its log-probs would not be exact, or Ulysses was told of other heads; said
+        ConfigError: it has another tokenizer, its log-probs would not be exact, or Ulysses knows other heads; said
             before anything is loaded.
     """
     loss, start = loss_settings(settings), Path(settings.model.path)
