@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import secrets
 import shutil
@@ -101,4 +102,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(module.parent, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(module, target)
+    pluggy = Path(str(importlib.metadata.distribution("pluggy").locate_file("pluggy"))).parent
+    for facts in pluggy.glob("pluggy-*.dist-info"):  # pytest's first line asks for pluggy's version there
+        shutil.copytree(facts, target / facts.name)
     return cache
