@@ -85,6 +85,12 @@ class TokenTree:
         self._add(place, sampled.token_ids, np.ones(n, np.uint8), sampled.logprobs, sampled.versions)
         return len(self) - n, len(self)
 
+    def disown(self, start: int, end: int) -> None:
+        """Tokens `start:end` are context from now on, as if nobody had sampled them."""
+        self.loss_mask[start:end] = 0
+        self.logprobs[start:end] = 0
+        self.versions[start:end] = NOT_SAMPLED
+
     def _add(self, place: int, ids: np.ndarray, mask: np.ndarray, logprobs: np.ndarray, versions: np.ndarray) -> int:
         assert ROOT <= place < len(self)
         if place != len(self) - 1 or not self._starts:

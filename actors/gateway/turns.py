@@ -48,6 +48,7 @@ class TurnRecord(Struct, frozen=True, kw_only=True):
     end: int
     text: str
     num_prompt: int
+    with_tools: bool  # whether tools were shown
     cached_version: int | None
     generate_s: float
     began_at: float  # monotonic
@@ -126,6 +127,7 @@ class Turns:
                 end=recorded.end,
                 text=self._tokenizer.decode(sampled.token_ids),
                 num_prompt=len(prompt.token_ids),
+                with_tools=bool(ask.tools),
                 cached_version=cached_version,
                 generate_s=time.monotonic() - began,
                 began_at=began,

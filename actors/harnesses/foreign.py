@@ -107,9 +107,15 @@ class ForeignAgent:
             await seat.close()
         for error in seat.faults.values():
             raise error  # ours, and the agent did not get over it: no verdict on the policy
+        done = list(zip(turns.done, conversation.turns, strict=True))
+        if self._settings.agent.train == "with_tools" and any(turn.with_tools for turn in turns.done):
+            for turn in turns.done:
+                if not turn.with_tools:
+                    conversation.tree.disown(turn.start, turn.end)
+            done = [(turn, kept) for turn, kept in done if turn.with_tools]
         return Episode(
             history=conversation.tree,
-            steps=_steps(turns.done, conversation.turns),
+            steps=_steps(done),
             end_reason=turns.ended or "submitted",
             drift=dict(conversation.drift),
         )
@@ -130,9 +136,9 @@ class ForeignAgent:
         )
 
 
-def _steps(turns: list[TurnRecord], recorded: list[Turn]) -> list[Step]:
+def _steps(turns: list[tuple[TurnRecord, Turn]]) -> list[Step]:
     """The turns in their order; what an agent did between two of them is its own time."""
-    ends = [turn.began_at for turn in turns[1:]]
+    ends = [turn.began_at for turn, _ in turns[1:]]
     return [
         Step(
             start=turn.start,
@@ -143,5 +149,5 @@ def _steps(turns: list[TurnRecord], recorded: list[Turn]) -> list[Step]:
             generate_s=turn.generate_s,
             execute_s=max(0.0, next_began - turn.finished_at) if next_began is not None else 0.0,
         )
-        for (turn, kept), next_began in itertools.zip_longest(zip(turns, recorded, strict=True), ends)
+        for (turn, kept), next_began in itertools.zip_longest(turns, ends)
     ]

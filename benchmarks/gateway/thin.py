@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -43,13 +44,12 @@ async def measure(model_dir: Path, wanted: int) -> dict[str, float | None]:
     settings = settings_of(agent, sandbox={"backend": "namespace", **limits}, episode={"wall_time_s": 2 * DEADLINE_S})
     with directory:
         async with open_runner(settings, policy, tokenizer, lambda exchange: None) as runner:
-            before = psutil.virtual_memory().available
             running = [asyncio.create_task(runner.run(lease_of(i, settings))) for i in range(wanted)]
             until = time.monotonic() + DEADLINE_S
             while policy.num_waiting < wanted and time.monotonic() < until and not all(t.done() for t in running):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
             alive = policy.num_waiting
-            used = before - psutil.virtual_memory().available
+            used = _memory_below()
             policy.opened.set()
             ended = await asyncio.gather(*running, return_exceptions=True)
     finished = sum(not isinstance(each, BaseException) for each in ended)
@@ -57,3 +57,14 @@ async def measure(model_dir: Path, wanted: int) -> dict[str, float | None]:
         "agents_alive": float(min(alive, finished)),
         "memory_mb_per_agent": used / alive / 1e6 if alive else None,
     }
+
+
+def _memory_below() -> int:
+    """Proportional set size (bytes) of all processes that this one has started: agents, guests and what holds them."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) << 10
+    return total

@@ -46,6 +46,9 @@ class AgentSettings(Section):
     """vLLM's parser of tool calls; auto: by the chat template's marks; none: tools are refused."""
     reasoning_parser: str = "auto"
     """vLLM's parser of reasoning; auto: by the chat template's marks; none: reasoning is left in the text."""
+    train: Literal["all", "with_tools"] = "all"
+    """Which turns are trained. `all`: every one. `with_tools`: where an agent works by tool calls, turns that it asks
+    for without tools (titles, summaries) are context: not trained, and no turns in the record."""
     grace_s: Seconds = 5
     """Once a limit has ended an episode, its agent has so long to end by itself."""
 

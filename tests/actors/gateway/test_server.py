@@ -302,3 +302,34 @@ async def test_an_unknown_path_is_said_to_be_one(open_place: Any) -> None:
         assert (await ask(place.gateway.url, key, path="/v1/embeddings"))[0] == 404
         async with session(place.gateway.url, None) as client, client.head("/") as response:
             assert response.status == 200
+
+
+async def test_a_sandbox_s_connection_takes_its_own_key_alone_and_ends_with_it(open_place: Any) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        *_, mine = place.seat(episode_id="mine")
+        *_, yours = place.seat(episode_id="yours")
+
+        async def through(key: str) -> bytes:
+            ours, theirs = socket.socketpair()
+            await place.gateway.accept(mine)(theirs)
+            reader, writer = await asyncio.open_connection(sock=ours)
+            body = b'{"messages": [{"role": "user", "content": "hi"}]}'
+            head = (
+                f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nx-api-key: {key}\r\nContent-Length: {len(body)}\r\n"
+            )
+            writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+            async with asyncio.timeout(10):
+                said = await reader.read()
+            writer.close()
+            return said
+
+        assert b"200 OK" in await through(mine)
+        assert b"401" in await through(yours)
+        assert place.gateway.status()["gateway_keys_foreign"] == 1
+        ours, theirs = socket.socketpair()
+        await place.gateway.accept(mine)(theirs)
+        ours.setblocking(False)
+        place.gateway.close(mine)
+        async with asyncio.timeout(10):
+            assert await asyncio.get_running_loop().sock_recv(ours, 1) == b""
+        ours.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
@@ -13,6 +14,8 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
+from actors.agent.chat import ChatTokenizer
+from actors.gateway.generator_reader import GeneratorReader
 from actors.policies.generator_client import GeneratorClient
 from actors.policy import Request
 from protocol.errors import DeadlineError, GeneratorError, WireError
@@ -23,6 +26,7 @@ from protocol.messages import (
     LeaseRequest,
     Refused,
     Sampling,
+    TakeApart,
 )
 from protocol.sockets import Client
 from tiny.model import build_model
@@ -312,3 +316,25 @@ async def test_a_generator_killed_under_load_and_update_loses_and_repeats_nothin
     finally:
         await client.close()
         doomed.close()
+
+
+async def test_a_turn_is_taken_apart_where_vllm_is_loaded(served_model):
+    tokenizer = ChatTokenizer.load(served_model.model_dir)
+    tools = [{"type": "function", "function": {"name": "shell", "parameters": {"type": "object"}}}]
+    turn = tokenizer.encode('I look.\n<tool_call>\n{"name": "shell", "arguments": {"command": "ls"}}\n</tool_call>')
+    async with connected(served_model) as client:
+        reading = await GeneratorReader(client, "hermes", "none").read(PROMPT, turn, tools)
+        assert [(call.name, json.loads(call.arguments)) for call in reading.calls] == [("shell", {"command": "ls"})]
+        assert reading.content.strip() == "I look."
+        plain = await GeneratorReader(client, "auto", "auto").read(PROMPT, turn, tools)  # its template has no marks
+        assert plain.content.startswith("I look.\n<tool_call>") and not plain.calls
+        with pytest.raises(GeneratorError, match="parser") as caught:
+            await GeneratorReader(client, "unheard_of", "none").read(PROMPT, turn, tools)
+        assert caught.value.kind == "refused"
+    nobody = GeneratorClient(["ipc:///tmp/longhaul-nobody-here"], served_model.settings.generator)
+    with pytest.raises(GeneratorError, match="no engine") as caught:
+        await nobody.take_apart(
+            TakeApart(prompt_ids=PROMPT, token_ids=turn, tools="[]", tool_parser="auto", reasoning_parser="auto"), 0.2
+        )
+    assert caught.value.kind == "lost"
+    await nobody.close()

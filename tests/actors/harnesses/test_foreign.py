@@ -16,6 +16,7 @@ from actors.episodes.board import Board
 from actors.episodes.episode_runner import Attempt, EpisodeRunner
 from actors.policies.scripted import ScriptedPolicy, replay
 from actors.policy import Policy, Request, Sampled
+from learner.replay.submission import check_trajectory
 from protocol.config import Settings
 from protocol.errors import AgentError, ConfigError, GeneratorError, SandboxError
 from sandbox.base import Backend
@@ -25,6 +26,7 @@ from sandbox.namespace.backend import NamespaceBackend
 from sandbox.tasks.micro import make_tasks
 from sandbox.tasks.task import Task
 from tests.actors.episodes.scripted_replay import make_lease
+from tests.actors.gateway.history import TEMPLATE
 
 TASKS = {task.task_id: task for task in make_tasks(2, seed=1, difficulty=0, split="train")}
 TASK = next(iter(TASKS.values()))
@@ -222,7 +224,7 @@ def plain(issue, client, sandbox):
     def opened(name: str) -> Any:
         policy = ScriptedPolicy(tokenizer, replay(texts))
         agent = {"harness": "python", "function": f"{module}:{name}"}
-        return open_runner(tmp_path, tokenizer, FakeBackend("harness-test"), policy, agent)
+        return open_runner(tmp_path, tokenizer, NamespaceBackend("harness-test"), policy, agent)
 
     async with opened("solve") as runner:
         attempt = await runner.run(lease)
@@ -283,3 +285,33 @@ async def test_thirty_lines_around_the_openai_package_play_in_the_sandbox(
     said = tokenizer.decode(attempt.trajectory.token_ids)
     assert f"[{path}: lines 1-" in said and f"[{path}: changed, lines 2-2 of" in said and "FileNotFoundError" in said
     assert attempt.trajectory.resolved
+
+
+ASIDE = """
+import json, os, urllib.request
+tools = [{"type": "function", "function": {"name": "shell", "parameters": {"type": "object"}}}]
+def ask(said, **more):
+    body = json.dumps({"messages": [{"role": "user", "content": said}], **more}).encode()
+    headers = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]}
+    urllib.request.urlopen(urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, headers))
+ask("a title, please")
+ask("work", tools=tools)
+"""
+
+
+@pytest.mark.parametrize(("rule", "num_turns"), [("all", 2), ("with_tools", 1)])
+async def test_a_side_request_is_a_branch_and_trained_by_the_rule(
+    rule: str, num_turns: int, tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    tools = tokenizer.with_template(TEMPLATE, "<|im_end|>", ["<|im_start|>", "<|im_end|>"])
+    policy = ScriptedPolicy(tools, lambda episode_id, history, turn: "at work" if "shell" in history else "title")
+    agent = agent_files(tmp_path, ASIDE) | {"train": rule}
+    async with open_runner(tmp_path, tools, NamespaceBackend("harness-test"), policy, agent) as runner:
+        attempt = await runner.run(make_lease(0, TASK.task_id))
+        sampled = runner.status()["gateway_sampled_tokens"]
+    trajectory = attempt.trajectory
+    trained = sum(turn.end - turn.start for turn in trajectory.turns)
+    assert len(trajectory.branches.leaves()) == 2 and len(trajectory.turns) == num_turns
+    assert trained == int(trajectory.loss_mask.sum()) and (trained == sampled) == (rule == "all")
+    assert [step.text for step in attempt.steps] == ["title", "at work"][-num_turns:]
+    check_trajectory(trajectory, newest_version=0, max_context=3000)
