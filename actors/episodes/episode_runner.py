@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -25,9 +27,12 @@ from sandbox.backends import make_limits
 from sandbox.base import Backend, Sandbox
 from sandbox.judgement.checkout import prepare
 from sandbox.judgement.grading import Verdict, grade, take_patch
+from sandbox.judgement.review import marks_of
 from sandbox.patches import Patch
 from sandbox.tasks.sources import sandbox_spec
 from sandbox.tasks.task import Task
+
+log = logging.getLogger(__name__)
 
 _OVERLONG = frozenset({"max_turns", "context", "wall_time"})
 _NOTHING_CHANGED = Verdict(resolved=False, reason="the agent changed nothing")
@@ -41,6 +46,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     steps: list[Step]
     patch: Patch
     verdict: Verdict
+    marks: list[str] = []  # why people should look at it, if it was rewarded
 
 
 class EpisodeRunner:
@@ -75,6 +81,7 @@ class EpisodeRunner:
         self._starts = asyncio.Semaphore(settings.sandbox.max_starts)
         self._gradings = asyncio.Semaphore(settings.sandbox.max_grading)
         self.judgements = Judgements()
+        self._num_opinions = self._num_disagreements = 0
 
     async def start(self) -> None:
         """Make ready whoever plays the episodes. Raises `ConfigError` where that cannot be."""
@@ -86,7 +93,11 @@ class EpisodeRunner:
 
     def status(self) -> dict[str, float]:
         """Metrics by name."""
-        return self._player.status() | {"verdicts_shared": float(self.judgements.num_shared)}
+        return self._player.status() | {
+            "verdicts_shared": float(self.judgements.num_shared),
+            "second_opinions": float(self._num_opinions),
+            "second_opinion_disagreements": float(self._num_disagreements),
+        }
 
     async def run(self, lease: Lease) -> Attempt:
         """Run `lease` through. Raises a `LonghaulError` when the infrastructure, not the agent, failed."""
@@ -118,6 +129,7 @@ class EpisodeRunner:
             steps=episode.steps,
             patch=patch,
             verdict=verdict,
+            marks=_marks(task, patch, verdict),
         )
 
     @contextlib.asynccontextmanager
@@ -142,16 +154,37 @@ class EpisodeRunner:
 
     async def _grade(self, task: Task, lease: Lease, patch: Patch) -> Verdict:
         async with self._turn_for(lease, self._gradings, "grading"):
-            return await grade(
-                self._backend,
-                task,
-                patch,
-                run=self._run,
-                lease=lease.lease_id,
-                limits=make_limits(self._settings.sandbox),
-                cache_dir=self._cache_dir,
-                timeout_s=self._settings.sandbox.grading_timeout_s,
-            )
+            verdict = await self._grade_once(task, lease, patch)
+            if verdict.resolved and draw(lease.episode_id, "second opinion") < self._settings.grading.second_opinion:
+                verdict = await self._ask_again(task, lease, patch, verdict)
+            return verdict
+
+    async def _ask_again(self, task: Task, lease: Lease, patch: Patch, verdict: Verdict) -> Verdict:
+        """The verdict, with what a second opinion has against it. One that cannot be had says nothing."""
+        try:
+            second = await self._grade_once(task, lease, patch, another_way=True)
+        except LonghaulError as error:
+            log.warning("episode %s: no second opinion: %s", lease.episode_id, error)
+            return verdict
+        self._num_opinions += 1
+        if second.resolved:
+            return verdict
+        self._num_disagreements += 1
+        log.warning("episode %s was rewarded, a second opinion says: %s", lease.episode_id, second.reason)
+        return msgspec.structs.replace(verdict, disputed=second.reason)
+
+    async def _grade_once(self, task: Task, lease: Lease, patch: Patch, *, another_way: bool = False) -> Verdict:
+        return await grade(
+            self._backend,
+            task,
+            patch,
+            run=self._run,
+            lease=lease.lease_id,
+            limits=make_limits(self._settings.sandbox),
+            cache_dir=self._cache_dir,
+            timeout_s=self._settings.sandbox.grading_timeout_s,
+            another_way=another_way,
+        )
 
     @contextlib.asynccontextmanager
     async def _turn_for(self, lease: Lease, slots: asyncio.Semaphore, state: State) -> AsyncIterator[None]:
@@ -159,6 +192,18 @@ class EpisodeRunner:
         async with slots:
             self._board.enter(lease.episode_id, state)
             yield
+
+
+def draw(episode_id: str, what: str = "") -> float:
+    """A number in [0, 1) that looks random over ids and is the same for one id whenever asked."""
+    return int.from_bytes(hashlib.blake2b((episode_id + what).encode(), digest_size=4).digest()) / 2**32
+
+
+def _marks(task: Task, patch: Patch, verdict: Verdict) -> list[str]:
+    if not verdict.resolved:
+        return []
+    disputed = [f"a second opinion disagrees: {verdict.disputed}"] if verdict.disputed else []
+    return [*disputed, *marks_of(task, patch)]
 
 
 def _no_turn(task: Task, lease: Lease, episode: Episode) -> LonghaulError:

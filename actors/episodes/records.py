@@ -6,13 +6,12 @@ docs/55-reading-trajectories.md describes every field.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from pathlib import Path
 from typing import Any, TextIO
 
-from actors.episodes.episode_runner import Attempt
+from actors.episodes.episode_runner import Attempt, draw
 from protocol.messages import Trajectory
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class Records:
     def write(self, attempt: Attempt) -> None:
         """Record one episode. A disk that takes no more costs the record, never the episode."""
         try:
-            if self._trajectories and _draw(attempt.trajectory.episode_id) < self._share:
+            if self._trajectories and draw(attempt.trajectory.episode_id) < self._share:
                 _append(self._trajectories, readable(attempt))
             if self._predictions:
                 _append(self._predictions, prediction(attempt, self._model or ""))
@@ -112,11 +111,6 @@ def prediction(attempt: Attempt, model: str) -> dict[str, Any]:
         "model_patch": attempt.patch.diff,
         "episode_id": attempt.trajectory.episode_id,
     }
-
-
-def _draw(episode_id: str) -> float:
-    """A number in [0, 1) that looks random over ids and is the same for one id whenever asked."""
-    return int.from_bytes(hashlib.blake2b(episode_id.encode(), digest_size=4).digest()) / 2**32
 
 
 def _mean_logprob(trajectory: Trajectory) -> float:

@@ -15,6 +15,7 @@ from actors.episodes.episode_runner import Attempt, EpisodeRunner
 from actors.episodes.host_load import host_load
 from actors.episodes.records import Records
 from actors.episodes.replay_client import Backoff, ReplayClient, jittered
+from actors.episodes.review import ReviewLog
 from actors.policy import Policy
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError, WireError
@@ -69,6 +70,7 @@ class SandboxActor:
             share=1.0 if evaluates else settings.actors.trajectory_log_share,
             model=(settings.eval.model or settings.model.path) if evaluates else None,
         )
+        self._review = ReviewLog(run_dir, name)
         self._running: dict[str, asyncio.Task[None]] = {}  # by lease id
         self._delivering: set[str] = set()
         self._rest = Backoff()  # of a place whose episode failed: a broken host must not use up the attempts of all
@@ -100,7 +102,12 @@ class SandboxActor:
 
     def status(self) -> dict[str, float]:
         """Metrics by name."""
-        return self._board.metrics() | host_load() | self._runner.status()
+        return (
+            self._board.metrics()
+            | host_load()
+            | self._runner.status()
+            | {"review_marked": float(self._review.num_marked)}
+        )
 
     async def stop(self) -> None:
         """End all episodes and `run`; leases that are open run out. Waits for sandboxes to be closed."""
@@ -115,6 +122,7 @@ class SandboxActor:
         await self._runner.stop()
         await self._replay.close()
         self._records.close()
+        self._review.close()
 
     async def _take_leases(self) -> None:
         unreachable = Backoff()
@@ -188,6 +196,7 @@ class SandboxActor:
         # a duplicate may be our own, sent again because the first answer was lost
         self._board.finished(attempt.trajectory)
         self._records.write(attempt)
+        self._review.write(attempt)
 
     async def _report(self, lease: Lease, error: LonghaulError) -> None:
         log.warning("episode %s failed: %s: %s", lease.episode_id, error.label, error)

@@ -20,7 +20,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from benchmarks.attacks import ATTACKS, Attack, attack_patch
-from benchmarks.grading.peers import ask_both, is_told_apart_by_logs, why_no_peer
+from benchmarks.grading.peers import ask_both, is_told_apart_by_logs
 from benchmarks.report import parser, report
 from benchmarks.resume import Progress, Results, digest_of, side_by_side
 from protocol.config import SandboxSettings, TaskSettings
@@ -33,6 +33,7 @@ from sandbox.curation.survey import LIMITS, Workshop
 from sandbox.curation.validate import Check, Rules, as_checked, validate
 from sandbox.datasets.loading import load_tasks, save_tasks
 from sandbox.judgement.grading import grade
+from sandbox.judgement.harness import why_no_harness
 from sandbox.judgement.verdicts import Verdict
 from sandbox.patches import Patch
 from sandbox.tasks.task import Task
@@ -63,7 +64,7 @@ async def main(options: argparse.Namespace) -> None:
         injected = [task for task in kept if task.source == "injected"]
         attacked = _of_each(injected, 1)[: 1 if options.quick else None]
         table = await _attacked(shop, attacked, results)
-        missing = why_no_peer()
+        missing = why_no_harness()
         logs = [] if missing else await _compared(shop, _of_each(filter(is_told_apart_by_logs, kept), 4), results)
     finally:
         await backend.close()

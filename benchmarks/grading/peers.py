@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-
 from msgspec import Struct
 
 from sandbox.curation.survey import LIMITS, Workshop
 from sandbox.judgement.checkout import put_changes
+from sandbox.judgement.harness import resolved_by_harness
 from sandbox.judgement.verdicts import split_outcomes
-from sandbox.parsers.reading import END_MARKER, START_MARKER, parse_log
+from sandbox.parsers.reading import parse_log
 from sandbox.patches import Change, Patch
 from sandbox.tasks.packages import PYTHON
 from sandbox.tasks.sources import ENVIRONMENT_INSIDE, sandbox_spec
@@ -29,15 +28,6 @@ class Opinions(Struct, frozen=True):
         return self.judge == self.ours == self.theirs
 
 
-def why_no_peer() -> str:
-    """Why the `swebench` package cannot be asked; empty when it can."""
-    try:
-        import swebench.harness.grading  # noqa: F401
-    except ImportError as error:
-        return f"the swebench package is not installed (extra `grading`): {error}"
-    return ""
-
-
 def is_told_apart_by_logs(task: Task) -> bool:
     """Whether pytest's summary lines, which are read up to the first space, name the task's tests in full."""
     return not any(" " in test for test in (*task.fail_to_pass, *task.pass_to_pass))
@@ -47,30 +37,7 @@ async def ask_both(shop: Workshop, task: Task, patch: Patch, judge: bool) -> Opi
     """Read the log of one run of the hidden tests by both graders; `judge` is what our own judge said of the patch."""
     log = await _log_of(shop, task, patch)
     _, failed = split_outcomes(task, parse_log("parse_log_pytest", log).outcomes)
-    return Opinions(judge=judge, ours=not failed, theirs=resolved_by_swebench(task, log))
-
-
-def resolved_by_swebench(task: Task, log: str) -> bool:
-    """The verdict of the `swebench` package's grader on a log of `pytest -rA`."""
-    from swebench.harness.grading import get_eval_report
-    from swebench.types import TestSpec
-
-    spec = TestSpec(
-        instance_id=task.task_id,
-        image="",
-        eval_script_list=[],
-        repo=task.repository,
-        version="",
-        FAIL_TO_PASS=list(task.fail_to_pass),
-        PASS_TO_PASS=list(task.pass_to_pass),
-        log_parser="parse_log_pytest",
-        eval_type="pass_and_fail",
-    )
-    prediction = {"instance_id": task.task_id, "model_patch": "", "model_name_or_path": "benchmark"}
-    with tempfile.NamedTemporaryFile("w", suffix=".log") as file:
-        file.write(f"{START_MARKER}\n{log}\n{END_MARKER}\n")
-        file.flush()
-        return bool(get_eval_report(spec, prediction, file.name, True)[task.task_id]["resolved"])
+    return Opinions(judge=judge, ours=not failed, theirs=resolved_by_harness(task, log))
 
 
 async def _log_of(shop: Workshop, task: Task, patch: Patch) -> str:

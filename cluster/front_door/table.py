@@ -84,6 +84,16 @@ COMMANDS = (
         only_prints=True,
     ),
     Command(
+        "review",
+        "rewarded patches that people should look at, and why",
+        "actors.episodes.review:main",
+        (
+            Example("longhaul review runs/x", "every such patch with its diff"),
+            Example("longhaul review runs/x --no-diffs", "in one line each"),
+        ),
+        only_prints=True,
+    ),
+    Command(
         "plan",
         "what fits into the memory of which GPUs, and how long a step takes",
         "learner.training.plan:main",

@@ -23,6 +23,7 @@ from protocol.config.learner.loss import LossSettings
 from protocol.config.learner.replay import ReplaySettings
 from protocol.config.learner.weights import WeightSettings
 from protocol.config.model import ModelSettings
+from protocol.config.sandbox.grading import GradingSettings
 from protocol.config.sandbox.sandbox import SandboxSettings
 from protocol.config.sandbox.tasks import TaskSettings
 from protocol.section import Amount, Count, Seconds, Section
@@ -34,6 +35,7 @@ __all__ = [
     "EpisodeSettings",
     "EvalSettings",
     "GeneratorSettings",
+    "GradingSettings",
     "LearnerSettings",
     "LossSettings",
     "ModelSettings",
@@ -79,6 +81,7 @@ class Settings(Section):
     episode: EpisodeSettings = EpisodeSettings()
     agent: AgentSettings = AgentSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    grading: GradingSettings = GradingSettings()
     actors: ActorSettings = ActorSettings()
     generator: GeneratorSettings = GeneratorSettings()
     weights: WeightSettings = WeightSettings()

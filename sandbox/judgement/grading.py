@@ -34,8 +34,13 @@ async def grade(
     limits: Limits,
     cache_dir: Path,
     timeout_s: float,
+    another_way: bool = False,
 ) -> Verdict:
     """Judge `patch` in a fresh sandbox of `task`.
+
+    `another_way` is for a second opinion: every test in a process of its own, in an order drawn anew, with new
+    canaries; where a log is read, the task's own command without canaries, and the `swebench` package's grader reads
+    the log as well if it is installed.
 
     `timeout_s` is the deadline of one run of the hidden tests: tests that do not end within it have failed. A fail by
     nothing but tests known to flake is judged again. Raises `SandboxError`, `GradingError` or `TaskError` when
@@ -48,7 +53,7 @@ async def grade(
         spec = await asyncio.to_thread(sandbox_spec, task, run, lease, limits, cache_dir)
         async with await backend.create(spec) as sandbox:
             try:
-                verdict = await _grade_in(sandbox, task, patch, timeout_s)
+                verdict = await _grade_in(sandbox, task, patch, timeout_s, another_way)
             except BlockedError as error:
                 if not patch.changes:
                     raise TaskError(f"task {task.task_id!r}: its hidden tests do not fit its tree: {error}") from error
@@ -59,12 +64,12 @@ async def grade(
     return msgspec.structs.replace(verdict, duration_s=time.monotonic() - started)
 
 
-async def _grade_in(sandbox: Sandbox, task: Task, patch: Patch, timeout_s: float) -> Verdict:
+async def _grade_in(sandbox: Sandbox, task: Task, patch: Patch, timeout_s: float, another_way: bool) -> Verdict:
     await prepare(sandbox, task, grading=True)
     taken, ignored = allowed_changes(task, patch.changes)
     if task.tests.runner in ("log", "expected-output"):
-        verdict = await grade_by_log(sandbox, task, taken, timeout_s)
+        verdict = await grade_by_log(sandbox, task, taken, timeout_s, plainly=another_way)
     else:
-        seen = await run_hidden_tests(sandbox, task, taken, timeout_s)
+        seen = await run_hidden_tests(sandbox, task, taken, timeout_s, apart=another_way)
         verdict = msgspec.structs.replace(judge(task, seen.report, seen.nonce, seen.canaries), log=seen.log)
     return msgspec.structs.replace(verdict, ignored=tuple(ignored))

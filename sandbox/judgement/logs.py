@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from protocol.errors import GradingError
 from sandbox.base import Sandbox
 from sandbox.judgement.checkout import git_apply, put_changes
+from sandbox.judgement.harness import resolved_by_harness, why_no_harness
 from sandbox.judgement.log_canaries import Planted, plant_for_log
 from sandbox.judgement.twins import settle
 from sandbox.judgement.verdicts import Verdict, reason_of_doubt, reason_of_failure, split_outcomes, unusual_outcomes
@@ -24,8 +25,13 @@ _MAX_ARGUMENT_BYTES = 64 << 10
 _SETUP_TIMEOUT_S = 600.0
 
 
-async def grade_by_log(sandbox: Sandbox, task: Task, taken: list[Change], timeout_s: float) -> Verdict:
-    """Put the change and the hidden tests on the clean tree, run the task's command, read its log."""
+async def grade_by_log(
+    sandbox: Sandbox, task: Task, taken: list[Change], timeout_s: float, *, plainly: bool = False
+) -> Verdict:
+    """Put the change and the hidden tests on the clean tree, run the task's command, read its log.
+
+    `plainly`: without canaries, as the public harness does, and by its grader where that is installed.
+    """
     await put_changes(sandbox, taken)
     if task.test_patch and not task.tests.applies_tests:
         await git_apply(sandbox, task.test_patch, f"task {task.task_id!r}: test_patch")
@@ -37,7 +43,7 @@ async def grade_by_log(sandbox: Sandbox, task: Task, taken: list[Change], timeou
         setup = await sandbox.exec(task.tests.setup, timeout=_SETUP_TIMEOUT_S)
         if setup.exit_code != 0:
             raise GradingError(f"task {task.task_id!r}: tests.setup failed: {setup.text[-2000:]}", kind="setup")
-    planted = await plant_for_log(sandbox, task)
+    planted = None if plainly else await plant_for_log(sandbox, task)
 
     command = planted.command if planted else task.tests.command
     result = await sandbox.exec(await _argv(sandbox, command), timeout=timeout_s, max_output=MAX_LOG_BYTES)
@@ -50,6 +56,9 @@ async def grade_by_log(sandbox: Sandbox, task: Task, taken: list[Change], timeou
         verdict = _judge_expected(task, result.text, planted)
     else:
         verdict = _judge_named(task, result.text, planted)
+        if plainly and verdict.resolved and why_no_harness() == "" and not task.tests.expected:
+            by_harness = resolved_by_harness(task, result.text)
+            verdict = verdict if by_harness else replace(verdict, resolved=False, reason="swebench's grader says no")
     return replace(verdict, log=result.text[-_SHOWN_CHARS:])
 
 

@@ -43,8 +43,11 @@ class SeenRun(Struct, frozen=True, kw_only=True):
         return {test: outcome for test, outcome in self.report.outcomes.items() if test not in canaries}
 
 
-async def run_hidden_tests(sandbox: Sandbox, task: Task, taken: list[Change], timeout_s: float) -> SeenRun:
-    """Put a change, the hidden tests and canaries on the clean tree of a fresh sandbox, and run the tests.
+async def run_hidden_tests(
+    sandbox: Sandbox, task: Task, taken: list[Change], timeout_s: float, *, apart: bool = False
+) -> SeenRun:
+    """Put a change, the hidden tests and canaries on the clean tree of a fresh sandbox, and run the tests;
+    `apart`: each in a process of its own.
 
     Raises `SandboxError` and `GradingError` when the place failed; whatever the tests did is in the result.
     """
@@ -68,6 +71,7 @@ async def run_hidden_tests(sandbox: Sandbox, task: Task, taken: list[Change], ti
         "site": ENVIRONMENT_INSIDE,
         "importlib": task.tests.import_mode == "importlib",
         "order": task.tests.order,
+        "apart": apart,
         "deadline_s": timeout_s,
     }
     await sandbox.write(f"{place}/run_tests.py", _RUNNER_SOURCE.read_bytes())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.grading.peers import resolved_by_swebench
+from sandbox.judgement.harness import resolved_by_harness
 from sandbox.judgement.verdicts import split_outcomes
 from sandbox.parsers.reading import parse_log
 from sandbox.tasks.task import Task, TestSpec
@@ -54,7 +54,7 @@ def test_honest_logs_have_one_verdict(statuses: list[str], num_turning: int, ord
         if status
     ]
     log = "\n".join(["===== short test summary info =====", *order.sample(lines, len(lines)), "SKIPPED [1] t.py:3: no"])
-    assert ours(task, log) == resolved_by_swebench(task, log), log
+    assert ours(task, log) == resolved_by_harness(task, log), log
 
 
 @pytest.mark.parametrize(("second", "solved"), [("PASSED", True), ("XFAIL", False), ("FAILED", False)])
