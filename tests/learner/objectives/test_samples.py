@@ -72,6 +72,7 @@ def test_a_group_of_equal_rewards_has_no_signal() -> None:
     same = [random_trajectory(rng, 20, member=i, resolved=True) for i in range(3)]
     samples, left_out = make_samples(same, SETTINGS, 0, VOCABULARY)
     assert not has_signal(samples)
+    assert has_signal(samples, without_rewards=True)  # a value or a teacher teaches from them
     assert not left_out
     mixed = [*same, random_trajectory(rng, 20, member=3, resolved=False)]
     assert has_signal(make_samples(mixed, SETTINGS, 0, VOCABULARY)[0])
