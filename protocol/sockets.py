@@ -26,7 +26,7 @@ from protocol.errors import ConfigError, DeadlineError, WireError
 from protocol.frames import Joiner, split
 from protocol.loop_socket import LoopSocket
 from protocol.messages import Message, Refused
-from protocol.wire import DEFAULT_MAX_BYTES, Codec
+from protocol.wire import DEFAULT_MAX_BYTES, MAX_REQUEST_BODY_BYTES, Codec
 
 _ID_BYTES = 8
 _Reply = Message | WireError
@@ -140,7 +140,7 @@ class Server:
         _configure(socket, keys if self._gate else None, server=True, max_bytes=max_bytes)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._socket = LoopSocket(socket)
-        self._codec = Codec(max_bytes=max_bytes)
+        self._codec = Codec(max_bytes=max_bytes, max_body_bytes=MAX_REQUEST_BODY_BYTES)
         self._joiner = Joiner()
         self.num_refused = 0
         try:

@@ -27,6 +27,9 @@ _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 
 Frame = bytes | memoryview
 DEFAULT_MAX_BYTES = 1 << 30
+DEFAULT_MAX_BODY_BYTES = 16 << 20  # a batch of the largest recipe has 3 MB of turns
+MAX_REQUEST_BODY_BYTES = 512 << 10
+"""Of what a server is sent: a trajectory of 5,000 turns. A body costs up to 60 times its size in objects."""
 
 
 class _ArrayRef(msgspec.Struct, frozen=True):
@@ -41,13 +44,21 @@ class Codec:
     Args:
         max_bytes: most bytes of one message, all frames together.
         max_frames: most frames of one message.
+        max_body_bytes: most bytes of the first frame, which is decoded into objects (the others are not touched).
     """
 
-    def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES, max_frames: int = 1 << 16) -> None:
+    def __init__(
+        self,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        max_frames: int = 1 << 16,
+        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    ) -> None:
         self.max_bytes = max_bytes
         self.max_frames = max_frames
+        self.max_body_bytes = max_body_bytes
         self._arrays: list[np.ndarray] = []
         self._frames: Sequence[Frame] = ()
+        self._used: set[int] = set()
         self._encoder = msgspec.msgpack.Encoder(enc_hook=self._encode_array)
         self._decoder = msgspec.msgpack.Decoder(Wire, dec_hook=self._decode_array)
 
@@ -74,7 +85,7 @@ class Codec:
                 f"expected schema version {SCHEMA_VERSION}, got {version}: run the same release on both sides",
                 kind="version",
             )
-        self._frames = frames
+        self._frames, self._used = frames, set()
         try:
             message: Message = self._decoder.decode(head[4:])
             return message
@@ -88,6 +99,10 @@ class Codec:
     def _check_limits(self, frames: Sequence[Frame], name: str) -> None:
         if len(frames) > self.max_frames:
             raise WireError(f"{name} has {len(frames)} frames, at most {self.max_frames} are allowed", kind="size")
+        if len(frames[0]) > self.max_body_bytes:
+            raise WireError(
+                f"{name} has a body of {len(frames[0])} bytes, at most {self.max_body_bytes} are allowed", kind="size"
+            )
         total = sum(len(f) for f in frames)
         if total > self.max_bytes:
             raise WireError(f"{name} has {total} bytes, at most {self.max_bytes} are allowed", kind="size")
@@ -112,6 +127,9 @@ class Codec:
             raise ValueError(f"unknown array dtype {ref.dtype!r}")
         if not 0 < ref.frame < len(self._frames):
             raise ValueError(f"array frame {ref.frame} is not in a message of {len(self._frames)} frames")
+        if ref.frame in self._used:
+            raise ValueError(f"array frame {ref.frame} is named twice")
+        self._used.add(ref.frame)
         if any(n < 0 for n in ref.shape) or len(ref.shape) > 8:
             raise ValueError(f"impossible array shape {ref.shape}")
         frame = memoryview(self._frames[ref.frame]).toreadonly()

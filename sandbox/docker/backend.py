@@ -18,9 +18,10 @@ from pathlib import Path
 from aiodocker import DockerError
 
 from protocol.errors import ConfigError, SandboxError
-from sandbox.base import Capabilities, Sandbox, SandboxSpec, Snapshot
+from sandbox.base import Capabilities, Limits, Sandbox, SandboxSpec, Snapshot
 from sandbox.docker.config import container_archive, container_configuration
 from sandbox.docker.container import START_DEADLINE_S, DockerSandbox, remove_container
+from sandbox.docker.covering import MAX_FILES, CannotCoverError, commit_covered, cover, why_not
 from sandbox.docker.daemon import DockerHost, Failures, default_url
 from sandbox.docker.disk import DiskWatch
 from sandbox.docker.plain_exec import PlainDockerSandbox
@@ -56,10 +57,12 @@ class DockerBackend:
         try:
             self._guest = guest_binary() if with_guest else None
         except ConfigError as error:
-            self._without_guest = f"plain docker exec, 20 times slower: {error}"
+            self._without_guest = str(error)
 
     async def probe(self) -> Capabilities:
         """See `Backend.probe`: available when one daemon answers."""
+        if self._without_guest:  # whoever wants plain exec, slow and unable to tell a change, says so
+            return _unavailable(self._without_guest)
         infos = await asyncio.gather(*(host.info() for host in self.hosts), return_exceptions=True)
         reasons = []
         for host, info in zip(self.hosts, infos, strict=True):
@@ -75,8 +78,8 @@ class DockerBackend:
             "memory": "control group" if info.get("MemoryLimit") else "not held: the daemon has no memory controller",
             "processes": "control group" if info.get("PidsLimit") else "not held: the daemon has no pids controller",
             "cpu": "control group" if info.get("CpuCfsQuota") else "not held: the daemon has no cpu controller",
-            "disk": "largest file by ulimit; the writable layer by a watchdog",
-            "commands": self._without_guest or "command server in the container",
+            **self._disk_limits(),
+            "commands": "command server in the container" if self._guest else "plain docker exec, as asked",
         }
         return Capabilities(backend=self.name, available=True, isolation="container", limits=limits)
 
@@ -123,8 +126,12 @@ class DockerBackend:
         """See `Backend.close`."""
         await self._pinger.stop()
         await self._disk_watch.stop()
-        await asyncio.gather(*(sandbox.close() for sandbox in list(self._living.values())))
+        closings = (sandbox.close() for sandbox in list(self._living.values()))
+        closed = await asyncio.gather(*closings, return_exceptions=True)
         await asyncio.gather(*(host.close() for host in self.hosts))
+        for failure in closed:
+            if failure is not None:
+                raise failure
 
     async def forget(self, sandbox: DockerSandbox) -> None:
         """A sandbox has ended: see that its container is gone."""
@@ -137,17 +144,37 @@ class DockerBackend:
         tag = secrets.token_hex(8)
         labels = " ".join(f'{name}="{value}"' for name, value in self._labels(sandbox.spec).items())
         try:
-            await sandbox.container.commit(repository=SNAPSHOT_REPOSITORY, tag=tag, changes=f"LABEL {labels}")
-        except Failures as error:
+            if sandbox.covered:
+                binds = list(sandbox.spec.read_only_binds.values())
+                keep = (sandbox.host.client, sandbox.container, binds, SNAPSHOT_REPOSITORY, tag, f"LABEL {labels}")
+                await commit_covered(*keep)
+            else:
+                await sandbox.container.commit(repository=SNAPSHOT_REPOSITORY, tag=tag, changes=f"LABEL {labels}")
+        except (*Failures, CannotCoverError) as error:
             raise SandboxError(f"cannot take a snapshot of {sandbox.spec.lease}: {error}", kind="snapshot") from error
         reference = f"{SNAPSHOT_REPOSITORY}:{tag}"
         sandbox.host.add_image(reference)
         return Snapshot(backend=self.name, reference=reference)
 
+    def _disk_limits(self) -> dict[str, str]:
+        why = why_not(Limits(), self.hosts[0].shares_files, self._guest is not None) or self.hosts[0].no_cover
+        if not why:
+            return {
+                "disk": "a tmpfs of its size under all that is writable",
+                "files": f"{MAX_FILES}, by the same tmpfs",
+            }
+        return {
+            "disk": f"largest file by ulimit; the writable layer by a watchdog that looks every 2 s ({why})",
+            "files": f"not held ({why})",
+        }
+
     # -- below: how a container is made and removed
 
     async def _create(self, host: DockerHost, spec: SandboxSpec, image: str) -> DockerSandbox:
-        configuration = container_configuration(spec, image, self._labels(spec), self._guest, host.shares_files)
+        covers = not host.no_cover and not why_not(spec.limits, host.shares_files, self._guest is not None)
+        configuration = container_configuration(
+            spec, image, self._labels(spec), self._guest, host.shares_files, bounded_at_once=covers
+        )
         # Not cancelled half-way: the daemon would make a container that nobody knows of.
         creating = asyncio.ensure_future(host.client.containers.create(configuration))
         try:
@@ -165,6 +192,13 @@ class DockerBackend:
                 if archive:
                     await container.put_archive("/", archive)  # type: ignore[no-untyped-call]
                 await sandbox.start()
+                if covers:
+                    await cover(container, spec.limits)
+                    sandbox.covered = True
+        except CannotCoverError as error:
+            await sandbox.close()
+            host.no_cover = str(error)
+            return await self._create(host, spec, image)
         except BaseException:
             await sandbox.close()
             raise
@@ -195,11 +229,15 @@ class DockerBackend:
         except Failures as error:
             raise SandboxError(f"{host.url} cannot list its containers: {error}", kind="purge") from error
         leftovers = [container for container in containers if self._is_leftover(container._container["Labels"], run)]
-        await asyncio.gather(*(remove_container(container) for container in leftovers))
+        # one that stays must not keep the others
+        removals = await asyncio.gather(*map(remove_container, leftovers), return_exceptions=True)
         tags = [tag for image in images if self._is_leftover(image["Labels"], run) for tag in image["RepoTags"] or []]
         for tag in tags:
             with contextlib.suppress(DockerError):
                 await host.client.images.delete(tag, force=True)
+        stayed = [failure for failure in removals if failure is not None]
+        if stayed:
+            raise SandboxError(f"{len(stayed)} containers could not be removed, the first: {stayed[0]}", kind="purge")
         return len(leftovers) + len(tags)
 
     def _is_leftover(self, labels: dict[str, str], run: str) -> bool:

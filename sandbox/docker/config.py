@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.base import SandboxSpec
+from sandbox.docker.seccomp import seccomp_profile
 
 GUEST = "/.longhaul-guest"
 # What builds and tests of an image's root need; among the dropped: SYS_*, NET_*, SETUID, MKNOD, AUDIT_WRITE.
@@ -16,12 +17,18 @@ WAIT_FOR_OWNER = 'mkdir -p -- "$0"; exec cat > /dev/null'
 
 
 def container_configuration(
-    spec: SandboxSpec, image: str, labels: dict[str, str], guest: Path | None, shares_files: bool
+    spec: SandboxSpec,
+    image: str,
+    labels: dict[str, str],
+    guest: Path | None,
+    shares_files: bool,
+    bounded_at_once: bool = False,
 ) -> dict[str, Any]:
     """The daemon's `containers/create`.
 
     Args:
         guest: the command server; None: a shell that waits for the end of its stdin takes its place.
+        bounded_at_once: whether it gets a disk of its own size.
         shares_files: whether the daemon sees this machine's files; else they are in `container_archive`.
     """
     limits = spec.limits
@@ -31,8 +38,12 @@ def container_configuration(
         shown[str(guest)] = GUEST
     mounts = [{"Type": "bind", "Source": out, "Target": inside, "ReadOnly": True} for out, inside in shown.items()]
     command = [GUEST, str(max(1, round(spec.ttl_s))), "0", "0", spec.workdir]
+    security = ["no-new-privileges"]
+    if not bounded_at_once:
+        command.append("no-fallocate")
     if guest is None:
         command = ["sh", "-c", WAIT_FOR_OWNER, spec.workdir]
+        security.append(f"seccomp={seccomp_profile()}")
     return {
         "Image": image,
         "Entrypoint": command,
@@ -58,7 +69,7 @@ def container_configuration(
             "PidsLimit": limits.max_processes + 2,
             "NanoCpus": round(limits.cpus * 1e9),
             "ShmSize": min(64, limits.disk_mib) << 20,
-            "SecurityOpt": ["no-new-privileges"],
+            "SecurityOpt": security,
             "CapDrop": ["ALL"],
             "CapAdd": CAPABILITIES,
             "LogConfig": {"Type": "none"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Protocol
 
 from aiodocker import DockerError
@@ -13,12 +14,14 @@ from msgspec.structs import replace
 from protocol.errors import SandboxError
 from sandbox.base import Command, ExecResult, Sandbox, SandboxSpec, Snapshot
 from sandbox.docker.daemon import DockerHost, Failures
+from sandbox.docker.layers import clear_layer
 from sandbox.guest.client import GuestClient
 from sandbox.guest.sandbox import GuestSandbox
 
 START_DEADLINE_S = 120.0
-REMOVE_DEADLINE_S = 60.0
+REMOVE_DEADLINE_S = 180.0
 REMOVE_POLL_S = 0.02
+SLOW_REMOVAL_S = 3.0
 
 
 class Maker(Protocol):
@@ -49,6 +52,7 @@ class DockerSandbox(GuestSandbox):
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
+        self.covered = False  # whether it has a disk of its own size
         self.notice = ""  # what the next reply should say besides
 
     async def start(self) -> None:
@@ -118,7 +122,12 @@ class DockerSandbox(GuestSandbox):
 
 
 async def remove_container(container: DockerContainer) -> None:
-    """Kill and remove, and wait until it is gone: the daemon may be removing it already, which it answers with 409."""
+    """Kill and remove, and wait until it is gone: the daemon may be removing it already, which it answers with 409.
+
+    What a daemon cannot remove, or not in a moment (a tree deeper than it can walk), is taken out of its way once.
+    """
+    cleared = False
+    began = time.monotonic()
     try:
         async with asyncio.timeout(REMOVE_DEADLINE_S):
             while True:
@@ -127,8 +136,12 @@ async def remove_container(container: DockerContainer) -> None:
                 except DockerError as error:
                     if error.status == 404:
                         return
-                    if error.status != 409:
+                    if error.status != 409 and cleared:
                         raise
+                    slow = time.monotonic() - began > SLOW_REMOVAL_S
+                    if not cleared and (error.status != 409 or slow):
+                        cleared = True
+                        await clear_layer(container)
                     await asyncio.sleep(REMOVE_POLL_S)
     except Failures as error:
         raise SandboxError(f"cannot remove container {container.id[:12]}: {error!r}", kind="remove") from error

@@ -34,6 +34,7 @@ class DockerHost:
         self.starts = asyncio.Semaphore(max_starts)
         self.num_alive = 0
         self.shares_files = url.startswith("unix://")  # whether it sees this machine's files, as far as is known
+        self.no_cover = ""  # why containers have no disk of their own size there, once that was tried
         self.has_started = False  # whether a container has
         self._tls_dir = tls_dir
         self._client: Docker | None = None

@@ -22,6 +22,8 @@ from sandbox.base import Command, ExecResult
 from sandbox.docker.container import START_DEADLINE_S, DockerSandbox
 from sandbox.docker.daemon import Failures
 from sandbox.guest.tunnel import Accept
+from sandbox.listings import Listing
+from sandbox.patches import Change
 
 MARK = "LONGHAUL_COMMAND"
 POLL_S = 0.1  # of whether a command has ended: what it left in the background may hold its output open
@@ -135,6 +137,18 @@ class PlainDockerSandbox(DockerSandbox):
         """See `Sandbox.kill_all`."""
         self._check_open()
         await self._run_quietly(["sh", "-c", "kill -9 -1"])
+
+    async def list_tree(self) -> Listing:
+        """Not without a guest: whatever else could list the tree is the agent's."""
+        raise SandboxError(f"container of {self.spec.lease}: a change is told by the guest alone", kind="unsupported")
+
+    async def fetch(self, path: str, max_bytes: int) -> Change:
+        """See `list_tree`."""
+        raise SandboxError(f"container of {self.spec.lease}: a change is told by the guest alone", kind="unsupported")
+
+    async def place(self, change: Change) -> None:
+        """See `list_tree`."""
+        raise SandboxError(f"container of {self.spec.lease}: a change is placed by the guest alone", kind="unsupported")
 
     def _send(self, data: bytes) -> None:
         """There is no guest to talk to."""

@@ -128,10 +128,10 @@ class GuestClient:
         self, argv: list[str], timeout: float, cwd: str, env: Mapping[str, str] | None, max_output: int
     ) -> ExecResult:
         """Run a command; see `Sandbox.exec`."""
-        parts = [text.encode(errors="surrogateescape") for text in (cwd, *argv)]
-        parts += [f"{name}={value}".encode(errors="surrogateescape") for name, value in (env or {}).items()]
-        if any(b"\0" in part for part in parts):
-            return _refused("a command may not hold a NUL byte")
+        words = [_bytes_of(text) for text in (cwd, *argv, *(f"{name}={value}" for name, value in (env or {}).items()))]
+        parts = [word for word in words if word is not None and b"\0" not in word]
+        if len(parts) < len(words):
+            return _refused("a command may not hold a NUL byte or half a character")
         if sum(map(len, parts)) > MAX_FILE:
             return _refused("argument list too long")
         max_output = max(2, min(max_output, MAX_FRAME // 2))
@@ -304,8 +304,8 @@ class GuestClient:
         self.lost(f"expected a frame of the guest, got {what}; the sandbox is given up", kind="protocol")
 
     def _path(self, path: str) -> bytes:
-        raw = path.encode(errors="surrogateescape")
-        if b"\0" in raw or not raw.startswith(b"/"):
+        raw = _bytes_of(path)
+        if raw is None or b"\0" in raw or not raw.startswith(b"/"):
             raise SandboxError(f"{self._name}: {path!r} is not an absolute path", kind="bad_path")
         return _string(raw)
 
@@ -341,6 +341,14 @@ class GuestClient:
             timed_out=bool(timed_out),
             duration_s=milliseconds / 1000,
         )
+
+
+def _bytes_of(text: str) -> bytes | None:
+    """As the kernel takes it; None for a lone surrogate that stands for no byte."""
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return None
 
 
 def _string(raw: bytes) -> bytes:

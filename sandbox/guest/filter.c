@@ -54,7 +54,7 @@ static const int refused[] = {
 #define NUM_REFUSED (sizeof refused / sizeof *refused)
 
 /* 0, or -1 with errno. */
-int install_filter(void) {
+int install_filter(int refuse_fallocate) {
     struct sock_filter code[64 + 2 * NUM_REFUSED];
     unsigned short n = 0;
     const struct sock_filter start[] = {
@@ -83,6 +83,10 @@ int install_filter(void) {
         ALLOW,
     };
     for (size_t i = 0; i < sizeof start / sizeof *start; i++) code[n++] = start[i];
+    if (refuse_fallocate) { /* as a file system without it: libraries write zeros instead */
+        code[n++] = (struct sock_filter)UNLESS(SYS_fallocate, 1);
+        code[n++] = (struct sock_filter)DENY(EOPNOTSUPP);
+    }
     for (size_t i = 0; i < NUM_REFUSED; i++) {
         code[n++] = (struct sock_filter)UNLESS((unsigned)refused[i], 1);
         code[n++] = (struct sock_filter)DENY(EPERM);

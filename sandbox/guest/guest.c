@@ -159,7 +159,8 @@ static void set_up(uint64_t max_processes) {
 }
 
 /* argv: TTL in seconds (0: none), most processes (0: limited elsewhere), MiB above which all commands are killed (0:
- * limited elsewhere; only as pid 1, for anywhere else the whole host would be measured), work directory to make. */
+ * limited elsewhere; only as pid 1, for anywhere else the whole host would be measured), work directory to make, and any
+ * word where `fallocate` is refused. */
 int main(int argc, char **argv) {
     uint64_t arg[3] = {0, 0, 0};
     for (int i = 1; i < argc && i <= 3; i++) arg[i - 1] = strtoull(argv[i], 0, 10);
@@ -167,7 +168,7 @@ int main(int argc, char **argv) {
     uint64_t max_memory = arg[2] << 20;
     if (max_memory && getpid() != 1) return dprintf(2, "a memory limit needs a pid namespace of its own\n"), 10;
     if (argc > 4) make_dirs(argv[4]);
-    if (install_filter()) return 8;
+    if (install_filter(argc > 5)) return 8;
     set_up(arg[1]);
     last_heard = now_ms();
     uint32_t hello[2] = {PROTOCOL_VERSION, (uint32_t)getpid()};

@@ -77,6 +77,6 @@ void sha256_add(struct sha256 *h, const void *data, size_t len);
 void sha256_end(struct sha256 *h, char hex[65]);
 
 /* filter.c */
-int install_filter(void);
+int install_filter(int refuse_fallocate); /* where nothing bounds at once what it takes */
 
 #endif

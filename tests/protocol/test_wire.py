@@ -229,3 +229,23 @@ async def test_a_taken_port_is_a_config_error():
     with pytest.raises(ConfigError, match="cannot listen"):
         Server(server.endpoint)
     server.close()
+
+
+def test_a_body_has_a_limit_of_its_own():
+    """What is decoded into objects costs sixty times its size; arrays cost nothing."""
+    small = Codec(max_body_bytes=1000)
+    with pytest.raises(WireError, match="body of") as caught:
+        small.decode([b"LH\x01\x00" + bytes(2000)])
+    assert caught.value.kind == "size"
+    with pytest.raises(WireError, match="body of"):
+        small.encode(Refused(kind="k", reason="x" * 2000))
+
+
+def test_no_frame_is_named_twice():
+    """A few bytes a name, a call of Python each: a million names would take the server's time."""
+    codec = Codec()
+    frames = [bytes(frame) for frame in codec.encode(Submit(actor="a", trajectory=trajectory()))]
+    first, second = (msgspec.msgpack.encode({"@": n})[1:] for n in (1, 2))
+    assert second in frames[0]
+    with pytest.raises(WireError, match="twice"):
+        codec.decode([frames[0].replace(second, first), *frames[1:]])
