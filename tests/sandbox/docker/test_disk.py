@@ -85,7 +85,7 @@ async def test_binds_volumes_and_the_hosts_file_keep_their_places(sandbox: Docke
 
 
 async def test_deep_trees_do_not_block_removal(docker_backend: DockerBackend, run_name: str) -> None:
-    """`benchmarks.sandbox` does the same where a container has no disk of its own size: minutes, by the daemon's way."""
+    """`benchmarks.sandbox` does the same where a container has no disk of its own size, in minutes."""
     spec = SandboxSpec(run=run_name, lease="deep", limits=LIMITS)
     sandboxes = [await docker_backend.create(spec) for _ in range(2)]
     done = await sandboxes[0].exec(["python3", "-c", DEEP], timeout=120)
