@@ -21,7 +21,7 @@ def recipe(tmp_path) -> Path:
 
 def leave_checkpoint(run_dir: Path, step: int) -> None:
     folder = run_dir / "checkpoints" / f"step-{step}"
-    (folder / "hf").mkdir(parents=True)
+    (folder / "hf").mkdir(parents=True, exist_ok=True)
     (folder / "checkpoint.json").write_text("{}")
 
 
@@ -58,6 +58,26 @@ def test_every_stage_starts_from_the_model_before_it(recipe):
 def test_a_failed_stage_ends_the_row(recipe):
     status, seen = run(recipe, fails_at=2)
     assert status == 1 and len(seen) == 2
+
+
+def test_an_interrupted_row_goes_on_at_the_stage_that_was_interrupted(recipe):
+    status, seen = run(recipe, fails_at=2)
+    assert status == 1
+    status, again = run(recipe, "--resume", "auto")
+    assert status == 0
+    assert [(s.run_dir.name, s.resume) for s in again] == [("2-second", "auto"), ("3-score", "auto")]
+    assert again[0].model.path == seen[1].model.path  # what the ended stage left
+    assert run(recipe, "--resume", "auto") == (0, [])  # nothing is left to do
+
+
+def test_without_resume_nothing_is_passed_over(recipe):
+    assert len(run(recipe)[1]) == len(run(recipe)[1]) == 3
+
+
+def test_a_row_is_not_resumed_from_one_checkpoint(recipe):
+    with pytest.raises(SystemExit) as ended:
+        run(recipe, "--resume", "runs/x/checkpoints/step-3")
+    assert ended.value.code == 2
 
 
 def test_a_bad_stage_is_refused_before_the_first_starts(recipe):
