@@ -13,6 +13,9 @@ What never breaks:
 4. *Boundaries.* Text is tokenized from the close of a turn that stands as sampled, or from the conversation's
    beginning, up to where the next turn begins. So the same conversation gives the same ids, however it was reached.
 
+Clients drop reasoning, so turns that differ in nothing else look the same: the last of them is taken, first among those
+that were sampled after the very messages that come before it in the request, then among all.
+
 `open` changes nothing; `record` does. A turn that fails in between leaves no trace, and turns may be open side by side.
 """
 
