@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from protocol.config import GeneratorSettings, ModelSettings, Settings
+
+hypothesis.settings.register_profile("suite", deadline=None)  # timings never decide a test
+hypothesis.settings.load_profile("suite")
 
 SLOWEST_LAST = ("slow", "docker", "deepspeed", "vllm", "e2e")
 
