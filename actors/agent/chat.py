@@ -37,7 +37,7 @@ class ChatTokenizer:
     Args:
         tokenizer: the tokenizer proper; switched between its two readings of control tokens, so not thread-safe.
         template: Jinja source of the chat template.
-        specials: `eos_token` and the like, for the template.
+        specials: `eos_token` and the like, for the template, and what else it is told.
         stop_token_ids: tokens that end an assistant turn.
 
     Attributes:
@@ -46,7 +46,7 @@ class ChatTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: str, specials: Mapping[str, str], stop_token_ids: Sequence[int]
+        self, tokenizer: Tokenizer, template: str, specials: Mapping[str, object], stop_token_ids: Sequence[int]
     ) -> None:
         self._tokenizer = tokenizer
         with border(ConfigError, "a chat template that Jinja can read"):
@@ -60,8 +60,11 @@ class ChatTokenizer:
         self._around_answer = lru_cache(maxsize=8)(self._render_around_answer)
 
     @staticmethod
-    def load(path: Path) -> ChatTokenizer:
-        """Read a Hugging Face model directory. Raises `ConfigError` naming the file that is missing or unusable."""
+    def load(path: Path, template_values: Mapping[str, object] | None = None) -> ChatTokenizer:
+        """Read a Hugging Face model directory; the chat template is told `template_values`, too.
+
+        Raises `ConfigError` naming the file that is missing or unusable.
+        """
         config = _read_json(path / "tokenizer_config.json")
         if not (path / "tokenizer.json").is_file():
             raise ConfigError(f"{path}: expected a tokenizer.json (a fast tokenizer); convert the model's tokenizer")
@@ -72,7 +75,7 @@ class ChatTokenizer:
         stops += [i for i in [tokenizer.token_to_id(specials.get("eos_token", ""))] if i is not None]
         if not stops:
             raise ConfigError(f"{path}: neither tokenizer_config.json nor generation_config.json names an eos token")
-        return ChatTokenizer(tokenizer, read_template(path, config), specials, stops)
+        return ChatTokenizer(tokenizer, read_template(path, config), {**(template_values or {}), **specials}, stops)
 
     def with_template(self, template: str, stop: str, controls: Sequence[str]) -> ChatTokenizer:
         """The same vocabulary under another template, whose control tokens (`stop` is one) are added where missing."""

@@ -8,6 +8,7 @@ import shlex
 from msgspec import Struct
 
 _BLOCK = re.compile(r"^(?P<fence>`{3,})command[ \t]*\n(?P<text>.*?)^(?P=fence)[ \t]*$", re.DOTALL | re.MULTILINE)
+_THOUGHT_ENDS = "</think>"
 _OPENING = re.compile(r"^`{3,}command[ \t]*$", re.MULTILINE)
 
 NO_COMMAND = "[format error: no command. Write exactly one block that starts with ```command and ends with ```]"
@@ -26,6 +27,11 @@ class Command(Struct, frozen=True, kw_only=True):
     tool: str
     args: list[str] = []
     body: str = ""
+
+
+def spoken(text: str) -> str:
+    """A turn without what was thought (all that stands before its last `</think>`), with plain line ends."""
+    return text.rpartition(_THOUGHT_ENDS)[2].replace("\r\n", "\n")
 
 
 def extract_block(text: str) -> str:

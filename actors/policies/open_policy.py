@@ -18,7 +18,9 @@ def open_policy(
     """The policy, and the tokenizer that the agent must use with it."""
     model_dir = Path(settings.model.path)
     if settings.phase != "eval" or settings.eval.endpoint is None:
-        return GeneratorClient(generator_endpoints, settings.generator, keys), ChatTokenizer.load(model_dir)
+        return GeneratorClient(generator_endpoints, settings.generator, keys), ChatTokenizer.load(
+            model_dir, settings.model.template_values()
+        )
     assert settings.eval.model is not None, "the settings say both or neither"
     tokenizer = transcript_tokenizer(model_dir)
     api_key = os.environ.get(settings.eval.api_key_variable)

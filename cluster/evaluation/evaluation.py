@@ -63,7 +63,7 @@ def read_attempts(run_dir: Path, tasks: Mapping[str, TaskRef]) -> list[Attempt]:
 def _records(directory: Path) -> Iterator[dict[str, Any]]:
     """Records of every file, in order; a line that a killed writer left half is skipped."""
     for path in sorted(directory.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_bytes().split(b"\n"):  # `splitlines` would part a record at U+2028 and its like
             try:
                 record = json.loads(line)
             except ValueError:

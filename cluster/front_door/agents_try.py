@@ -58,7 +58,7 @@ async def _try(settings: Settings, chosen: argparse.Namespace) -> int:
     if not tasks or (chosen.task is not None and chosen.task not in tasks):
         raise ConfigError(f"no task {chosen.task!r} in {settings.tasks.source}", kind="task")
     task = tasks[chosen.task] if chosen.task is not None else next(iter(tasks.values()))
-    tokenizer = ChatTokenizer.load(Path(settings.model.path))
+    tokenizer = ChatTokenizer.load(Path(settings.model.path), settings.model.template_values())
     printer = _Printer(chosen.bodies)
     async with contextlib.AsyncExitStack() as stack:
         backend = await open_backend(settings.sandbox, "agents-try")

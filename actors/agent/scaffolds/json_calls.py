@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from actors.agent.chat import Chat, ChatTokenizer
-from actors.agent.commands import Command, FormatError
+from actors.agent.commands import Command, FormatError, spoken
 from actors.agent.prompts import PromptStyle, shell_chat
 from protocol.errors import ConfigError
 
@@ -27,26 +27,39 @@ SCHEMAS = [
 ]
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_FUNCTION = re.compile(r"<function=[^>]*>.*?</function>", re.DOTALL)  # alone, as Qwen's coders write it, too
+_PARTS = re.compile(r"\s*<function=\s*([\w.-]+)\s*>(.*)</function>\s*", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=\s*([\w.-]+)\s*>\n?(.*?)\n?</parameter>", re.DOTALL)
+_PROBE = "ls -la shown here"
 _NO_CALL = '[format error: no tool call. Call shell with {"command": ...}, or submit]'
 _SEVERAL = "[format error: several tool calls ({count}). Call one tool, wait for its output]"
 
 
 class JsonCalls:
-    """`<tool_call>{"name": ..., "arguments": ...}</tool_call>` (Hermes, Qwen) or a bare object (Llama: `parameters`).
+    """`<tool_call>{"name": ..., "arguments": ...}</tool_call>` (Hermes, Qwen), a bare object (Llama: `parameters`), or
+    `<function=shell><parameter=command>...` (Qwen's coders).
 
-    Where the chat template does not show tools, their schemas are put in the system message.
+    Where the chat template does not show tools, their schemas are put in the system message. Raises `ConfigError` where
+    it writes calls in a form that is not read here: a model learns from its template.
     """
 
     def __init__(self, style: PromptStyle, tokenizer: ChatTokenizer) -> None:
         self._style: PromptStyle = style
         self.tools: list[dict[str, Any]] | None = SCHEMAS if _shows_tools(tokenizer) else None
+        if self.tools and (form := _unread_form(self, tokenizer)):
+            raise ConfigError(
+                f"episode.scaffold=json: the chat template writes tool calls as {form!r}, which nothing here reads;"
+                " take episode.scaffold=react, or a model whose template writes <tool_call>",
+                kind="scaffold",
+            )
         self.answer_role = "tool" if _takes_role(tokenizer, "tool") else "user"
 
     def open(self, issue: str) -> Chat:
         return shell_chat(issue, self._style, "" if self.tools else _explain())
 
     def parse(self, text: str) -> Command:
-        calls = _CALL.findall(text)
+        text = spoken(text)
+        calls = _CALL.findall(text) or _FUNCTION.findall(text)
         if not calls and text.strip().startswith("{"):
             calls = [text.strip()]
         if len(calls) != 1:
@@ -55,10 +68,17 @@ class JsonCalls:
 
 
 def _command(text: str) -> Command:
+    if function := _PARTS.fullmatch(text):
+        call: Any = {"name": function[1], "arguments": dict(_PARAMETER.findall(function[2]))}
+        return _called(call)
     try:
         call = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"[format error: the tool call is not JSON: {error}]") from None
+    return _called(call)
+
+
+def _called(call: Any) -> Command:
     name = call.get("name") if isinstance(call, dict) else None
     arguments = call.get("arguments", call.get("parameters", {})) if name else None
     if name == "submit":
@@ -72,6 +92,32 @@ def _command(text: str) -> Command:
 def _explain() -> str:
     call = '<tool_call>\n{"name": "shell", "arguments": {"command": "ls"}}\n</tool_call>'
     return "\n\nTools:\n" + "\n".join(json.dumps(s) for s in SCHEMAS) + f"\n\nCall one like this:\n{call}"
+
+
+def _unread_form(scaffold: JsonCalls, tokenizer: ChatTokenizer) -> str:
+    """How the template writes a call, where `parse` does not get the command back from it; else empty."""
+    asked = {"role": "user", "content": "-"}
+    written = ""
+    for arguments in ({"command": _PROBE}, json.dumps({"command": _PROBE})):
+        function = {"name": "shell", "arguments": arguments}
+        calls = [{"id": "x", "type": "function", "function": function}]
+        said = {"role": "assistant", "content": "", "tool_calls": calls}
+        try:
+            before = tokenizer.render([asked], tools=SCHEMAS, generate=True)
+            text = tokenizer.render([asked, said], tools=SCHEMAS, generate=False)
+        except ConfigError:
+            continue
+        written = text.removeprefix(before) if text.startswith(before) else text.rpartition("shown here")[0][-200:]
+        if _PROBE not in text:
+            return ""  # it shows no calls of the past, so it teaches none by them
+        for control in tokenizer.controls:  # as a turn is decoded
+            written = written.replace(control, "")
+        try:
+            if scaffold.parse(written).body == _PROBE:
+                return ""
+        except FormatError:
+            continue
+    return written.strip()[:120]
 
 
 def _shows_tools(tokenizer: ChatTokenizer) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from actors.agent.chat import Chat
-from actors.agent.commands import Command, extract_block, parse_command
+from actors.agent.commands import Command, extract_block, parse_command, spoken
 from actors.agent.prompts import PromptStyle, react_chat
 from actors.agent.tools import TOOLS
 
@@ -24,4 +24,4 @@ class React:
         return react_chat(issue, self._style)
 
     def parse(self, text: str) -> Command:
-        return parse_command(extract_block(text), self._names)
+        return parse_command(extract_block(spoken(text)), self._names)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.agent.commands import Command, FormatError, extract_block, parse_command
+from actors.agent.commands import Command, FormatError, extract_block, parse_command, spoken
 from actors.agent.tools import TOOLS
 
 NAMES = frozenset(TOOLS)
@@ -87,3 +87,21 @@ def test_any_text_is_a_command_or_a_format_error(text: str) -> None:
 def test_a_block_comes_back_as_written(text: str, thought: str) -> None:
     thought = thought.replace("`", "")
     assert extract_block(f"{thought}\n{block(text)}") == f"{text}\n"
+
+
+@pytest.mark.parametrize(
+    ("turn", "block"),
+    [
+        ("<think>\n```command\nls\n```\nor\n</think>\n```command\nsearch_dir a .\n```", "search_dir a .\n"),
+        ("the template opened the thought\n```command\nls\n```\n</think>\n```command\nls -a\n```", "ls -a\n"),
+        ("<think>a</think>\nb\n<think>c\n```command\nls\n```</think>\n```command\npwd\n```", "pwd\n"),
+        ("I look.\r\n```command\r\nls\r\n```\r\n", "ls\n"),
+    ],
+)
+def test_what_is_thought_is_no_command(turn: str, block: str) -> None:
+    assert extract_block(spoken(turn)) == block
+
+
+def test_a_thought_alone_is_no_command() -> None:
+    with pytest.raises(FormatError, match="no command"):
+        extract_block(spoken("<think>\n```command\nls\n```\n</think>\nDone."))

@@ -54,3 +54,11 @@ def test_an_evaluation_takes_held_out_names_or_the_tasks_it_is_told():
     assert with_evaluation_tasks(settings).tasks.source == "verified.jsonl"
     assert with_evaluation_tasks(Settings(phase="eval")).tasks.split == "heldout"
     assert with_evaluation_tasks(Settings()) == Settings()
+
+
+def test_a_record_may_hold_any_line_separator(tmp_path: Path) -> None:
+    (tmp_path / "trajectories").mkdir()
+    record = {"episode_id": "e", "task_id": TASKS[0].task_id, "member": 0, "resolved": True, "num_turns": 1}
+    record |= {"num_tokens": 2, "end_reason": "submitted", "mean_logprob": 0.0, "said": "a\u2028b\u0085c\x0bd\x1ce"}
+    (tmp_path / "trajectories" / "a.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert len(read_attempts(tmp_path, {task.task_id: task for task in TASKS})) == 1

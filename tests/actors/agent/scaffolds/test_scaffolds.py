@@ -144,3 +144,41 @@ async def test_an_episode_in_the_models_own_format(
     assert [step.format_error for step in episode.steps] == [False, True, False]
     assert await sandbox.read("out") == b"4\n"
     assert opening in tokenizer.decode(episode.history.token_ids, keep_special=True)
+
+
+XML_TAUGHT = QWEN_LIKE.replace(
+    "{{ m.content }}<|im_end|>",
+    "{{ m.content }}{% for c in m.tool_calls %}<tool_call>\n<function={{ c.function.name }}>\n"
+    "{% for k, v in c.function.arguments.items() %}<parameter={{ k }}>\n{{ v }}\n</parameter>\n{% endfor %}"
+    "</function>\n"
+    "</tool_call>{% endfor %}<|im_end|>",
+)
+FOREIGN = XML_TAUGHT.replace("<tool_call>", "[CALL]").replace("<function=", "fn ")
+
+
+def test_calls_in_the_form_that_the_template_teaches(tmp_path: Path) -> None:
+    scaffold = JsonCalls("full", with_template(XML_TAUGHT, tmp_path / "xml"))
+    turn = "<tool_call>\n<function=shell>\n<parameter=command>\nls -la\nwc x\n</parameter>\n</function>\n</tool_call>"
+    assert scaffold.parse(turn) == Command(tool="shell", body="ls -la\nwc x")
+    assert scaffold.parse(turn.replace("\n", "\r\n")) == Command(tool="shell", body="ls -la\nwc x")
+    bare = turn.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
+    assert scaffold.parse(bare) == Command(tool="shell", body="ls -la\nwc x")
+    assert scaffold.parse("<tool_call><function=submit></function></tool_call>") == Command(tool="submit")
+    assert scaffold.parse(f"<think>{turn} or {call('submit')}</think>\n{call('submit')}") == Command(tool="submit")
+    with pytest.raises(FormatError, match="no tool call"):
+        scaffold.parse(f"<think>{turn}</think>\nI stop.")
+    with pytest.raises(ConfigError, match="nothing here reads"):
+        JsonCalls("full", with_template(FOREIGN, tmp_path / "foreign"))
+
+
+def test_what_the_template_is_told(tmp_path: Path) -> None:
+    from protocol.config.model import ModelSettings
+
+    told = ModelSettings(chat_template_kwargs='{"enable_thinking": false}').template_values()
+    with_template("{% if enable_thinking is false %}quiet{% else %}loud{% endif %}", tmp_path)
+    chat = [{"role": "user", "content": "x"}]
+    assert ChatTokenizer.load(tmp_path, told).render(chat) == "quiet"
+    assert ChatTokenizer.load(tmp_path).render(chat) == "loud"
+    for wrong in ("{", "[1]"):
+        with pytest.raises(ValueError, match="JSON"):
+            ModelSettings(chat_template_kwargs=wrong)
