@@ -122,7 +122,7 @@ def _report(settings: Settings, lives: list[Life], seconds: float) -> None:
     (directory / "summary.json").write_text(json.dumps(figures, indent=2))
     print_summary(figures, directory, run_files.newest_checkpoint(directory))
     model = settings.eval.model or settings.model.path
-    if settings.phase == "eval" and write_evaluation(directory, lives[-1].tasks, model):
+    if settings.phase == "eval" and write_evaluation(directory, lives[-1].tasks, model, settings.eval.runs):
         print((directory / "evaluation.md").read_text())
 
 

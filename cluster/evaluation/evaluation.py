@@ -13,9 +13,11 @@ from typing import Any
 
 import msgspec
 
-from cluster.evaluation.scores import Attempt, Report, make_report, risk_by_coverage, table
+from cluster.evaluation.scores import Asked, Attempt, Report, make_report, risk_by_coverage, table
 from protocol.config import Settings
 from protocol.messages import TaskRef
+
+_MAX_NAMED = 20
 
 
 def with_evaluation_tasks(settings: Settings) -> Settings:
@@ -27,12 +29,24 @@ def with_evaluation_tasks(settings: Settings) -> Settings:
     return settings.model_copy(update={"tasks": settings.tasks.model_copy(update=changes)})
 
 
-def write_evaluation(run_dir: Path, tasks: Sequence[TaskRef], model: str) -> Report | None:
-    """Score the episodes recorded in `run_dir` and write the files above. None when no episode finished."""
+def write_evaluation(
+    run_dir: Path,
+    tasks: Sequence[TaskRef],
+    model: str,
+    num_runs: int | None = None,
+    reasons: Mapping[str, str] | None = None,
+) -> Report | None:
+    """Score the episodes recorded in `run_dir` and write the files above. None when no episode finished.
+
+    `num_runs` attempts of each of `tasks` were asked for (None: as many as were made); `reasons` says of a task why it
+    could not be run.
+    """
     attempts = read_attempts(run_dir, {task.task_id: task for task in tasks})
     if not attempts:
         return None
-    report = make_report(attempts)
+    asked = tuple(task.task_id for task in tasks)
+    num_runs = num_runs or len({attempt.run for attempt in attempts})
+    report = make_report(attempts, asked=Asked(tasks=asked, num_runs=num_runs, reasons=reasons or {}))
     (run_dir / "evaluation.json").write_text(json.dumps(msgspec.to_builtins(report, str_keys=True), indent=2))
     (run_dir / "evaluation.md").write_text(_page(model, report))
     _write_predictions(run_dir)
@@ -78,7 +92,7 @@ def _write_predictions(run_dir: Path) -> None:
 
 
 def _page(model: str, report: Report) -> str:
-    parts = [table({model: report})]
+    parts = [table({model: report}), "", _denominators(report)]
     if len(report.by_difficulty) > 1:
         parts += ["", "| difficulty | pass@1 |", "| ---: | ---: |"]
         parts += [f"| {level} | {estimate} |" for level, estimate in report.by_difficulty.items()]
@@ -87,6 +101,18 @@ def _page(model: str, report: Report) -> str:
     parts += ["", "| episode ended by | episodes |", "| --- | ---: |"]
     parts += [f"| {reason} | {count} |" for reason, count in report.end_reasons.items()]
     return "\n".join(parts) + "\n"
+
+
+def _denominators(report: Report) -> str:
+    """How many attempts the figures are over, and why the others have no score."""
+    said = f"{report.num_attempts} of {report.num_attempts_asked} attempts scored"
+    if report.not_scored:
+        said += "; not scored: " + ", ".join(f"{count} ({why})" for why, count in report.not_scored.items())
+    if report.tasks_not_scored:
+        shown = ", ".join(report.tasks_not_scored[:_MAX_NAMED])
+        more = len(report.tasks_not_scored) - _MAX_NAMED
+        said += f". Tasks without any score: {shown}" + (f" and {more} more" if more > 0 else "")
+    return f"{said}."
 
 
 def _plot_risk(attempts: Sequence[Attempt], path: Path) -> None:

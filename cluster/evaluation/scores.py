@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
+_NUM_DRAWS = 2000
+
 
 class Attempt(Struct, frozen=True, kw_only=True):
     """One evaluated episode."""
@@ -36,13 +38,33 @@ class Estimate(Struct, frozen=True, kw_only=True):
         return f"{100 * self.mean:.1f} ± {100 * self.se:.1f}"
 
 
-class Report(Struct, frozen=True, kw_only=True):
-    """All figures of an evaluation. Rates are shares from 0 to 1."""
+class Asked(Struct, frozen=True, kw_only=True):
+    """What an evaluation was asked to do, and why some of it has no score."""
 
-    num_tasks: int
+    tasks: tuple[str, ...]
     num_runs: int
+    reasons: Mapping[str, str] = {}  # task -> why it could not be run
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """All figures of an evaluation. Rates are shares from 0 to 1.
+
+    `pass_at_1` is over what was scored, `pass_at_1_of_all` over all that was asked: an attempt without a score counts
+    as unresolved there. `interval` holds 95% of the bootstrap's means over tasks.
+    """
+
+    num_tasks: int  # scored
+    num_runs: int
+    num_tasks_asked: int
+    num_attempts: int  # scored
+    num_attempts_asked: int
+    not_scored: dict[str, int]  # attempts by reason
+    tasks_not_scored: tuple[str, ...]
     pass_at_1: Estimate
+    pass_at_1_of_all: float
+    interval: tuple[float, float]
     pass_at_k: dict[int, float]
+    pass_at_k_tasks: dict[int, int]  # how many tasks have the k attempts that it needs
     by_repository: dict[str, Estimate]
     by_difficulty: dict[int, Estimate]
     turns: float
@@ -76,22 +98,47 @@ def pass_at_1(attempts: Sequence[Attempt]) -> Estimate:
     return Estimate(mean=mean, se=math.sqrt(mean * (1 - mean) / len(attempts)))
 
 
-def make_report(attempts: Sequence[Attempt], ks: Iterable[int] = (1, 2, 5, 10)) -> Report:
-    """Every figure of `attempts` (at least one). A pass@k is given where every task has at least k attempts."""
+def bootstrap_over_tasks(attempts: Sequence[Attempt]) -> tuple[float, float]:
+    """The middle 95% of the mean of tasks' shares, tasks drawn anew with replacement 2,000 times (fixed seed)."""
+    tasks = _group(attempts, lambda attempt: attempt.task_id)
+    shares = np.array([fmean(attempt.resolved for attempt in group) for group in tasks.values()])
+    draws = np.random.default_rng(0).integers(len(shares), size=(_NUM_DRAWS, len(shares)))
+    low, high = np.quantile(shares[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def make_report(attempts: Sequence[Attempt], ks: Iterable[int] = (1, 2, 5, 10), asked: Asked | None = None) -> Report:
+    """Every figure of `attempts` (at least one). A pass@k is over the tasks with at least k attempts, and says of how
+    many; without `asked` what was scored is all that was asked."""
     if not attempts:
         raise ValueError("an evaluation needs at least one finished episode")
     tasks = _group(attempts, lambda attempt: attempt.task_id)
-    fewest = min(map(len, tasks.values()))
+    num_runs = len({attempt.run for attempt in attempts})
+    asked = asked or Asked(tasks=tuple(tasks), num_runs=num_runs)
+    left = {task: asked.num_runs - len(tasks.get(task, ())) for task in asked.tasks}
+    reasons: Counter[str] = Counter()
+    for task, count in left.items():
+        reasons[asked.reasons.get(task, "no episode of it ended")] += max(0, count)
+    num_asked = max(len(asked.tasks) * asked.num_runs, len(attempts))
+    enough = {k: [g for g in tasks.values() if len(g) >= k] for k in sorted(set(ks)) if k <= num_runs}
     risks = risk_by_coverage([a.logprob for a in attempts], [a.resolved for a in attempts])
     return Report(
         num_tasks=len(tasks),
-        num_runs=len({attempt.run for attempt in attempts}),
+        num_runs=num_runs,
+        num_tasks_asked=len(asked.tasks),
+        num_attempts=len(attempts),
+        num_attempts_asked=num_asked,
+        not_scored={reason: count for reason, count in reasons.most_common() if count},
+        tasks_not_scored=tuple(task for task in asked.tasks if task not in tasks),
         pass_at_1=pass_at_1(attempts),
+        pass_at_1_of_all=sum(attempt.resolved for attempt in attempts) / num_asked,
+        interval=bootstrap_over_tasks(attempts),
         pass_at_k={
-            k: fmean(pass_at_k(len(group), sum(a.resolved for a in group), k) for group in tasks.values())
-            for k in sorted(set(ks))
-            if k <= fewest
+            k: fmean(pass_at_k(len(group), sum(a.resolved for a in group), k) for group in groups)
+            for k, groups in enough.items()
+            if groups
         },
+        pass_at_k_tasks={k: len(groups) for k, groups in enough.items() if groups},
         by_repository={name: pass_at_1(group) for name, group in _group(attempts, lambda a: a.repository).items()},
         by_difficulty={level: pass_at_1(group) for level, group in _group(attempts, lambda a: a.difficulty).items()},
         turns=fmean(attempt.turns for attempt in attempts),
@@ -124,12 +171,23 @@ def risk_by_coverage(confidence: Sequence[float], resolved: Sequence[bool]) -> n
 
 
 def table(reports: Mapping[str, Report]) -> str:
-    """A Markdown table with one row a model, in the shape that papers use: percentages, pass@1 with its error."""
+    """A Markdown table with one row a model, in the shape that papers use: percentages, pass@1 with its error over runs
+    and its interval over tasks, pass@1 over all that was asked. A pass@k over fewer tasks says of how many."""
     ks = sorted({k for report in reports.values() for k in report.pass_at_k if k > 1})
-    header = ["model", "tasks", "runs", "pass@1", *(f"pass@{k}" for k in ks), "turns", "tokens"]
+    header = ["model", "tasks", "runs", "pass@1", "95% over tasks", "pass@1 of all asked"]
+    header += [*(f"pass@{k}" for k in ks), "turns", "tokens"]
     rows = [header, ["---", *["---:"] * (len(header) - 1)]]
     for name, report in reports.items():
-        more = [f"{100 * report.pass_at_k[k]:.1f}" if k in report.pass_at_k else "" for k in ks]
-        counts = [str(report.num_tasks), str(report.num_runs)]
-        rows.append([name, *counts, str(report.pass_at_1), *more, f"{report.turns:.1f}", f"{report.tokens:.0f}"])
+        more = [_of_some(report, k) if k in report.pass_at_k else "" for k in ks]
+        counts = [f"{report.num_tasks} of {report.num_tasks_asked}", str(report.num_runs)]
+        low, high = report.interval
+        of_all = [f"{100 * low:.1f} to {100 * high:.1f}", f"{100 * report.pass_at_1_of_all:.1f}"]
+        rows.append(
+            [name, *counts, str(report.pass_at_1), *of_all, *more, f"{report.turns:.1f}", f"{report.tokens:.0f}"]
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _of_some(report: Report, k: int) -> str:
+    value, num = f"{100 * report.pass_at_k[k]:.1f}", report.pass_at_k_tasks[k]
+    return value if num == report.num_tasks else f"{value} ({num} of {report.num_tasks} tasks)"

@@ -54,6 +54,16 @@ COMMANDS = (
         ),
     ),
     Command(
+        "tasks inspect",
+        "what each record of a task file becomes: image, command, parser, tests, refusals",
+        "sandbox.datasets.inspect:main",
+        (
+            Example("longhaul tasks inspect tasks.jsonl", "every record, nothing is run"),
+            Example("longhaul tasks inspect tasks.jsonl --task django__django-11099 --json", "one task, for a program"),
+        ),
+        only_prints=True,
+    ),
+    Command(
         "tasks validate",
         "keep the tasks whose untouched tree scores 0 and gold patch 1",
         "sandbox.curation.commands:check",

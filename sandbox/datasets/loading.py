@@ -31,7 +31,7 @@ def load_tasks(settings: TaskSettings) -> list[Task]:
         from sandbox.tasks.micro import make_tasks
 
         return make_tasks(settings.count, settings.seed, settings.difficulty, settings.split)
-    return tasks_of_records(_records(settings), settings.format, settings.count, settings.source)
+    return tasks_of_records(records_of(settings), settings.format, settings.count, settings.source)
 
 
 def tasks_of_records(records: Iterable[dict[str, Any] | TaskError], schema: str, count: int, origin: str) -> list[Task]:
@@ -60,7 +60,11 @@ def tasks_of_records(records: Iterable[dict[str, Any] | TaskError], schema: str,
     return list(tasks.values())
 
 
-def _records(settings: TaskSettings) -> Iterator[dict[str, Any] | TaskError]:
+def records_of(settings: TaskSettings) -> Iterator[dict[str, Any] | TaskError]:
+    """The raw records of a file, a task directory or a dataset; an error in the place of one that cannot be read.
+
+    Raises `ConfigError` where the source cannot be read at all.
+    """
     path = Path(settings.source).expanduser()
     if path.is_file():
         records = _parquet_records(path) if path.suffix == ".parquet" else _jsonl_records(path)

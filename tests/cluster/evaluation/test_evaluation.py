@@ -1,6 +1,7 @@
 """From recorded episodes to the evaluation's files."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -37,9 +38,12 @@ def test_the_files_say_what_the_report_says(run_dir):
     report = write_evaluation(run_dir, TASKS, "tiny")
     assert report is not None and report.pass_at_1.mean == pytest.approx(0.75)
     written = json.loads((run_dir / "evaluation.json").read_text())
+    page = (run_dir / "evaluation.md").read_text()
+    assert written["not_scored"] == {"no episode of it ended": 1}
     assert written["pass_at_1"]["mean"] == report.pass_at_1.mean
     assert written["by_difficulty"]["1"]["mean"] == 0.0
-    assert "| tiny | 2 | 2 | 75.0 ± 25.0 | 4.0 | 90 |" in (run_dir / "evaluation.md").read_text()
+    assert "| tiny | 2 of 2 | 2 | 75.0 ± 25.0 | 0.0 to 100.0 | 50.0 | 100.0 (1 of 2 tasks) | 4.0 | 90 |" in page
+    assert "3 of 4 attempts scored; not scored: 1 (no episode of it ended)." in page
     assert len((run_dir / "predictions.jsonl").read_text().splitlines()) == 1
     assert (run_dir / "risk_coverage.png").read_bytes().startswith(b"\x89PNG")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.evaluation.scores import Attempt, make_report, pass_at_1, pass_at_k, risk_by_coverage, table
+from cluster.evaluation.scores import Asked, Attempt, make_report, pass_at_1, pass_at_k, risk_by_coverage, table
 
 
 def attempt(task: str, run: int, resolved: bool, **more) -> Attempt:
@@ -47,7 +47,8 @@ def test_a_report_splits_by_repository_and_difficulty_and_omits_what_cannot_be_e
     ]
     report = make_report(attempts)
     assert (report.num_tasks, report.num_runs) == (2, 2)
-    assert report.pass_at_k == {1: 0.5}, "task b has one attempt: no pass@2"
+    assert report.pass_at_k == {1: 0.5, 2: 1.0}
+    assert report.pass_at_k_tasks == {1: 2, 2: 1}, "task b has one attempt: its pass@2 is of task a alone"
     assert {name: e.mean for name, e in report.by_repository.items()} == {"x": 1.0, "y": 0.0}
     assert {level: e.mean for level, e in report.by_difficulty.items()} == {0: 1.0, 1: 0.0}
     assert report.end_reasons == {"submitted": 2, "max_turns": 1}
@@ -76,6 +77,32 @@ def test_the_table_has_a_row_a_model_and_says_nothing_where_nothing_is_known():
     one = make_report([attempt("a", 0, True), attempt("b", 0, False)])
     two = make_report([attempt(t, run, run == 0) for t in "ab" for run in range(2)])
     lines = table({"base": one, "ours": two}).splitlines()
-    assert lines[0] == "| model | tasks | runs | pass@1 | pass@2 | turns | tokens |"
-    assert lines[2] == "| base | 2 | 1 | 50.0 ± 35.4 |  | 4.0 | 100 |"
-    assert lines[3] == "| ours | 2 | 2 | 50.0 ± 50.0 | 100.0 | 4.0 | 100 |"
+    assert (
+        lines[0] == "| model | tasks | runs | pass@1 | 95% over tasks | pass@1 of all asked | pass@2 | turns | tokens |"
+    )
+    assert lines[2] == "| base | 2 of 2 | 1 | 50.0 ± 35.4 | 0.0 to 100.0 | 50.0 |  | 4.0 | 100 |"
+    assert lines[3] == "| ours | 2 of 2 | 2 | 50.0 ± 50.0 | 50.0 to 50.0 | 50.0 | 100.0 | 4.0 | 100 |"
+
+
+def test_what_was_not_scored_is_said() -> None:
+    attempts = [attempt("a", 0, True), attempt("a", 1, True), attempt("b", 0, False)]
+    asked = Asked(tasks=("a", "b", "c"), num_runs=2, reasons={"c": "its image is gone"})
+    report = make_report(attempts, asked=asked)
+    assert (report.num_tasks, report.num_tasks_asked) == (2, 3)
+    assert (report.num_attempts, report.num_attempts_asked) == (3, 6)
+    assert report.not_scored == {"its image is gone": 2, "no episode of it ended": 1}
+    assert report.tasks_not_scored == ("c",)
+    assert report.pass_at_1_of_all == pytest.approx(2 / 6)
+    assert (report.pass_at_k[2], report.pass_at_k_tasks[2]) == (1.0, 1)  # of the one task that has two attempts
+    assert "100.0 (1 of 2 tasks)" in table({"m": report})
+    assert "2 of 3" in table({"m": report})
+
+
+def test_the_bootstrap_is_over_tasks() -> None:
+    # many runs of two tasks tell much of the two, and little of tasks in general
+    attempts = [attempt(task, run, task == "a") for task in "ab" for run in range(50)]
+    report = make_report(attempts)
+    assert report.pass_at_1.se == 0.0
+    assert report.interval == (0.0, 1.0)
+    sure = make_report([attempt("a", run, True) for run in range(3)])
+    assert sure.interval == (1.0, 1.0)

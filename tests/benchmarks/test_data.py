@@ -1,0 +1,15 @@
+"""An outage of sandboxes leaves no mark on rewards."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from benchmarks.data.outage import zeros_under_outage
+from sandbox.base import Backend
+
+
+async def test_no_zero_comes_of_a_broken_sandbox(namespace: Backend, tmp_path: Path) -> None:
+    counts = await zeros_under_outage(namespace, 24, tmp_path, random.Random(1))
+    assert counts["zeros"] == 0
+    assert counts["broken"] > 8
