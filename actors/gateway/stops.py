@@ -12,6 +12,8 @@ from actors.policy import Sampled
 
 def cut_at(stops: Sequence[str], sampled: Sampled, tokenizer: ChatTokenizer) -> tuple[Sampled, str | None]:
     """A turn up to and with the token that completes the first stop string, and that string; else all of it."""
+    if not stops:
+        return sampled, None
     ids = sampled.token_ids.tolist()
     text = tokenizer.decode(ids)
     found = [(text.index(stop), stop) for stop in stops if stop in text]

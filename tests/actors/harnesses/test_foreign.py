@@ -315,3 +315,50 @@ async def test_a_side_request_is_a_branch_and_trained_by_the_rule(
     assert trained == int(trajectory.loss_mask.sum()) and (trained == sampled) == (rule == "all")
     assert [step.text for step in attempt.steps] == ["title", "at work"][-num_turns:]
     check_trajectory(trajectory, newest_version=0, max_context=3000)
+
+
+HOSTILE = """
+import json, os, socket, urllib.request
+where = os.environ["OPENAI_BASE_URL"].split("//")[1].split("/")[0].split(":")
+def connect():
+    return socket.create_connection((where[0], int(where[1])), timeout=5)
+def post(key, length):
+    head = f"POST /v1/chat/completions HTTP/1.1\\r\\nHost: x\\r\\nx-api-key: {key}\\r\\n"
+    return f"{head}Content-Length: {length}\\r\\n\\r\\n".encode()
+half_open = [connect() for _ in range(40)]
+for each in half_open:
+    each.sendall(b"POST /v1/chat/comp")
+flood = connect()
+flood.sendall(post(os.environ["OPENAI_API_KEY"], 100 << 20))
+sent = 0
+try:
+    for _ in range(1600):
+        flood.sendall(b"x" * 65536)
+        sent += 65536
+except OSError:
+    pass
+deaf = connect()
+body = json.dumps({"messages": [{"role": "user", "content": "never read"}], "stream": True}).encode()
+deaf.sendall(post(os.environ["OPENAI_API_KEY"], len(body)) + body)
+foreign = connect()
+foreign.sendall(post("lh-" + "0" * 48, len(body)) + body)
+assert b"401" in foreign.recv(100)
+for each in half_open:
+    each.close()
+"""
+
+
+async def test_a_hostile_agent_harms_nobody_and_its_episode_goes_on(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    texts = ["nobody reads this", *solution(TASK)]
+    policy = ScriptedPolicy(tokenizer, lambda episode_id, history, turn: _answer(history, texts))
+    agent = agent_files(tmp_path, HOSTILE + AGENT)
+    async with open_runner(tmp_path, tokenizer, NamespaceBackend("harness-test"), policy, agent) as runner:
+        attempt = await runner.run(make_lease(0, TASK.task_id))
+        status = runner.status()
+    assert attempt.trajectory.resolved and len(attempt.steps) == 4
+    assert status["gateway_keys_foreign"] == 1
+    assert status["gateway_refused_too_large"] == 1
+
+
+def _answer(history: str, texts: list[str]) -> str:
+    return texts[0] if "never read" in history else texts[1 + history.count("```command")]
