@@ -39,6 +39,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     request_timeout_s: float = 300.0
     reuse_versions: int | None = None
     no_tools: str = ""  # why tool calls cannot be served, where they cannot
+    most_calls: int | None = None  # of one turn, where the chat template carries no more
 
 
 class TurnRecord(Struct, frozen=True, kw_only=True):
@@ -190,10 +191,8 @@ class Turns:
     def _to_answer(
         self, ask: Ask, sampled: Sampled, reading: Reading, stop_string: str | None, num_prompt: int
     ) -> Answer:
-        calls = reading.calls
-        if len(calls) > 1 and not ask.parallel:
-            self.counts["calls_dropped"] += len(calls) - 1
-            calls = calls[:1]
+        calls = reading.calls[: self.terms.most_calls if ask.parallel else 1]
+        self.counts["calls_dropped"] += len(reading.calls) - len(calls)
         ended: Ended = "length" if sampled.finish_reason == "length" else "stop"
         content, reasoning = reading.content, reading.reasoning
         if stop_string is not None:

@@ -20,6 +20,7 @@ FORMATS = (
     Format(("<|channel|>", "<|message|>"), HARMONY, "openai_gptoss"),
     Format(("[TOOL_CALLS]",), "mistral", "mistral"),
     Format(("<|python_tag|>",), "llama3_json", NONE),
+    Format(("<|start_header_id|>", '"parameters": '), "llama3_json", NONE),
     Format(("<|tool_calls_section_begin|>",), "kimi_k2", "kimi_k2"),
     Format(("<｜tool▁calls▁begin｜>", "```json"), "deepseek_v3", "deepseek_r1"),
     Format(("<｜tool▁calls▁begin｜>",), "deepseek_v31", "deepseek_v3"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from actors.agent.chat import Chat, ChatTokenizer
 from actors.agent.episode import Activity, Episode, Limits, Step
 from actors.gateway.reading import Reader
-from actors.gateway.round_trip import why_no_tools
+from actors.gateway.round_trip import ToolCarrying, tools_carried
 from actors.gateway.seat import Seat
 from actors.gateway.server import Exchange, Gateway
 from actors.gateway.turns import Terms, TurnRecord, Turns
@@ -53,7 +53,7 @@ class ForeignAgent:
     ) -> None:
         self._settings = settings
         self._policy, self._tokenizer, self._reader = policy, tokenizer, reader
-        self._no_tools = ""
+        self._tools = ToolCarrying()
         self._on_activity = on_activity
         self._harness = make_harness(settings.agent, Path(settings.tasks.cache_dir))
         self._solve = load_function(settings.agent.function) if settings.agent.harness == "python" else None
@@ -63,11 +63,11 @@ class ForeignAgent:
     async def start(self) -> None:
         """Prove that the model's template can carry the agent's calls, have the agent's files (minutes, the first time
         on a host), open the gateway. Raises `ConfigError`."""
-        self._no_tools = await why_no_tools(self._tokenizer, self._reader)
-        if self._no_tools:
+        self._tools = await tools_carried(self._tokenizer, self._reader)
+        if self._tools.why_not:
             if self._harness is not None and self._harness.needs_tools:
-                raise ConfigError(f"{self._harness.name} works by tool calls, but {self._no_tools}", kind="agent")
-            log.info("tool calls are refused: %s", self._no_tools)
+                raise ConfigError(f"{self._harness.name} works by tool calls, but {self._tools.why_not}", kind="agent")
+            log.info("tool calls are refused: %s", self._tools.why_not)
         if self._harness is not None:
             self.binds = await asyncio.to_thread(self._harness.install)
         await self.gateway.start(listen=self._solve is not None)
@@ -132,7 +132,8 @@ class ForeignAgent:
             wall_time_s=limits.wall_time_s,
             request_timeout_s=settings.generator.request_timeout_s,
             reuse_versions=settings.generator.reuse_versions,
-            no_tools=self._no_tools,
+            no_tools=self._tools.why_not,
+            most_calls=self._tools.most_calls,
         )
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from actors.agent.chat import ChatTokenizer
-from actors.gateway.reading import HermesReader
-from actors.gateway.round_trip import why_no_tools
+from actors.gateway.reading import HermesReader, ReadCall, Reading
+from actors.gateway.round_trip import ToolCarrying, tools_carried
 from actors.generator.chat_formats import NONE, Choice, choose
 from actors.generator.parsing import Parsing
 from protocol.errors import GeneratorError
 from protocol.messages import TakeApart
 from tests.actors.gateway.history import TEMPLATE
+from tests.actors.history.families import FAMILIES, TEMPLATES, Family
+from tiny.model import build_tokenizer
 
+MORE = {"llama-3.1": ["<|python_tag|>"]}  # of the vocabulary, though not of the template
 TOOLS = json.dumps([{"type": "function", "function": {"name": "shell", "parameters": {"type": "object"}}}])
 
 
@@ -46,6 +50,7 @@ def model_dir(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A tokenizer whose template carries tools."""
     path = tmp_path_factory.mktemp("tools") / "model"
     shutil.copytree(tokenizer_dir, path)
+    (path / "config.json").write_text('{"model_type": "qwen2"}')
     (path / "chat_template.jinja").write_text(TEMPLATE)
     return path
 
@@ -83,16 +88,76 @@ async def test_vllm_s_parsers_take_turns_apart_as_ours_does(model_dir: Path) -> 
         )
 
 
+class _InThisProcess:
+    """vLLM's parsers without a socket between."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._parsing = Parsing(model_dir)
+
+    async def read(self, prompt_ids: np.ndarray, token_ids: np.ndarray, tools: list[dict[str, Any]]) -> Reading:
+        taken = self._parsing.answer(
+            TakeApart(
+                prompt_ids=prompt_ids,
+                token_ids=token_ids,
+                tools=json.dumps(tools),
+                tool_parser="auto",
+                reasoning_parser="auto",
+            )
+        )
+        return Reading(content=taken.content, calls=[ReadCall(name=n, arguments=a) for n, a in taken.calls])
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what vLLM imports
+@pytest.mark.parametrize(
+    ("family", "most_calls"),
+    [
+        ("qwen2.5", None),
+        ("qwen3", None),
+        ("llama-3.1", 1),
+        ("mistral", None),
+        ("glm-4.5", None),
+    ],
+)
+async def test_what_a_family_s_template_writes_is_read_back(
+    family: str, most_calls: int | None, tmp_path: Path
+) -> None:
+    chosen = FAMILIES[family]
+    saved = build_tokenizer()
+    saved.add_special_tokens(
+        {"additional_special_tokens": [*chosen.controls, *MORE.get(family, ())], "eos_token": chosen.ends[0]}
+    )
+    saved.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "chat_template.jinja").write_text((TEMPLATES / f"{chosen.template}.jinja").read_text())
+    assert await tools_carried(_of(chosen, tmp_path), _InThisProcess(tmp_path)) == ToolCarrying(most_calls=most_calls)
+
+
+def _of(family: Family, model_dir: Path) -> ChatTokenizer:
+    """The same vocabulary that vLLM reads, with the family's beginning of a text."""
+    config = json.loads((model_dir / "tokenizer_config.json").read_text())
+    (model_dir / "tokenizer_config.json").write_text(
+        json.dumps(config | ({"bos_token": family.bos} if family.bos else {}))
+    )
+    return ChatTokenizer.load(model_dir)
+
+
+@pytest.mark.parametrize("family", ["deepseek-v3", "deepseek-v3.1"])
+async def test_a_family_whose_template_leaves_tools_out_is_refused(family: str) -> None:
+    tokenizer = FAMILIES[family].tokenizer()
+    assert "does not show tools" in (await tools_carried(tokenizer, HermesReader(tokenizer))).why_not
+
+
 async def test_templates_that_cannot_be_read_back_say_why(tokenizer: ChatTokenizer) -> None:
     def under(template: str) -> ChatTokenizer:
         return tokenizer.with_template(template, "<|im_end|>", ["<|im_start|>", "<|im_end|>"])
 
     good = under(TEMPLATE)
-    assert await why_no_tools(good, HermesReader(good)) == ""
-    assert "does not show tools" in await why_no_tools(tokenizer, HermesReader(tokenizer))
+    assert await tools_carried(good, HermesReader(good)) == ToolCarrying()
+    assert "does not show tools" in (await tools_carried(tokenizer, HermesReader(tokenizer))).why_not
     other = under(TEMPLATE.replace("<tool_call>", "<call>"))
-    assert "read back as []" in await why_no_tools(other, HermesReader(other))
+    assert "read back as []" in (await tools_carried(other, HermesReader(other))).why_not
     refusing = under("{% if messages[-1].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}" + TEMPLATE)
-    assert "takes no tool calls" in await why_no_tools(refusing, HermesReader(refusing))
+    assert "takes no tool calls" in (await tools_carried(refusing, HermesReader(refusing))).why_not
     silent = under(TEMPLATE.replace("{{ m['content'] }}", "{% if m.role != 'tool' %}{{ m['content'] }}{% endif %}"))
-    assert "results of tool calls" in await why_no_tools(silent, HermesReader(silent))
+    assert "results of tool calls" in (await tools_carried(silent, HermesReader(silent))).why_not
