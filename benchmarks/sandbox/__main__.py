@@ -1,6 +1,6 @@
 """How fast are sandboxes, and what do people use today? Both backends beside `docker exec` and SWE-ReX.
 
-    python -m benchmarks.sandbox [--quick] [--only namespace|docker|peers] [--plot FILE.png]
+    python -m benchmarks.sandbox [--quick] [--only namespace|docker|peers|bounds] [--plot FILE.png]
 
 Commands are `bash -c true`. With --quick, fleets and peer episodes are smaller and scaled up (see "settings").
 """
@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from benchmarks.report import parser, report
 from benchmarks.sandbox import peers
+from benchmarks.sandbox.bounds import bounds
 from benchmarks.sandbox.plot import plot
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.docker.backend import DockerBackend
@@ -81,13 +82,19 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--plot", type=Path, metavar="FILE.png", help="draw exec latency and episodes by the minute")
     flags.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
-    flags.add_argument("--only", choices=["namespace", "docker", "peers"], action="append")
+    flags.add_argument("--only", choices=["namespace", "docker", "peers", "bounds"], action="append")
     options = flags.parse_args()
     sizes = QUICK if options.quick else FULL
-    parts = options.only or ["namespace", "docker", "peers"]
+    parts = options.only or ["namespace", "docker", "peers", "bounds"]
     figures: dict[str, float | None] = {}
     missing: dict[str, str] = {}
+    details: dict[str, object] = {}
     for part in parts:
+        if part == "bounds":
+            measured, reasons, details = asyncio.run(bounds(options.quick))
+            figures |= measured
+            missing |= reasons
+            continue
         measured, reasons = asyncio.run(_peers(sizes) if part == "peers" else _backend(part, sizes))
         figures |= measured
         missing |= reasons
@@ -98,7 +105,7 @@ def main() -> None:
         settings["peer_episodes_scaled_from_commands"] = sizes.peer_commands
     if options.plot:
         plot(figures, options.plot)
-    report("sandbox", figures, settings, missing, save=options.save)
+    report("sandbox", figures, settings, missing, details=details, save=options.save)
 
 
 def _figure(name: str, kind: str) -> str:

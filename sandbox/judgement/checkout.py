@@ -108,11 +108,12 @@ async def take_patch(sandbox: Sandbox, task: Task) -> Patch:
         return Patch(problem=f"the working directory cannot be compared: {now.cut}")
     given = await _given(sandbox, task)
     found = await _work(lambda: difference(given.records, now.records))
-    left_out = list(found.left_out)
+    left_out = list(found.left_out[:MAX_PATCH_FILES])
     if len(found.deleted) > MAX_PATCH_FILES:
         return Patch(problem=f"the change deletes {len(found.deleted)} files, more than {MAX_PATCH_FILES}")
     changes = await _changes(sandbox, now, found, left_out)
-    before = await _states_given(sandbox, task, given, [c.path for c in changes if c.path not in set(found.new)])
+    fresh = await _work(lambda: frozenset(found.new))
+    before = await _states_given(sandbox, task, given, [c.path for c in changes if c.path not in fresh])
     kept: list[tuple[Change | None, Change]] = []
     for change in changes:
         old = before.get(change.path)
@@ -133,15 +134,14 @@ async def take_patch(sandbox: Sandbox, task: Task) -> Patch:
 
 async def _changes(sandbox: Sandbox, now: Listing, found: Difference, left_out: list[str]) -> list[Change]:
     """The new states, as many as a patch may hold: of what was given, then of what is new, top of the tree first."""
-    asked = {path.encode() for path in (*found.changed, *found.new)}
-    hashes = await _work(lambda: {path_of(r): r[1:65] for r in now.records if path_of(r) in asked})
+    paths, hashes = await _work(lambda: _asked_for(now, found))
     changes = [Change(path=path, kind="deleted") for path in found.deleted]
     left = MAX_PATCH_BYTES
-    fresh = sorted(found.new, key=lambda path: (path.count("/"), path))
-    for path in (*found.changed, *fresh):
+    for number, path in enumerate(paths):
         if len(changes) >= MAX_PATCH_FILES or not left:
-            left_out.append(f"{path}: the patch is full ({MAX_PATCH_FILES} files, {MAX_PATCH_BYTES >> 20} MiB)")
-            continue
+            full = f"the patch is full ({MAX_PATCH_FILES} files, {MAX_PATCH_BYTES >> 20} MiB)"
+            left_out.append(f"{path}, and {len(paths) - number - 1} files more: {full}")
+            break
         try:
             change = await sandbox.fetch(path, min(left, MAX_FILE_BYTES))
         except SandboxError as error:
@@ -158,6 +158,13 @@ async def _changes(sandbox: Sandbox, now: Listing, found: Difference, left_out: 
             changes.append(change)
             left -= len(change.content)
     return changes
+
+
+def _asked_for(now: Listing, found: Difference) -> tuple[list[str], dict[bytes, bytes]]:
+    """The paths whose states are wanted, in their order of importance, and their hashes."""
+    paths = [*found.changed, *sorted(found.new, key=lambda path: (path.count("/"), path))]
+    asked = {path.encode() for path in paths}
+    return paths, {path_of(record): record[1:65] for record in now.records if path_of(record) in asked}
 
 
 async def _given(sandbox: Sandbox, task: Task) -> Given:
