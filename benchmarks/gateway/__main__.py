@@ -3,9 +3,10 @@
     python -m benchmarks.gateway [--quick] [--save]
 
 `added_latency_p50_ms`: a request through HTTP, dialect, history and back over what the scripted policy takes by itself.
-`requests_per_s`: 32 clients of a process of their own, a scripted policy. `tok_s_share`: 64 episodes of a function
-through the gateway against the built-in loop, on one vLLM engine in turn. The released agents play a task each with
-scripted answers in namespace sandboxes. `agents_alive`: thin agents that all wait for a turn at the same moment.
+`requests_per_s`, `cpu_ms_per_request` (of the gateway): 32 clients of a process of their own, a scripted policy.
+`tok_s_share`: 64 episodes of a function through the gateway against the built-in loop, on one vLLM engine in turn. The
+released agents play a task each with scripted answers in namespace sandboxes. `agents_alive`: thin agents that all wait
+for a turn at the same moment.
 """
 
 from __future__ import annotations
