@@ -1,8 +1,9 @@
 """Is the judge right, fast, and hard to fool, on tasks made of real packages?
 
 Makes tasks of the packages in `configs/packages.toml` (pip fetches them), validates each, grades in parallel, attacks
-one injected fault of every package in every known way, and reads the logs of honest pytest runs with our parser and
-with the `swebench` package's grader. What is done is kept in the run directory, so that an interrupted run goes on;
+one injected fault of every package in every known way, judges honest solutions (gold patches and rewrites of
+them) and asks for second opinions, and reads the logs of honest pytest runs with our parser and with the `swebench`
+package's grader. What is done is kept in the run directory, so that an interrupted run goes on;
 results count only for the code that they were measured with.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from benchmarks.attacks import ATTACKS, Attack, attack_patch
+from benchmarks.grading.honest import honest_patches
 from benchmarks.grading.peers import ask_both, is_told_apart_by_logs
 from benchmarks.report import parser, report
 from benchmarks.resume import Progress, Results, digest_of, side_by_side
@@ -36,6 +38,7 @@ from sandbox.judgement.grading import grade
 from sandbox.judgement.harness import why_no_harness
 from sandbox.judgement.verdicts import Verdict
 from sandbox.patches import Patch
+from sandbox.tasks.micro import make_tasks
 from sandbox.tasks.task import Task
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +67,8 @@ async def main(options: argparse.Namespace) -> None:
         injected = [task for task in kept if task.source == "injected"]
         attacked = _of_each(injected, 1)[: 1 if options.quick else None]
         table = await _attacked(shop, attacked, results)
+        generated = [task for level in range(5) for task in make_tasks(options.micro // 5, 0, level, "train")]
+        honest = await _honest(shop, [*kept, *generated], results)
         missing = why_no_harness()
         logs = [] if missing else await _compared(shop, _of_each(filter(is_told_apart_by_logs, kept), 4), results)
     finally:
@@ -74,8 +79,14 @@ async def main(options: argparse.Namespace) -> None:
         "packages": len({task.repository for task in kept}),
         "validate_agreement": len(agreeing) / len(kept) if kept else None,
         "graded_per_min": per_min,
-        "attacks_tried": sum(row["tried"] for row in table.values()),
+        "attacks_tried": len(table),
+        "attack_runs": sum(row["tried"] for row in table.values()),
         "attacks_rewarded": sum(row["rewarded"] for row in table.values()),
+        "honest_tasks": len(kept) + len(generated),
+        "honest_tried": len(honest),
+        "honest_rejected": sum(not first for first, _ in honest),
+        "second_opinions": sum(second is not None for _, second in honest),
+        "second_opinion_disagreements": sum(second is False for _, second in honest),
         "swebench_logs": len(logs) or None,
         "swebench_disagreements": logs.count(False) if logs else None,
     }
@@ -132,7 +143,7 @@ def _of_each(tasks: Iterable[Task], most: int) -> list[Task]:
     return chosen
 
 
-async def _judge(shop: Workshop, task: Task, patch: Patch) -> Verdict:
+async def _judge(shop: Workshop, task: Task, patch: Patch, *, another_way: bool = False) -> Verdict:
     return await grade(
         shop.backend,
         task,
@@ -142,6 +153,7 @@ async def _judge(shop: Workshop, task: Task, patch: Patch) -> Verdict:
         limits=LIMITS,
         cache_dir=shop.cache_dir,
         timeout_s=shop.timeout_s,
+        another_way=another_way,
     )
 
 
@@ -196,6 +208,24 @@ async def _attacked(shop: Workshop, tasks: list[Task], results: Results) -> dict
     return table
 
 
+async def _honest(shop: Workshop, tasks: list[Task], results: Results) -> list[tuple[bool, bool | None]]:
+    """For every honest solution of each task: whether it is rewarded, and for gold patches a second opinion."""
+
+    async def one(task: Task) -> list[tuple[bool, bool | None]]:
+        seen: list[tuple[bool, bool | None]] = []
+        for honest in honest_patches(await _gold(shop, task)):
+            verdict = await _judge(shop, task, honest.patch)
+            second = await _judge(shop, task, honest.patch, another_way=True) if honest.kind == "gold" else None
+            for opinion, of in ((verdict, "first"), (second, "second")):
+                if opinion is not None and not opinion.resolved:
+                    print(f"{task.task_id}: {honest.kind}: rejected ({of}): {opinion.reason}", flush=True)
+            seen.append((verdict.resolved, None if second is None or not verdict.resolved else second.resolved))
+        return seen
+
+    jobs = [partial(results.once, f"honest {task.task_id}", partial(one, task)) for task in tasks]
+    return [pair for pairs in await side_by_side("honest", shop.num_jobs, jobs) for pair in pairs]
+
+
 def _module_of(task: Task) -> str:
     """A source file that the hidden tests import: the one with the fault, or the first that the gold patch changes."""
     first = next(line for line in task.gold_patch.splitlines() if line.startswith("--- a/"))
@@ -222,6 +252,7 @@ async def _compared(shop: Workshop, tasks: list[Task], results: Results) -> list
 if __name__ == "__main__":
     flags = parser(__doc__)
     flags.add_argument("--count", type=int, help="most tasks of one package (default 16, quick 2)")
+    flags.add_argument("--micro", type=int, help="generated tasks for honest solutions (default 100, quick 20)")
     flags.add_argument("--packages", type=int, help="only the first so many packages (default: all)")
     flags.add_argument("--runs", type=int, help="validation runs (default 3, quick 1)")
     flags.add_argument("--jobs", type=int, default=2, help="sandboxes at the same time (default 2)")
@@ -229,6 +260,7 @@ if __name__ == "__main__":
     flags.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE, help="where packages are kept")
     chosen = flags.parse_args()
     chosen.count = chosen.count or (2 if chosen.quick else 16)
+    chosen.micro = chosen.micro or (20 if chosen.quick else 100)
     chosen.cache_dir = chosen.cache_dir.expanduser()
     chosen.runs = chosen.runs or (1 if chosen.quick else 3)
     asyncio.run(main(chosen))

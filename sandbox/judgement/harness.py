@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 
+from sandbox.parsers.names import SWEBENCH_PARSERS
 from sandbox.parsers.reading import END_MARKER, START_MARKER
 from sandbox.tasks.task import Task
 
@@ -15,6 +16,14 @@ def why_no_harness() -> str:
     except ImportError as error:
         return f"the swebench package is not installed (extra `grading`): {error}"
     return ""
+
+
+def can_ask_harness(task: Task) -> bool:
+    """Whether that grader reads this task's log by the same rule as we: by a parser of its own, and without what its
+    records do not hold."""
+    tests = task.tests
+    known = tests.parser in ("", "pytest", *SWEBENCH_PARSERS)
+    return known and not tests.expected and not tests.untimed and tests.absent != "passes" and not why_no_harness()
 
 
 def resolved_by_harness(task: Task, log: str) -> bool:

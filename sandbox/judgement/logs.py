@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from protocol.errors import GradingError
 from sandbox.base import Sandbox
 from sandbox.judgement.checkout import git_apply, put_changes
-from sandbox.judgement.harness import resolved_by_harness, why_no_harness
+from sandbox.judgement.harness import can_ask_harness, resolved_by_harness
 from sandbox.judgement.log_canaries import Planted, plant_for_log
 from sandbox.judgement.twins import settle
 from sandbox.judgement.verdicts import Verdict, reason_of_doubt, reason_of_failure, split_outcomes, unusual_outcomes
@@ -56,7 +56,7 @@ async def grade_by_log(
         verdict = _judge_expected(task, result.text, planted)
     else:
         verdict = _judge_named(task, result.text, planted)
-        if plainly and verdict.resolved and why_no_harness() == "" and not task.tests.expected:
+        if plainly and verdict.resolved and can_ask_harness(task):
             by_harness = resolved_by_harness(task, result.text)
             verdict = verdict if by_harness else replace(verdict, resolved=False, reason="swebench's grader says no")
     return replace(verdict, log=result.text[-_SHOWN_CHARS:])
