@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m sandb
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 async def _build(options: argparse.Namespace) -> int:
@@ -112,18 +114,28 @@ async def _keep_valid(shop: Workshop, tasks: list[Task], rules: Rules, options: 
     """Validate, write the tasks that are kept to `options.out`, and say why the others are not."""
     by_id = {task.task_id: task for task in tasks}
     kept: list[Task] = []
-    with _progress() as progress:
-        bar = progress.add_task("validating", total=len(tasks))
-        async for check in validate(shop, tasks, rules, options.out.with_suffix(".checks.jsonl")):
-            progress.advance(bar)
-            task = by_id[check.task_id]
-            if check.kept:
-                kept.append(as_checked(task, check))
-            else:
-                progress.console.print(f"left out {check.task_id}: {'; '.join(check.reasons)}", markup=False)
-    order = {task_id: place for place, task_id in enumerate(by_id)}
-    save_tasks(sorted(kept, key=lambda task: order[task.task_id]), options.out)
-    print(f"{len(kept)} of {len(tasks)} tasks kept in {options.out}")
+    unchecked: dict[str, str] = {}
+    num_checked = 0
+    try:
+        with _progress() as progress:
+            bar = progress.add_task("validating", total=len(tasks))
+            async for check in validate(shop, tasks, rules, options.out.with_suffix(".checks.jsonl")):
+                progress.advance(bar)
+                num_checked += not check.unchecked
+                if check.kept:
+                    kept.append(as_checked(by_id[check.task_id], check))
+                elif check.unchecked:
+                    unchecked[check.task_id] = check.unchecked
+                else:
+                    progress.console.print(f"left out {check.task_id}: {'; '.join(check.reasons)}", markup=False)
+    finally:  # whatever ended it: what is known is kept
+        order = {task_id: place for place, task_id in enumerate(by_id)}
+        save_tasks(sorted(kept, key=lambda task: order[task.task_id]), options.out)
+        print(f"{len(kept)} of {len(tasks)} tasks kept in {options.out}")
+        for task_id, why in unchecked.items():
+            print(f"could not check {task_id}: {why}", file=sys.stderr)
+        if num_checked < len(tasks):
+            print(f"{len(tasks) - num_checked} tasks are not checked; call it again to go on", file=sys.stderr)
     return 0 if kept else 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -13,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from protocol.errors import LonghaulError
+from protocol.errors import ConfigError, LonghaulError
 from sandbox.curation.gold import gold_patch
 from sandbox.curation.survey import LIMITS, Workshop
 from sandbox.judgement.grading import Verdict, grade
@@ -21,6 +22,9 @@ from sandbox.patches import Patch
 from sandbox.tasks.task import Task, TestSpec
 from sandbox.tasks.test_paths import paths_of_diff
 
+log = logging.getLogger(__name__)
+
+NUM_ATTEMPTS = 2
 FAILURE_KINDS = ("AttributeError", "ImportError", "ModuleNotFoundError")
 """The paper's failure kinds: tests that fail so ask for names that no issue text tells."""
 
@@ -52,11 +56,12 @@ class Check(Struct, frozen=True, kw_only=True):
     num_untouched_zero: int = 0
     num_gold_one: int = 0
     duration_s: float = 0.0
+    unchecked: str = ""  # why nothing is known: the place failed, every time, and not the task
 
     @property
     def kept(self) -> bool:
         """Whether the task can be used."""
-        return not self.reasons
+        return not self.reasons and not self.unchecked
 
 
 def reasons_by_looks(task: Task, rules: Rules) -> list[str]:
@@ -126,7 +131,11 @@ async def validate_task(shop: Workshop, task: Task, rules: Rules) -> Check:
 
 
 async def validate(shop: Workshop, tasks: Iterable[Task], rules: Rules, cache: Path | None) -> AsyncIterator[Check]:
-    """Check tasks, `shop.num_jobs` at a time, as they finish. What `cache` (JSONL) already holds is not run again."""
+    """Check tasks, `shop.num_jobs` at a time, as they finish. What `cache` (JSONL) already holds is not run again.
+
+    A task of which nothing came to be known in `NUM_ATTEMPTS` attempts is `unchecked`; the next call tries it again.
+    Raises `ConfigError`.
+    """
     known = _read_cache(cache) if cache else {}
     waiting = []
     for task in tasks:
@@ -138,14 +147,25 @@ async def validate(shop: Workshop, tasks: Iterable[Task], rules: Rules, cache: P
     room = asyncio.Semaphore(shop.num_jobs)
 
     async def one(task: Task) -> Check:
-        async with room:
-            return await validate_task(shop, task, rules)
+        unchecked = ""
+        for _ in range(NUM_ATTEMPTS):
+            try:
+                async with room:
+                    return await validate_task(shop, task, rules)
+            except ConfigError:
+                raise
+            except LonghaulError as error:
+                unchecked = str(error)
+            except Exception as error:  # the others go on, whatever this one met
+                log.warning("validating %s", task.task_id, exc_info=True)
+                unchecked = f"{type(error).__name__}: {error}"
+        return Check(task_id=task.task_id, fingerprint=fingerprint(task, rules), unchecked=unchecked)
 
     running = [asyncio.create_task(one(task), name=f"validate {task.task_id}") for task in waiting]
     try:
         for done in asyncio.as_completed(running):
             check = await done
-            if cache is not None:
+            if cache is not None and not check.unchecked:
                 _append(cache, check)
             yield check
     finally:
@@ -229,7 +249,7 @@ def whole_lines(path: Path) -> list[bytes]:
     whole = text[: text.rfind(b"\n") + 1]
     if whole != text:
         path.write_bytes(whole)
-    return whole.splitlines()
+    return whole.split(b"\n")[:-1]
 
 
 def _append(path: Path, check: Check) -> None:
