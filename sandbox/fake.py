@@ -19,7 +19,7 @@ from sandbox.base import Capabilities, Command, ExecResult, Sandbox, SandboxSpec
 from sandbox.guest.build import guest_binary
 from sandbox.guest.pinger import Pinger
 from sandbox.guest.process import GuestProcess
-from sandbox.guest.sandbox import GuestSandbox, sandbox_of
+from sandbox.guest.sandbox import GuestSandbox, sandbox_of, twin_spec
 from sandbox.owners import new_owner, purge_state, state_dir
 
 START_DEADLINE_S = 10.0
@@ -44,7 +44,7 @@ class FakeSandbox(GuestSandbox):
 
     async def twin(self) -> Sandbox:
         """See `Sandbox.twin`."""
-        return await self._backend.create(self.spec)
+        return await self._backend.create(twin_spec(self.spec))
 
     async def snapshot(self) -> Snapshot:
         """See `Sandbox.snapshot`."""

@@ -16,7 +16,7 @@ from sandbox.base import Command, ExecResult, Sandbox, SandboxSpec, Snapshot
 from sandbox.docker.daemon import DockerHost, Failures
 from sandbox.docker.layers import clear_layer
 from sandbox.guest.client import GuestClient
-from sandbox.guest.sandbox import GuestSandbox
+from sandbox.guest.sandbox import GuestSandbox, twin_spec
 
 START_DEADLINE_S = 120.0
 REMOVE_DEADLINE_S = 180.0
@@ -76,7 +76,7 @@ class DockerSandbox(GuestSandbox):
 
     async def twin(self) -> Sandbox:
         """See `Sandbox.twin`."""
-        return await self._backend.create(self.spec)
+        return await self._backend.create(twin_spec(self.spec))
 
     async def snapshot(self) -> Snapshot:
         """See `Sandbox.snapshot`."""

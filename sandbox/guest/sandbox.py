@@ -5,6 +5,8 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from sandbox.base import Command, ExecResult, Sandbox, SandboxSpec
 from sandbox.guest.client import GuestClient
 from sandbox.guest.tunnel import Accept
@@ -54,6 +56,11 @@ class GuestSandbox(Sandbox):
 
     def _absolute(self, path: str) -> str:
         return posixpath.join(self.spec.workdir, path) if path else self.spec.workdir
+
+
+def twin_spec(spec: SandboxSpec) -> SandboxSpec:
+    """Of another sandbox like this one; the lease stays the first one's, for whoever adopts by it."""
+    return replace(spec, lease=f"{spec.lease}.twin")
 
 
 def sandbox_of(lease: str, living: Iterable[GuestSandbox]) -> Sandbox | None:

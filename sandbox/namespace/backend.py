@@ -19,7 +19,7 @@ from sandbox.base import Capabilities, Sandbox, SandboxSpec, Snapshot
 from sandbox.guest.build import guest_binary, stage_binary
 from sandbox.guest.pinger import Pinger
 from sandbox.guest.process import GuestProcess
-from sandbox.guest.sandbox import GuestSandbox, sandbox_of
+from sandbox.guest.sandbox import GuestSandbox, sandbox_of, twin_spec
 from sandbox.namespace.cgroups import Cgroups, purge_cgroups
 from sandbox.namespace.foreign_packages import Foreign, foreign_packages_here, refuse_visible
 from sandbox.namespace.host_view import ALTERNATIVES, GUEST, bubblewrap_command, make_etc, python_home
@@ -55,7 +55,7 @@ class NamespaceSandbox(GuestSandbox):
 
     async def twin(self) -> Sandbox:
         """See `Sandbox.twin`."""
-        return await self._backend.create(self.spec)
+        return await self._backend.create(twin_spec(self.spec))
 
     async def snapshot(self) -> Snapshot:
         """See `Sandbox.snapshot`."""
