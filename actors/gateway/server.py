@@ -253,7 +253,7 @@ class Gateway:
     def _say_once(self, what: str) -> None:
         if what not in self._named and len(self._named) < MOST_NAMES:
             self._named.add(what)
-            log.info("gateway: %s", what)
+            log.warning("gateway: %s", what)
 
 
 async def _read(request: web.Request) -> bytes:
