@@ -64,6 +64,17 @@ COMMANDS = (
         only_prints=True,
     ),
     Command(
+        "tasks try",
+        "a shell script plays the agent on one task: its change, the verdict and the log",
+        "sandbox.curation.rehearse:main",
+        (
+            Example(
+                "longhaul tasks try tasks.jsonl --task django__django-11099 --script agent.sh", "in a real sandbox"
+            ),
+            Example("longhaul tasks try micro", "judge the gold patch of the first task"),
+        ),
+    ),
+    Command(
         "tasks validate",
         "keep the tasks whose untouched tree scores 0 and gold patch 1",
         "sandbox.curation.commands:check",
