@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from actors.history.conversation import Conversation
 from actors.history.turns import Turn
 from actors.policy import Policy
 from protocol.config import Settings
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, GeneratorError
 from protocol.messages import Sampling
 from sandbox.base import Sandbox
 
 log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
 
 
 class ForeignAgent:
@@ -63,7 +66,7 @@ class ForeignAgent:
     async def start(self) -> None:
         """Prove that the model's template can carry the agent's calls, have the agent's files (minutes, the first time
         on a host), open the gateway. Raises `ConfigError`."""
-        self._tools = await tools_carried(self._tokenizer, self._reader)
+        self._tools = await self._prove_tools()
         if self._tools.why_not:
             if self._harness is not None and self._harness.needs_tools:
                 raise ConfigError(f"{self._harness.name} works by tool calls, but {self._tools.why_not}", kind="agent")
@@ -71,6 +74,19 @@ class ForeignAgent:
         if self._harness is not None:
             self.binds = await asyncio.to_thread(self._harness.install)
         await self.gateway.start(listen=self._solve is not None)
+
+    async def _prove_tools(self) -> ToolCarrying:
+        """Waits, at most `start_timeout_s`, for a generator that starts meanwhile."""
+        until = time.monotonic() + self._settings.start_timeout_s
+        while True:
+            try:
+                return await tools_carried(self._tokenizer, self._reader)
+            except GeneratorError as error:
+                if error.kind == "refused":
+                    raise ConfigError(f"agent.tool_parser, agent.reasoning_parser: {error}", kind="agent") from error
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(RETRY_S)
 
     async def stop(self) -> None:
         """Close the gateway."""

@@ -14,6 +14,8 @@ import pytest
 from actors.agent.chat import ChatTokenizer
 from actors.episodes.board import Board
 from actors.episodes.episode_runner import Attempt, EpisodeRunner
+from actors.gateway.reading import HermesReader, Reading
+from actors.harnesses.foreign import ForeignAgent
 from actors.policies.scripted import ScriptedPolicy, replay
 from actors.policy import Policy, Request, Sampled
 from learner.replay.submission import check_trajectory
@@ -362,3 +364,30 @@ async def test_a_hostile_agent_harms_nobody_and_its_episode_goes_on(tmp_path: Pa
 
 def _answer(history: str, texts: list[str]) -> str:
     return texts[0] if "never read" in history else texts[1 + history.count("```command")]
+
+
+class Starting(HermesReader):
+    """A reader whose generator is not there at first."""
+
+    def __init__(self, tokenizer: ChatTokenizer, *errors: GeneratorError) -> None:
+        super().__init__(tokenizer)
+        self.errors = list(errors)
+
+    async def read(self, prompt_ids: np.ndarray, token_ids: np.ndarray, tools: list[dict[str, Any]]) -> Reading:
+        if self.errors:
+            raise self.errors.pop(0)
+        return await super().read(prompt_ids, token_ids, tools)
+
+
+async def test_a_start_waits_for_the_generator_and_refuses_a_parser_that_there_is_not(tokenizer: ChatTokenizer) -> None:
+    tools = tokenizer.with_template(TEMPLATE, "<|im_end|>", ["<|im_start|>", "<|im_end|>"])
+    settings = Settings.model_validate({"agent": {"harness": "command", "command": "true"}})
+    policy = ScriptedPolicy(tools, replay([]))
+    late = Starting(tools, GeneratorError("not there", kind="lost"))
+    agent = ForeignAgent(settings, policy, tools, late)
+    await agent.start()
+    await agent.stop()
+    assert not late.errors
+    wrong = Starting(tools, GeneratorError("no parser of that name", kind="refused"))
+    with pytest.raises(ConfigError, match=r"agent.tool_parser.*no parser of that name"):
+        await ForeignAgent(settings, policy, tools, wrong).start()
