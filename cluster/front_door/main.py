@@ -61,7 +61,7 @@ def nearest(words: Sequence[str]) -> str:
     """The name of the command that was probably meant: by its whole name, or by its last word alone."""
     spelled = {name: command.name for command in COMMANDS for name in (command.name.split()[-1], command.name)}
     asked = [" ".join(words), words[0], words[-1]]
-    if len(words) > 1 and words[0] in GROUPS:  # the group itself was spelled right, and is like all of its commands
+    if len(words) > 1 and difflib.get_close_matches(words[0], GROUPS):  # a group is like all of its commands
         asked = [" ".join(words), " ".join(words[:2]), words[1]]
     return spelled[max(spelled, key=lambda name: max(_likeness(word, name) for word in asked))]
 
