@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
 import psutil
 
+from actors.generator import engine
+from cluster.memory import needed_gib
 from learner.objectives.registry import checked_objective, loss_settings
 from learner.ranks import layout
 from learner.training.reference import checked_reference
 from protocol.config import Settings
 from protocol.errors import ConfigError
-from protocol.model_family import ModelFamily
 from sandbox.backends import open_backend
 from sandbox.datasets.loading import load_tasks
 from sandbox.tasks.task import Task
 
 _GIB = 1 << 30
-# Measured on CPU with the tiny model (resident memory of one process, imports included).
-_PROCESS_GIB = {"generator": 2.2, "learner rank": 1.1, "sandbox actor": 0.4, "Ray and dashboard": 1.2}
-_SANDBOX_GIB = 0.002
 
 
 async def check(settings: Settings, run: str) -> list[Task]:
@@ -52,14 +51,30 @@ def check_model(settings: Settings) -> None:
             raise ConfigError(f"--model.path {directory}: {file} ({meaning}) is missing", kind="model")
     if not any(directory.glob("*.safetensors")):
         raise ConfigError(f"--model.path {directory}: no *.safetensors weights there", kind="model")
-    family = ModelFamily.read(directory)
-    if settings.phase == "eval":
-        family.check_served(settings.model.max_context)
-    else:
+    if not has_chat_template(directory):
+        raise ConfigError(
+            f"--model.path {directory}: no chat template (chat_template.jinja, or chat_template in "
+            "tokenizer_config.json): take an instruct model, or give it the template of the one it was made from",
+            kind="model",
+        )
+    on_gpu = engine.has_gpu() or bool(settings.ray_address)  # other hosts are not seen from here
+    family = engine.check(settings, directory, on_gpu=on_gpu)
+    if settings.phase != "eval":
         family.check_trained(settings.model.max_context, settings.learner.lora_rank)
         checked_objective(loss_settings(settings))
         sequence_parallel = layout.sequence_parallel(settings, layout.num_ranks(settings, num_gpus=0))
         checked_reference(settings, sequence_parallel)
+
+
+def has_chat_template(directory: Path) -> bool:
+    """Whether a model directory says how messages become tokens."""
+    if (directory / "chat_template.jinja").is_file():
+        return True
+    try:
+        configuration = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(configuration, dict) and bool(configuration.get("chat_template"))
 
 
 def check_port(settings: Settings) -> None:
@@ -92,17 +107,3 @@ def check_memory(settings: Settings, available_bytes: int) -> None:
         f"lower --generator.count, --generator.kv-cache-mib, --learner.ranks or --num-actors",
         kind="memory",
     )
-
-
-def needed_gib(settings: Settings) -> dict[str, float]:
-    """Estimated host memory by part, in GiB."""
-    weights = sum(f.stat().st_size for f in Path(settings.model.path).glob("*.safetensors")) / _GIB
-    kv_cache = (settings.generator.kv_cache_mib or 192) / 1024
-    ranks = settings.learner.ranks or 2
-    return {
-        "generators": settings.generator.count * (_PROCESS_GIB["generator"] + kv_cache + 2 * weights),
-        "learner": ranks * (_PROCESS_GIB["learner rank"] + 8 * weights),
-        "sandboxes": _PROCESS_GIB["sandbox actor"] * max(1, settings.actors.processes)
-        + settings.num_actors * _SANDBOX_GIB,
-        "Ray": _PROCESS_GIB["Ray and dashboard"],
-    }

@@ -69,7 +69,7 @@ class ModelFamily:
                 layers=int(text["num_hidden_layers"]),
                 heads=heads,
                 kv_heads=int(text.get("num_key_value_heads") or heads),
-                head_size=int(text.get("head_dim") or text["hidden_size"] // heads),
+                head_size=_head_size(text, heads),
                 intermediate=int(text.get("intermediate_size") or 4 * text["hidden_size"]),
                 vocab_size=int(text["vocab_size"]),
                 max_positions=_max_positions(text),
@@ -143,6 +143,13 @@ class ModelFamily:
         if found or self.model_type in _STATEFUL_TYPES:
             return f"recurrent layers ({found or self.model_type})"
         return ""
+
+
+def _head_size(text: Mapping[str, Any], heads: int) -> int:
+    """Of queries and keys; latent attention (DeepSeek) puts it together from a part with and one without positions."""
+    if text.get("qk_nope_head_dim"):
+        return int(text["qk_nope_head_dim"]) + int(text["qk_rope_head_dim"])
+    return int(text.get("head_dim") or text["hidden_size"] // heads)
 
 
 def _max_positions(text: Mapping[str, Any]) -> int:

@@ -55,9 +55,7 @@ def resolve_dtype(settings: Settings) -> str:
     """`model.dtype`, with `auto` resolved for this machine."""
     if settings.model.dtype != "auto":
         return settings.model.dtype
-    import torch
-
-    return "bfloat16" if torch.cuda.is_available() else "float32"
+    return "bfloat16" if has_gpu() else "float32"
 
 
 def kv_bytes_per_token(family: ModelFamily, dtype: str) -> int:
@@ -80,13 +78,11 @@ def check(settings: Settings, model_dir: Path, *, on_gpu: bool) -> ModelFamily:
             "or more",
             kind="head_size",
         )
-    per_token = kv_bytes_per_token(family, resolve_dtype(settings))
-    wanted = (settings.model.max_context + BLOCK_TOKENS) * per_token
-    given = kv_cache_bytes(settings.generator)
+    wanted, given = _bytes_of_one_sequence(settings, family), kv_cache_bytes(settings, family)
     if given < wanted:
         raise ConfigError(
             f"generator.kv_cache_mib gives {given >> 20} MiB, but one sequence of {settings.model.max_context} tokens "
-            f"takes {-(-wanted >> 20)} MiB",
+            f"takes {-(-wanted >> 20)} MiB: set it to that or more, or to 0, or lower model.max_context",
             kind="memory",
         )
     needed = given + 2 * sum(f.stat().st_size for f in weights)
@@ -98,9 +94,15 @@ def check(settings: Settings, model_dir: Path, *, on_gpu: bool) -> ModelFamily:
     return family
 
 
-def kv_cache_bytes(settings: GeneratorSettings) -> int:
-    """Size of the KV cache on CPU."""
-    return (settings.kv_cache_mib or _CPU_KV_CACHE_MIB) << 20
+def kv_cache_bytes(settings: Settings, family: ModelFamily) -> int:
+    """Size of the KV cache on CPU: as set, or so that one sequence of the longest context fits."""
+    if settings.generator.kv_cache_mib:
+        return settings.generator.kv_cache_mib << 20
+    return max(_CPU_KV_CACHE_MIB << 20, _bytes_of_one_sequence(settings, family))
+
+
+def _bytes_of_one_sequence(settings: Settings, family: ModelFamily) -> int:
+    return (settings.model.max_context + BLOCK_TOKENS) * kv_bytes_per_token(family, resolve_dtype(settings))
 
 
 def engine_arguments(settings: Settings, model_dir: Path, *, on_gpu: bool) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def engine_arguments(settings: Settings, model_dir: Path, *, on_gpu: bool) -> di
     if not on_gpu:
         arguments |= {
             "enforce_eager": True,
-            "kv_cache_memory_bytes": kv_cache_bytes(settings.generator),
+            "kv_cache_memory_bytes": kv_cache_bytes(settings, ModelFamily.read(model_dir)),
             "block_size": BLOCK_TOKENS,
         }
         if settings.generator.tensor_parallel == 1:

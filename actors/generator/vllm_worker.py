@@ -14,9 +14,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
 from vllm.platforms import current_platform
 
+from actors.weights.live_layers import keep_live_weights
 from actors.weights.staging import WeightStaging
 from protocol.messages import TensorEntry
 
@@ -35,7 +35,7 @@ class GeneratorWorker(PlatformWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # mapped segments are only read
         if current_platform.is_cpu():
-            _keep_live_weights()
+            keep_live_weights()
         sys.setswitchinterval(_SWITCH_S)
         super().__init__(*args, **kwargs)
         self._adopt_staging: WeightStaging | None = None
@@ -73,17 +73,3 @@ class GeneratorWorker(PlatformWorker):
         if self._adopt_staging is None:
             self._adopt_staging = WeightStaging(self.model_runner.get_model())
         return self._adopt_staging
-
-
-def _keep_live_weights() -> None:
-    """Make CPU linear layers multiply with `layer.weight` itself.
-
-    vLLM's default repacks weights for oneDNN at the first load and drops the original: later loads then change nothing
-    (tied heads), or fail midway. Matrix products of torch use the same oneDNN without the copy.
-    """
-    from vllm.model_executor.layers import utils
-
-    def use_live_weight(layer: Any, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
-
-    utils.dispatch_cpu_unquantized_gemm = use_live_weight

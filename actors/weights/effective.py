@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -71,12 +72,36 @@ def _parts(
             width = tensor.shape[1]
             columns = slice(module.tp_rank * width, (module.tp_rank + 1) * width)
             yield own_name, Part(tensor, (tensor.shape[0], width * module.tp_size), (slice(None), columns))
+        case RoutedExperts():
+            yield from _parts_of_experts(prefix, module, leaf, tensor)
         case QKVParallelLinear() | MergedColumnParallelLinear():
             yield from _fused_parts(model, prefix, module, leaf, tensor)
         case ColumnParallelLinear():
             yield own_name, _rows_of(tensor, module.tp_rank, module.tp_size)
         case _:
             yield own_name, Part(tensor, tuple(tensor.shape))
+
+
+def _parts_of_experts(
+    prefix: str, module: RoutedExperts, leaf: str, tensor: torch.Tensor
+) -> Iterator[tuple[str, Part]]:
+    """vLLM holds all experts of a layer in two tensors; files hold three for each expert."""
+    sharding = module.moe_config.moe_parallel_config
+    if sharding.use_ep or not module.moe_config.is_act_and_mul or leaf not in ("w13_weight", "w2_weight"):
+        raise WeightsError(f"{prefix}.{leaf}: experts of this kind do not take new weights", kind="name")
+    parent = prefix.removesuffix(".routed_experts")
+    width = module.moe_config.intermediate_size_per_partition_unpadded or module.intermediate_size_per_partition
+    held = slice(sharding.tp_rank * width, (sharding.tp_rank + 1) * width)
+    full, half = width * sharding.tp_size, tensor.shape[1] // 2
+    for expert in range(module.global_num_experts):
+        own = tensor[expert]
+        if leaf == "w2_weight":
+            name = f"{parent}.{expert}.{module.ckpt_down_proj_name}.weight"
+            yield name, Part(own[:, :width], (own.shape[0], full), (slice(None), held))
+            continue
+        for start, projection in ((0, module.ckpt_gate_proj_name), (half, module.ckpt_up_proj_name)):
+            view = own[start : start + width]
+            yield f"{parent}.{expert}.{projection}.weight", Part(view, (full, own.shape[1]), (held,))
 
 
 def _fused_parts(
@@ -89,6 +114,9 @@ def _fused_parts(
     parent, _, fused = prefix.rpartition(".")
     names = getattr(model, "packed_modules_mapping", {}).get(fused, [])
     sizes = _rows_of_parts(module)
+    if names in ([], [fused]) and module.tp_size == 1:  # the model's own files fuse them, too
+        yield f"{prefix}.{leaf}", Part(tensor, tuple(tensor.shape))
+        return
     if len(names) != len(sizes):
         raise WeightsError(f"{prefix} fuses {len(sizes)} layers, but the model names {names}", kind="name")
     for position, (name, view) in enumerate(zip(names, tensor.split(sizes), strict=True)):

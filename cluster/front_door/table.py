@@ -36,6 +36,7 @@ class Command(NamedTuple):
 
 
 GROUPS = {
+    "models": "model directories: what can be done with them",
     "agents": "agents from outside, trained as they are",
     "tasks": "task files: make them, check them",
 }
@@ -111,6 +112,12 @@ COMMANDS = (
         (
             Example("longhaul review runs/x", "every such patch with its diff"),
             Example("longhaul review runs/x --no-diffs", "in one line each"),
+        "models check",
+        "what a model directory holds, what it needs, what will be exact, what is refused",
+        "cluster.models_check:main",
+        (
+            Example("longhaul models check DIR", "its verdict, in seconds and without loading it"),
+            Example("longhaul models check DIR --max-context 32768", "with longer episodes"),
         ),
         only_prints=True,
     ),

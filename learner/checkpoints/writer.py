@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learner.checkpoints.checkpoint import FORMAT, MANIFEST, PARTIAL, directory, fingerprint, kept
+from learner.checkpoints.export import copy_config, copy_tokenizer
 from learner.checkpoints.state import full_state
-from learner.training.model import Policy, copy_tokenizer
+from learner.training.model import Policy
 from protocol.config import Settings
 from protocol.errors import CheckpointError, DeadlineError, LonghaulError
 from protocol.threads import give_way
@@ -133,8 +134,9 @@ class CheckpointWriter:
         try:
             inode = partial.stat().st_ino
             if exported:
-                _write_tensors(partial / "hf" / "model.safetensors", exported)
-                self._policy.config.save_pretrained(partial / "hf")
+                named = {name: tensor.contiguous() for name, tensor in exported.items()}  # experts are slices
+                _write_tensors(partial / "hf" / "model.safetensors", named)
+                copy_config(self._source, partial / "hf", self._policy.dtype)
                 copy_tokenizer(self._source, partial / "hf")
             _write_tensors(partial / _state_file(self._group.rank), mine)
             if self._group.rank == 0:

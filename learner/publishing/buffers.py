@@ -23,6 +23,9 @@ from protocol.weights.manifest import (
 )
 from protocol.weights.segments import PIECE_BYTES, Segment, segment_path
 
+_FLOAT32_EVERYWHERE = ("e_score_correction_bias",)
+"""Names whose dtype is the same whatever a model computes in: which experts are taken depends on every bit."""
+
 
 class WeightBuffers:
     """Filled by one thread at a time; buckets may be read by another.
@@ -135,8 +138,10 @@ class WeightBuffers:
             return self._deltas[version, bucket]
 
     def _spec(self, name: str, tensor: torch.Tensor) -> TensorSpec:
-        dtype = str(self._dtype or tensor.dtype).removeprefix("torch.")
-        return TensorSpec(name, dtype, tuple(tensor.shape))
+        return TensorSpec(name, str(self._dtype_of(name, tensor)).removeprefix("torch."), tuple(tensor.shape))
+
+    def _dtype_of(self, name: str, tensor: torch.Tensor) -> torch.dtype:
+        return self._dtype if self._dtype and not name.endswith(_FLOAT32_EVERYWHERE) else tensor.dtype
 
     def _fill_first(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[TensorEntry]:
         """The first version: where tensors lie is only known once all have passed, so they are written to a file."""
@@ -148,7 +153,7 @@ class WeightBuffers:
             for name, tensor in tensors:
                 entry = place(self._spec(name, tensor), end)
                 file.seek(entry.offset)
-                file.write(_bytes_of(tensor.detach().to("cpu", self._dtype or tensor.dtype)))
+                file.write(_bytes_of(tensor.detach().to("cpu", self._dtype_of(name, tensor))))
                 entries.append(entry)
                 end = entry.offset + entry.num_bytes
             file.truncate(Segment.file_bytes(end))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from learner.packing import attention_length_of
 from learner.ranks.group import RankGroup
 from learner.training.adapters import Export, add_adapters, exports
 from learner.training.attention import register_document_attention
+from learner.training.file_names import FileNames, kept_buffers, mark_expert_lists
 from learner.training.logprobs import TokenLogprobs
 from learner.training.mlp import tile_mlps
 from learner.training.noise import silence
@@ -30,17 +30,6 @@ from protocol.errors import ConfigError, border
 from protocol.model_family import ModelFamily
 
 _PREFIX = "causal_lm."
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 def import_deepspeed() -> Any:
@@ -91,6 +80,9 @@ class Policy:
             tile_mlps(causal_lm, learner.mlp_tile)
         if learner.lora_rank:
             add_adapters(causal_lm, learner.lora_rank, settings.seed)
+        if learner.zero_stage == 3:
+            mark_expert_lists(causal_lm, self._deepspeed.utils.set_z3_leaf_modules)
+        self._file_names = FileNames(causal_lm)
         with_values = objective_named(loss_settings(settings).name).targets is not None
         self.module = self._with_logprobs(causal_lm, settings, with_values)
         self.optimizer = torch.optim.AdamW(
@@ -151,8 +143,8 @@ class Policy:
         return [(name.removeprefix(_PREFIX), parameter) for name, parameter in named if parameter.requires_grad]
 
     def full_weights(self, bucket_bytes: int, *, copy: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every parameter, in Hugging Face's names and the compute dtype, on CPU; adapters are merged
-        and a tied output projection is not repeated.
+        """Name and value of every tensor of the model's files, in the compute dtype, on CPU; adapters are merged and a
+        tied output projection is not repeated. Buffers keep their own dtype.
 
         Collective at stage 3: every rank drains it. Other ranks than 0 get nothing. At most `bucket_bytes` beyond the
         shards are in memory. Without `copy` a tensor may be the parameter itself: for who reads it before the next one.
@@ -167,6 +159,9 @@ class Policy:
             bucket.append(export)
             size += num_bytes
         yield from self._gathered(bucket, copy)
+        if not self.group.rank:
+            for name, buffer in kept_buffers(self.module.causal_lm):
+                yield from self._file_names.of(name, buffer.detach().to("cpu", copy=copy))
 
     def _gathered(self, bucket: list[Export], copy: bool) -> list[tuple[str, Tensor]]:
         parameters = [parameter for export in bucket for parameter in export.parameters]
@@ -174,7 +169,11 @@ class Policy:
             if self.group.rank:
                 return []
             copy = copy or self.zero_stage == 3  # what was gathered is freed on the way out
-            return [(export.name, export.value().detach().to("cpu", self.dtype, copy=copy)) for export in bucket]
+            return [
+                named
+                for export in bucket
+                for named in self._file_names.of(export.name, export.value().detach().to("cpu", self.dtype, copy=copy))
+            ]
 
     def _plain_gradient_norm(self) -> float:
         norms = [p.grad.float().norm() for p in self.module.parameters() if p.grad is not None]
@@ -228,16 +227,6 @@ class Policy:
             "zero_optimization": zero,
             "steps_per_print": 10**9,
         }
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer and its chat template to another model directory, byte for byte.
-
-    Loading and saving them instead would let transformers add the special tokens of the model's family.
-    """
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 def vocabulary_of(path: Path) -> int:
