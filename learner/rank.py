@@ -219,8 +219,8 @@ class LearnerRank:
         )
 
     def _check_parity(self, figures: dict[str, float]) -> None:
-        bound, found = self.settings.strict_parity, figures["fresh_mismatch_abs_mean"]
-        if bound is not None and found > bound:
+        bound, found = self.settings.strict_parity, figures.get("fresh_mismatch_abs_mean")
+        if bound is not None and found is not None and found > bound:
             raise LearnerError(
                 f"log-probs of learner and generator differ by {found:.4g} on average over the tokens that version "
                 f"{self.version} sampled; strict_parity allows {bound:g}",

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -71,5 +72,16 @@ class GeneratorWorker(PlatformWorker):
 
     def _adopt(self) -> WeightStaging:
         if self._adopt_staging is None:
-            self._adopt_staging = WeightStaging(self.model_runner.get_model())
+            self._adopt_staging = WeightStaging(
+                self.model_runner.get_model(), names_in_files(Path(self.model_config.model))
+            )
         return self._adopt_staging
+
+
+def names_in_files(directory: Path) -> frozenset[str]:
+    """Names of the tensors in a model directory's weights."""
+    names: set[str] = set()
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return frozenset(names)

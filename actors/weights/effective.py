@@ -6,7 +6,7 @@ devices. The parts given here undo that without copying: writing into a part's v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,11 +41,14 @@ def unique_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return dict(model.named_parameters(remove_duplicate=True))
 
 
-def effective_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, Part]:
+def effective_weights(
+    model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], names_in_files: Container[str] = ()
+) -> dict[str, Part]:
     """Parts of `tensors` by Hugging Face name.
 
     Args:
         tensors: storage for each of `unique_parameters(model)`, by the same names and of the same shapes.
+        names_in_files: what the model's files hold; what is fused there stays fused.
 
     Raises:
         WeightsError: the model has fused layers whose parts it does not declare.
@@ -54,8 +57,22 @@ def effective_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor
     parts: dict[str, Part] = {}
     for name, tensor in tensors.items():
         prefix, _, leaf = name.rpartition(".")
-        parts.update(_parts(model, prefix, modules[prefix], leaf, tensor))
+        if name in names_in_files and _is_fused(modules[prefix]):
+            parts[name] = _whole(name, modules[prefix], tensor)
+        else:
+            parts.update(_parts(model, prefix, modules[prefix], leaf, tensor))
     return parts
+
+
+def _is_fused(module: torch.nn.Module) -> bool:
+    return isinstance(module, QKVParallelLinear | MergedColumnParallelLinear)
+
+
+def _whole(name: str, module: torch.nn.Module, tensor: torch.Tensor) -> Part:
+    """A projection that the model's own files fuse, too."""
+    if module.tp_size > 1:
+        raise WeightsError(f"{name} is fused in the model's files: generator.tensor_parallel must be 1", kind="name")
+    return Part(tensor, tuple(tensor.shape))
 
 
 def _parts(
@@ -114,9 +131,6 @@ def _fused_parts(
     parent, _, fused = prefix.rpartition(".")
     names = getattr(model, "packed_modules_mapping", {}).get(fused, [])
     sizes = _rows_of_parts(module)
-    if names in ([], [fused]) and module.tp_size == 1:  # the model's own files fuse them, too
-        yield f"{prefix}.{leaf}", Part(tensor, tuple(tensor.shape))
-        return
     if len(names) != len(sizes):
         raise WeightsError(f"{prefix} fuses {len(sizes)} layers, but the model names {names}", kind="name")
     for position, (name, view) in enumerate(zip(names, tensor.split(sizes), strict=True)):

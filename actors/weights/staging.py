@@ -24,19 +24,23 @@ from protocol.weights.segments import PIECE_BYTES, Segment
 class WeightStaging:
     """Belongs to the engine's thread; copying and hashing run in threads of their own, one at a time.
 
+    Args:
+        names_in_files: of the model's own files, which pushes speak.
+
     Attributes:
         in_force: the model's weights by Hugging Face name, as far as this device holds them.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, names_in_files: frozenset[str] = frozenset()) -> None:
         self._model = model
+        self._names_in_files = names_in_files
         self._parameters = unique_parameters(model)
         self._on_cpu = all(p.device.type == "cpu" for p in self._parameters.values())
         self._staged: dict[str, torch.Tensor] = {}  # by vLLM's names
         self._staged_parts: dict[str, Part] = {}
         self._segments: dict[str, Segment] = {}
         self._job: _Job | None = None
-        self.in_force = effective_weights(model, {n: p.data for n, p in self._parameters.items()})
+        self.in_force = effective_weights(model, {n: p.data for n, p in self._parameters.items()}, names_in_files)
 
     def hash_in_force(self, names: Sequence[str]) -> None:
         """Begin to hash weights in force; of a tensor split over devices there is none, and its checksum is empty.
@@ -75,7 +79,7 @@ class WeightStaging:
     def _copy(self, path: str, version: int, num_bytes: int, entries: Sequence[TensorEntry]) -> list[str]:
         if not self._staged:  # padding and buffers start as copies of what the model has
             self._staged = {n: _host_copy(p.data) for n, p in self._parameters.items()}
-            self._staged_parts = effective_weights(self._model, self._staged)
+            self._staged_parts = effective_weights(self._model, self._staged, self._names_in_files)
         segment = self._segment(path, num_bytes)
         return [_follow(segment, version, entry, self._staged_parts[entry.name]) for entry in entries]
 

@@ -112,6 +112,10 @@ COMMANDS = (
         (
             Example("longhaul review runs/x", "every such patch with its diff"),
             Example("longhaul review runs/x --no-diffs", "in one line each"),
+        ),
+        only_prints=True,
+    ),
+    Command(
         "models check",
         "what a model directory holds, what it needs, what will be exact, what is refused",
         "cluster.models_check:main",

@@ -24,6 +24,8 @@ _SUMS = (
     "mismatch_abs",
     "fresh_tokens",
     "fresh_mismatch_abs",
+    "fresh_behind_older_tokens",
+    "fresh_behind_older_mismatch_abs",
     "clipped_low",
     "clipped_high",
     "outside_band",
@@ -48,13 +50,22 @@ class Diagnostics:
 
     @torch.no_grad()
     def add(
-        self, tokens: TokenTensors, entropy: Tensor, staleness: Tensor, losses: Tensor, settings: LossSettings
+        self,
+        tokens: TokenTensors,
+        entropy: Tensor,
+        staleness: Tensor,
+        losses: Tensor,
+        settings: LossSettings,
+        behind_older: Tensor | None = None,
     ) -> None:
-        """Count one micro-batch's tokens; tokens of weight 0 do not count."""
+        """Count one micro-batch's tokens; tokens of weight 0 do not count. `behind_older` (bool): tokens whose episode
+        has earlier ones of older versions, so that keys and values of those may have been used; None: no token.
+        """
         trained = tokens.weights > 0
         logprobs, behaviour = tokens.logprobs[trained], tokens.behaviour[trained]
         advantages, age = tokens.advantages[trained], staleness[trained]
-        ratio, fresh = ratio_of(logprobs, behaviour), age == 0
+        older = torch.zeros_like(trained) if behind_older is None else behind_older
+        ratio, fresh, mixed = ratio_of(logprobs, behaviour), (age == 0) & ~older[trained], (age == 0) & older[trained]
         distance = (logprobs - behaviour).abs()
         sums = (
             trained.sum(),
@@ -65,6 +76,8 @@ class Diagnostics:
             distance.sum(),
             fresh.sum(),
             distance[fresh].sum(),
+            mixed.sum(),
+            distance[mixed].sum(),
             ((ratio < 1 - settings.eps_low) & (advantages < 0)).sum(),
             ((ratio > 1 + settings.eps_high) & (advantages > 0)).sum(),
             ((ratio < settings.band_low) | (ratio > settings.band_high)).sum(),
@@ -87,20 +100,22 @@ class Diagnostics:
         """Means over tokens, effective sample size, and by age of the tokens' version: quantiles of the ratio learner /
         behaviour, mean and largest distance of the log-probs (to half a bin's width)."""
         s = dict(zip(_SUMS, self._sums[: len(_SUMS)].tolist(), strict=True))
-        count, fresh = max(s["tokens"], 1.0), max(s["fresh_tokens"], 1.0)
+        count = max(s["tokens"], 1.0)
         figures = {
             "trained_tokens": s["tokens"],
             "loss_mean": s["loss"] / max(s["weight"], 1e-12),
             "entropy_mean": s["entropy"] / count,
             "mismatch_kl_mean": s["mismatch_kl"] / count,
             "mismatch_abs_mean": s["mismatch_abs"] / count,
-            "fresh_mismatch_abs_mean": s["fresh_mismatch_abs"] / fresh,
             "clipped_low_share": s["clipped_low"] / count,
             "clipped_high_share": s["clipped_high"] / count,
             "outside_band_share": s["outside_band"] / count,
             "effective_sample_share": s["ratio"] ** 2 / max(s["ratio_squared"], 1e-12) / count,
             "token_staleness_mean": s["staleness"] / count,
         }
+        for kind in ("fresh", "fresh_behind_older"):  # no such token, no figure
+            if s[f"{kind}_tokens"]:
+                figures[f"{kind}_mismatch_abs_mean"] = s[f"{kind}_mismatch_abs"] / s[f"{kind}_tokens"]
         if s["valued_tokens"]:
             figures["value_error_rms"] = (s["value_error_squared"] / s["valued_tokens"]) ** 0.5
         histograms = self._sums[len(_SUMS) :].reshape(NUM_AGES, _NUM_BINS).cpu()

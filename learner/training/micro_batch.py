@@ -50,3 +50,13 @@ def collate(samples: Sequence[Sample], members: Bin, num_positions: int) -> Micr
         staleness=laid("staleness", np.int32),
         num_documents=len(chosen),
     )
+
+
+def behind_older(batch: MicroBatch) -> np.ndarray:
+    """bool [positions]: the document has an earlier trained token of an older version than the learner's."""
+    found = np.zeros(len(batch), bool)
+    starts = np.flatnonzero(batch.positions == 0)
+    for start, end in zip(starts, [*starts[1:], len(batch)], strict=True):
+        older = np.maximum.accumulate((batch.staleness[start:end] > 0) & (batch.weights[start:end] > 0))
+        found[start + 1 : end] = older[:-1]
+    return found

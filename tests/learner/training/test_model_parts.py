@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 
 from learner.objectives.loss import token_losses
 from learner.objectives.parts.objective import TokenTensors
+from learner.objectives.samples import Sample
 from learner.ranks.layout import Heads, num_ranks, sequence_parallel
 from learner.training.attention import document_attention, document_starts
 from learner.training.diagnostics import Diagnostics
 from learner.training.logprobs import TokenLogprobs
+from learner.training.micro_batch import behind_older, collate
 from learner.training.model import checked_config, vocabulary_of
 from learner.training.schedule import learning_rate
 from protocol.config import LearnerSettings, LossSettings, Settings
@@ -187,3 +190,26 @@ def write_config(folder: Path, heads: int, kv_heads: int) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def test_fresh_tokens_behind_older_ones_are_counted_apart_and_no_token_has_no_figure() -> None:
+    def figures_of(ages: list[int]) -> dict[str, float]:
+        count = len(ages)
+        batch = collate([sample_of_ages(ages)], [0], count)
+        zeros, ones = torch.zeros(count), torch.ones(count)
+        seen = TokenTensors(zeros - 0.5, zeros - 0.3, ones, ones)
+        diagnostics = Diagnostics(torch.device("cpu"))
+        older = torch.from_numpy(behind_older(batch))
+        diagnostics.add(seen, zeros, torch.tensor(ages), zeros, LossSettings(), older)
+        return diagnostics.figures()
+
+    def sample_of_ages(ages: list[int]) -> Sample:
+        zeros, ones = np.zeros(len(ages), np.float32), np.ones(len(ages), np.float32)
+        ids = np.ones(len(ages), np.int64)
+        return Sample(ids, ids, ones, zeros, ones, np.array(ages, np.int32))
+
+    mixed = figures_of([0, 2, 0, 0])
+    assert mixed["fresh_mismatch_abs_mean"] == pytest.approx(0.2)
+    assert mixed["fresh_behind_older_mismatch_abs_mean"] == pytest.approx(0.2)
+    assert "fresh_behind_older_mismatch_abs_mean" not in figures_of([0, 0, 1])
+    assert not any(name.startswith("fresh") for name in figures_of([1, 1, 2]))
