@@ -57,20 +57,17 @@ def effective_weights(
     parts: dict[str, Part] = {}
     for name, tensor in tensors.items():
         prefix, _, leaf = name.rpartition(".")
-        if name in names_in_files and _is_fused(modules[prefix]):
-            parts[name] = _whole(name, modules[prefix], tensor)
+        module = modules[prefix]
+        if name in names_in_files and isinstance(module, QKVParallelLinear | MergedColumnParallelLinear):
+            parts[name] = _whole(name, module.tp_size, tensor)
         else:
-            parts.update(_parts(model, prefix, modules[prefix], leaf, tensor))
+            parts.update(_parts(model, prefix, module, leaf, tensor))
     return parts
 
 
-def _is_fused(module: torch.nn.Module) -> bool:
-    return isinstance(module, QKVParallelLinear | MergedColumnParallelLinear)
-
-
-def _whole(name: str, module: torch.nn.Module, tensor: torch.Tensor) -> Part:
+def _whole(name: str, num_devices: int, tensor: torch.Tensor) -> Part:
     """A projection that the model's own files fuse, too."""
-    if module.tp_size > 1:
+    if num_devices > 1:
         raise WeightsError(f"{name} is fused in the model's files: generator.tensor_parallel must be 1", kind="name")
     return Part(tensor, tuple(tensor.shape))
 
