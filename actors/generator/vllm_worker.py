@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from safetensors import safe_open
 from vllm.platforms import current_platform
 
 from actors.weights.live_layers import keep_live_weights
