@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
+
+from actors.history.matching import too_deep
 
 Ended = Literal["stop", "length", "tool_calls", "stop_string"]
 Kind = Literal["invalid", "context", "unauthorized", "ended", "missing", "too_large", "busy", "timeout", "failed"]
@@ -78,9 +81,8 @@ class Ask(Struct, frozen=True, kw_only=True):
 
     def fingerprint(self) -> bytes:
         """The same for a request sent again, streamed or not."""
-        return msgspec.msgpack.encode(
-            (self.messages, self.tools, self.tool_choice, self.stop, self.max_tokens, self.previous)
-        )
+        what = (self.messages, self.tools, self.tool_choice, self.stop, self.max_tokens, self.previous)
+        return hashlib.blake2b(msgspec.json.encode(what), digest_size=16).digest()
 
 
 class Usage(Struct, frozen=True, kw_only=True):
@@ -128,12 +130,12 @@ def tool_call(call_id: str, name: str, arguments: object) -> dict[str, Any]:
 
 
 def object_of(arguments: str) -> dict[str, Any] | None:
-    """Arguments as an object; None where they are none."""
+    """Arguments as an object; None where they are none, or one that is too deep."""
     try:
         value = msgspec.json.decode(arguments or "{}")
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and not too_deep(value) else None
 
 
 def function(name: str, description: object, parameters: object) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from actors.gateway.asks import Refusal
+from actors.history.matching import MOST_DEPTH, too_deep
 
 MOST_MESSAGES = 20_000
 MOST_TOOLS = 1024
 MOST_STOPS = 16
+MOST_LEVELS = MOST_DEPTH + 28  # arguments of calls stand inside messages, schemas inside tools
 
 
 class Body:
@@ -29,9 +31,12 @@ class Body:
     def parse(data: bytes) -> Body:
         """The body of a request. Raises `Refusal`."""
         try:
-            return Body(clean(_decode(data)))
+            fields = _decode(data)
         except (ValueError, RecursionError) as error:
             raise Refusal("invalid", f"the body is not JSON: {error}") from None
+        if too_deep(fields, MOST_LEVELS):
+            raise Refusal("invalid", f"the body is nested more than {MOST_LEVELS} levels deep")
+        return Body(clean(fields))
 
     def path(self, name: str) -> str:
         """Full name of a field, for an error."""

@@ -47,7 +47,7 @@ class KeyRing(Generic[T]):
         """
         if not key:
             raise self._refuse("missing", "no API key: send it as a bearer token, as x-api-key, or in the path")
-        if home is not None and not secrets.compare_digest(key.encode(), home.encode()):
+        if home is not None and not secrets.compare_digest(key.encode(errors="replace"), home.encode()):
             raise self._refuse("foreign", "this API key is not this sandbox's")
         if key in self._open:
             return self._open[key]

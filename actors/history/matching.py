@@ -16,6 +16,8 @@ Message = dict[str, Any]
 """As a chat template takes it: role, content (text), and where they apply tool_calls, reasoning_content, tool_call_id,
 name."""
 
+MOST_DEPTH = 100
+"""Levels of arguments that are read as an object; deeper ones stay a text, which no code of ours walks through."""
 _THOUGHT_ENDS = "</think>"
 
 
@@ -72,9 +74,24 @@ def _read_call(call: Mapping[str, Any]) -> dict[str, Any]:
 def _object(text: str) -> Any:
     try:
         found = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
-    return found if isinstance(found, dict) else text
+    return found if isinstance(found, dict) and not too_deep(found) else text
+
+
+def too_deep(value: object, most: int = MOST_DEPTH) -> bool:
+    """Whether a JSON value is nested more than `most` levels deep."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def spelled(messages: Sequence[Message]) -> list[Message]:

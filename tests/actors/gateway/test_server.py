@@ -105,7 +105,9 @@ def test_only_its_own_key_comes_out_of_a_sandbox() -> None:
     assert ring.find(mine, home=mine) == "mine"
     with pytest.raises(Refusal):
         ring.find(yours, home=mine)
-    assert ring.refused == {"foreign": 1} and len(ring) == 2
+    with pytest.raises(Refusal):
+        ring.find("lh-\udcff", home=mine)  # a header of bytes that are no text
+    assert ring.refused == {"foreign": 2} and len(ring) == 2
 
 
 async def test_the_same_request_while_the_first_runs_is_sampled_once(open_place: Any) -> None:
@@ -226,8 +228,9 @@ async def test_a_stream_is_kept_alive_and_says_what_went_wrong(
         b'{"messages": [{"role": "user", "content": "x"}], "tool_choice": 3}',
         b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"messages": [{"role": "assistant", "tool_calls": [{"function": 1}]}]}',
+        b'{"messages": [{"role": "user", "content": "x"}], "metadata": ' + b"[" * 300 + b"]" * 300 + b"}",
     ],
-    ids=range(16),
+    ids=range(17),
 )
 async def test_a_body_that_is_none_is_refused(open_place: Any, body: bytes) -> None:
     async with open_place(["never"]) as place:
@@ -249,6 +252,21 @@ async def test_text_that_no_encoding_holds_and_control_tokens_are_data(open_plac
             client.post("/v1/chat/completions", data=body) as response,
         ):
             assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"n": 123456789012345678901234567890}', '{"a": ' * 300 + "1" + "}" * 300, '{"a": ' * 5000 + "1" + "}" * 5000],
+    ids=["long number", "deep", "deeper than any reader goes"],
+)
+async def test_arguments_of_any_form_are_no_fault_of_ours(open_place: Any, arguments: str) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        seat, history, key = place.seat(max_context=200_000)
+        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        said = {"role": "assistant", "content": None, "tool_calls": [call]}
+        messages = [*HI["messages"], said, {"role": "tool", "tool_call_id": "c", "content": "done"}]
+        status, _ = await ask(place.gateway.url, key, {"messages": messages})
+        assert (status, seat.faults, len(history.noted)) == (200, {}, 1)
 
 
 async def test_floods_are_bounded(open_place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
