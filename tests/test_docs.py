@@ -17,7 +17,19 @@ ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 HISTORY = {"90-log.md", "CHANGELOG.md"}  # they name what there was
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(page for page in DOCS if page.name not in HISTORY)]
-PACKAGES = ("actors", "benchmarks", "cluster", "configs", "docs", "learner", "protocol", "sandbox", "tests", "tiny")
+PACKAGES = (
+    "actors",
+    "benchmarks",
+    "cluster",
+    "configs",
+    "console",
+    "docs",
+    "learner",
+    "protocol",
+    "sandbox",
+    "tests",
+    "tiny",
+)
 
 
 def all_pages(function: object) -> object:

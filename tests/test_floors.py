@@ -18,9 +18,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sandbox": {"protocol"},
     "actors": {"protocol", "sandbox"},
     "learner": {"protocol"},
-    "cluster": {"protocol", "sandbox", "actors", "learner"},
+    "console": {"protocol"},
+    "cluster": {"protocol", "sandbox", "actors", "learner", "console"},
     "tiny": {"protocol", "sandbox", "actors", "learner", "cluster"},
-    "benchmarks": {"protocol", "sandbox", "actors", "learner", "cluster", "tiny", "launch"},
+    "benchmarks": {"protocol", "sandbox", "actors", "learner", "cluster", "console", "tiny", "launch"},
     "launch": {"protocol", "sandbox", "actors", "learner", "cluster"},
 }
 HEAVY = {"torch", "vllm", "ray", "transformers", "deepspeed"}

@@ -45,6 +45,21 @@ COMMANDS = (
     Command("run", "train: rejection fine-tuning, RL, or stages of both", "cluster.front_door.launching:run"),
     Command("eval", "score a model or an endpoint on tasks; no learner", "cluster.front_door.launching:evaluate"),
     Command(
+        "console",
+        "see a run as pages: curves, every recorded episode, what went wrong",
+        "console.commands:console",
+        (
+            Example("longhaul console runs/x", "over or live; its address is printed"),
+            Example("longhaul console runs/x --host 0.0.0.0 --port 8080", "for other hosts, behind a token"),
+        ),
+    ),
+    Command(
+        "report",
+        "write what a run amounted to as one page",
+        "console.commands:report",
+        (Example("longhaul report runs/x", "runs/x/report.html, which needs nothing else"),),
+    ),
+    Command(
         "tasks build",
         "make validated tasks of released packages",
         "sandbox.curation.commands:build",

@@ -1,0 +1,1 @@
+"""What the console costs and how soon it answers: `python -m benchmarks.console`. Open `__main__.py`."""

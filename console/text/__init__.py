@@ -1,0 +1,1 @@
+"""Hostile text made inert: terminal output, diffs. Nothing here opens a file."""
