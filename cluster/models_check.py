@@ -51,6 +51,7 @@ def refusals(settings: Settings, family: ModelFamily) -> Iterator[tuple[str, str
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
         ("serving", lambda: engine.check(settings, directory, on_gpu=engine.has_gpu())),
         ("training", lambda: family.check_trained(context, settings.learner.lora_rank)),
+        ("pushes to generators", family.check_pushed),
         ("ranks", lambda: layout.sequence_parallel(settings, layout.num_ranks(settings, num_gpus=0))),
     )
     for what, check in checks:

@@ -61,6 +61,7 @@ def check_model(settings: Settings) -> None:
     family = engine.check(settings, directory, on_gpu=on_gpu)
     if settings.phase != "eval":
         family.check_trained(settings.model.max_context, settings.learner.lora_rank)
+        family.check_pushed()
         checked_objective(loss_settings(settings))
         sequence_parallel = layout.sequence_parallel(settings, layout.num_ranks(settings, num_gpus=0))
         checked_reference(settings, sequence_parallel)

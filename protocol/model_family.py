@@ -22,6 +22,8 @@ _STATEFUL_LAYERS = ("linear", "mamba", "recurrent", "conv", "rwkv", "ssm", "ligh
 _STATEFUL_TYPES = frozenset(("minimax", "minimax_text_01", "rwkv", "mamba", "mamba2", "recurrent_gemma", "kimi_linear"))
 _COUNTS_POSITIONS_ITSELF = frozenset(("bloom", "mpt", "opt", "xglm", "gpt_bigcode", "biogpt"))
 _STRETCHED_FROM_ORIGINAL = frozenset(("yarn", "dynamic", "linear"))
+_EXPERTS_PUSHED = frozenset(("qwen3_moe", "mixtral", "glm4_moe", "deepseek_v3"))
+"""Mixtures of experts whose pushes were held against transformers, tensor by tensor."""
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -94,6 +96,10 @@ class ModelFamily:
         self._refuse([*self._cannot_be_read(), *self._trained_wrongly(lora_rank)])
         self._refuse(list(self._too_short(max_context)), kind="context")
 
+    def check_pushed(self) -> None:
+        """Raise `ConfigError` with every reason why a generator could not take this model's weights as they change."""
+        self._refuse(list(self._not_pushed()))
+
     def _refuse(self, reasons: list[str], kind: str = "model") -> None:
         if reasons:
             raise ConfigError(f"{self.directory} ({self.model_type}): {'; '.join(reasons)}", kind=kind)
@@ -103,6 +109,16 @@ class ModelFamily:
             yield "encoder-decoder models have no append-only history of tokens: choose a decoder"
         if auto_map := self.text.get("auto_map"):
             yield f"it needs code of its own ({min(map(str, auto_map))}), which is never run from a model directory"
+
+    def _not_pushed(self) -> Iterator[str]:
+        if self.num_experts and self.model_type not in _EXPERTS_PUSHED:
+            yield (
+                f"the names of its {self.num_experts} experts are not translated between learner and generators "
+                f"(they are for {', '.join(sorted(_EXPERTS_PUSHED))}): evaluate it, or train one of those"
+            )
+        layers = int(self.text.get("max_window_layers") or self.layers)
+        if self.model_type.startswith("qwen2") and self.text.get("use_sliding_window") and layers < self.layers:
+            yield "vLLM takes windows on all of its layers or on none (use_sliding_window with max_window_layers)"
 
     def _too_short(self, max_context: int) -> Iterator[str]:
         if max_context > self.max_positions:

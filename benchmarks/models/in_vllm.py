@@ -38,7 +38,9 @@ def examine(name: str, folder: Path, dtype: str = "float32") -> dict[str, Any]:
         }
     )
     try:
-        check(settings, path, on_gpu=False).check_trained(settings.model.max_context, lora_rank=0)
+        family = check(settings, path, on_gpu=False)
+        family.check_trained(settings.model.max_context, lora_rank=0)
+        family.check_pushed()
     except ConfigError as error:
         return {"refused": str(error)}
     try:
@@ -56,20 +58,20 @@ def _compare(settings: Settings, path: Path) -> dict[str, Any]:
     plain = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=dtype).eval()
     llm = LLM(**engine_arguments(settings, path, on_gpu=False))
     try:
-        before = _difference(llm, plain)
+        before = difference(llm, plain)
         with torch.no_grad():
             for parameter in plain.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.02)
         _push(llm, plain, dtype)
-        return {"before": before, "after": _difference(llm, plain)}
+        return {"before": before, "after": difference(llm, plain)}
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
 
 
-def _difference(llm: Any, plain: Any) -> float:
-    """Largest difference over a few sampled continuations."""
+def difference(llm: Any, plain: Any) -> float:
+    """Largest difference of log-probs from the plain model's over a few sampled continuations."""
     import torch
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
@@ -92,26 +94,33 @@ def _difference(llm: Any, plain: Any) -> float:
 
 
 def _push(llm: Any, plain: Any, dtype: Any) -> None:
-    """What the learner's publisher and the generator's adopter do, without their sockets."""
-    import msgspec
-
-    from learner.publishing.buffers import WeightBuffers
     from learner.training.file_names import FileNames, kept_buffers
-    from protocol.messages import Manifest
-    from protocol.weights.manifest import TensorSpec, verify_manifest, weights_checksum
 
     names = FileNames(plain)
     tensors = [named for name, tensor in plain.named_parameters() for named in names.of(name, tensor.detach())]
     tensors += [named for name, tensor in kept_buffers(plain) for named in names.of(name, tensor)]
+    push_tensors(llm, tensors, dtype, tied=plain.config.tie_word_embeddings)
+
+
+def push_tensors(llm: Any, tensors: list[tuple[str, Any]], dtype: Any, *, tied: bool) -> None:
+    """What the learner's publisher and the generator's adopter do, without their sockets. Raises `ValueError` and
+    `WeightsError`.
+    """
+    import msgspec
+
+    from learner.publishing.buffers import WeightBuffers
+    from protocol.messages import Manifest
+    from protocol.weights.manifest import TensorSpec, verify_manifest, weights_checksum
+
     buffers = WeightBuffers(f"models-{uuid.uuid4().hex[:8]}", dtype, with_delta=False, full_every=1)
     try:
         entries = buffers.fill(1, tensors, on_begin=lambda: None)
         layout = [TensorSpec(n, d, tuple(s)) for n, d, s in llm.collective_rpc("adopt_layout")[0]]
-        tied = {"lm_head.weight": "model.embed_tokens.weight"} if plain.config.tie_word_embeddings else {}
+        shared = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
         manifest = Manifest(
             version=1, tensors=entries, num_bytes=buffers.num_bytes, checksum=weights_checksum(entries), run="models"
         )
-        verify_manifest(manifest, {spec.name: spec for spec in layout}, tied)
+        verify_manifest(manifest, {spec.name: spec for spec in layout}, shared)
         plainly = [msgspec.to_builtins(entry) for entry in entries]
         llm.collective_rpc("adopt_stage", args=(buffers.path_of(1), 1, buffers.num_bytes, plainly))
         sums, deadline = None, time.monotonic() + 60

@@ -34,6 +34,8 @@ def test_a_model_that_can_be_trained_gets_a_verdict_by_part(tmp_path: Path, caps
     [
         ("qwen3_5_text", [], "carry a state from one packed document into the next"),
         ("qwen3_moe", ["--lora-rank", "4"], "adapters (learner.lora_rank 4) leave out its 4 experts"),
+        ("gpt_oss", [], "the names of its 4 experts are not translated"),
+        ("qwen2-windowed", [], "windows on all of its layers or on none"),
         ("qwen3", ["--max-context", "9000"], "the model knows 512 positions"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_directory_that_is_no_model(tmp_path):
 
 def test_a_context_beyond_the_model(tmp_path, model):
     done = launch("--model.path", model, "--model.max-context", 99999, "--run-dir", tmp_path / "run")
-    assert_refused(done, "--model.max-context 99999", "4096")
+    assert_refused(done, "max_context is 99999", "4096")
 
 
 def test_docker_without_a_daemon(tmp_path, model):
