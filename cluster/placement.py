@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ class Cluster:
         self.settings, self.files = settings, files
         self.keys = Keys.generate() if self.is_networked else None
         self.dashboard_url = ""
+        self.way_in = ""  # what its dashboard asks for, in words
 
     @property
     def is_networked(self) -> bool:
@@ -66,6 +68,8 @@ class Cluster:
             warnings.simplefilter("ignore")
             context = self._join(common) if self.settings.ray_address else self._start_local(common)
         self.dashboard_url = f"http://{context.dashboard_url}" if context.dashboard_url else ""
+        if os.environ.get("RAY_AUTH_MODE") == "token":  # set by the user, or by Ray where a token lies ready
+            self.way_in = f", which asks for what `{Path(sys.executable).with_name('ray')} get-auth-token` prints"
 
     def _join(self, common: dict[str, Any]) -> Any:
         import ray

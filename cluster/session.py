@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -17,12 +18,15 @@ from cluster.command_line.cli import exit_with, program_name
 from cluster.evaluation.evaluation import with_evaluation_tasks, write_evaluation
 from cluster.part import LearnerLost
 from cluster.placement import Cluster
+from cluster.reporting.console import console_beside
 from cluster.reporting.progress import open_progress
 from cluster.reporting.ray_metrics import RaySink
 from cluster.reporting.summary import print_summary, summarise
 from cluster.run_files import RunFiles
 from cluster.stop_signals import StopSignals
 from cluster.supervisor import Supervisor
+from console.report.report import write_report
+from console.run_data.run import Run
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import TaskRef
@@ -95,11 +99,17 @@ async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: 
     failure: LonghaulError | None = None
     steps: list[Values] = []
     system: Values = {}
-    with open_progress(settings.steps, f"Longhaul {settings.phase}  {files.directory}") as progress:
+    with (
+        open_progress(settings.steps, f"Longhaul {settings.phase}  {files.directory}") as progress,
+        console_beside(settings.console, files.directory) as console,
+    ):
         try:
             await asyncio.to_thread(cluster.start)
             stop.install()
-            progress.note(f"dashboard {cluster.dashboard_url}, run directory {files.directory}")
+            progress.note(f"run directory {files.directory}")
+            if said := await console.where():
+                progress.note(said)
+            progress.note(f"Ray's dashboard {cluster.dashboard_url}{cluster.way_in}")
             with _open_sinks(files) as sinks:
                 supervisor = Supervisor(settings, cluster, tasks, progress, sinks, stop)
                 try:
@@ -121,9 +131,21 @@ def _report(settings: Settings, lives: list[Life], seconds: float) -> None:
     figures = summarise([(life.steps, life.system) for life in lives], seconds)
     (directory / "summary.json").write_text(json.dumps(figures, indent=2))
     print_summary(figures, directory, run_files.newest_checkpoint(directory))
+    _write_page(directory)
     model = settings.eval.model or settings.model.path
     if settings.phase == "eval" and write_evaluation(directory, lives[-1].tasks, model, settings.eval.runs):
         print((directory / "evaluation.md").read_text())
+
+
+def _write_page(directory: Path) -> None:
+    """The report as a page; a disk that takes no more costs the page, not the run's status."""
+    run = Run.open(directory)
+    try:
+        print(f"report         {write_report(run)}")
+    except (ConfigError, OSError, sqlite3.Error) as error:
+        print(f"{program_name()}: no report was written: {error}", file=sys.stderr)
+    finally:
+        run.index.close()
 
 
 @contextlib.contextmanager

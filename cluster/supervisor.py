@@ -21,6 +21,7 @@ from cluster.reporting.observer import Observer, hopeless
 from cluster.reporting.progress import Progress
 from cluster.stop_signals import StopSignals
 from cluster.waits import all_of, deadline, within
+from console.watchers.watch import watch
 from learner.ranks import layout
 from protocol.config import Settings
 from protocol.errors import LonghaulError
@@ -54,6 +55,7 @@ class Supervisor:
         self.system: dict[str, float] = {}
         self._started_at = time.monotonic()
         self._observer = Observer()
+        self._told: set[str] = set()  # findings
         self._replay: Part
         self._generators: list[Part] = []
         self._learners: list[Part] = []
@@ -291,6 +293,19 @@ class Supervisor:
             self.progress.step(record)
             for sink in self.sinks:
                 sink.write("step", record, int(record["step"]))
+        if records:
+            self._watch_over(int(records[-1]["step"]))
+
+    def _watch_over(self, step: int) -> None:
+        """Say what the watchers see, once each; in the metrics it is the step since which it holds."""
+        found = watch(self.steps)
+        for finding in found:
+            if finding.name not in self._told:
+                self._told.add(finding.name)
+                self.progress.note(finding.line)
+        if found:
+            for sink in self.sinks:
+                sink.write("watch", {finding.name: float(finding.since) for finding in found}, step)
 
     # --- stop -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from console.plots import figures, svg
+from console.plots import figures
+from console.plots.cached import Plots
 from console.run_data import queries
 from console.run_data.records import Record
 from console.run_data.run import Run
@@ -27,8 +28,6 @@ def write_report(run: Run, path: Path | None = None) -> Path:
     run.metrics.update()
     run.index.update()
     axis: figures.Axis = "step" if run.metrics.steps else "time"
-    drawn = figures.draw(run.metrics, axis)
-    span = svg.span_of(drawn)
     changed, others = flat(run.settings)
     text = (
         environment()
@@ -38,7 +37,7 @@ def write_report(run: Run, path: Path | None = None) -> Path:
             sentence=run.sentence(),
             style=(_STATIC / "console.css").read_text(),
             findings=watch(run.metrics.records, run.metrics.samples),
-            plots=[(figure, svg.plot(figure, axis, span)) for figure in drawn],
+            plots=Plots().of(run.metrics, axis),
             axis=axis,
             examples={outcome: _examples(run, outcome) for outcome in ("solved", "failed", "tampered")},
             changed=changed,

@@ -18,7 +18,7 @@ from console.run_data.records import Record, read_record, whole
 FILE_NAME = "console.sqlite"
 SEARCHED_CHARS = 1_000_000
 """So much of an episode's text can be searched."""
-_LAYOUT = 2  # raised with every change of the tables: an older file is made anew
+_LAYOUT = 3  # raised with every change of the tables: an older file is made anew
 _BATCH_BYTES = 4 << 20
 _LONGEST_LINE = 512 << 20
 _BUSY_S = 30.0
@@ -28,12 +28,13 @@ _COLUMNS = (
     *("started", "finished", "seconds"),
 )
 _INDEXED = (
-    *("task", "grp", "outcome", "repository", "reward", "turns", "tokens", "version", "finished", "seconds"),
+    *("grp", "outcome", "repository", "reward", "turns", "tokens", "version", "finished", "seconds"),
     *("episode", "end_reason"),
 )
 _TABLES = f"""
 CREATE TABLE files (file TEXT PRIMARY KEY, inode INTEGER, done INTEGER, unreadable INTEGER) WITHOUT ROWID;
 CREATE TABLE episodes (row INTEGER PRIMARY KEY, {", ".join(_COLUMNS)});
+CREATE INDEX of_tasks ON episodes (task, repository, outcome, turns, tokens, version, reward);
 CREATE VIRTUAL TABLE texts USING fts5 (text, content='', detail=full);
 {" ".join(f"CREATE INDEX by_{name} ON episodes ({name});" for name in _INDEXED)}
 PRAGMA user_version = {_LAYOUT};

@@ -22,10 +22,12 @@ class Metrics:
         steps: by number; one that was trained again by a later life counts once, as that life did it.
         samples: of the system, thinned when they become many.
         newest: the last sample of the system.
+        revision: grows whenever something was read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.revision = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -48,6 +50,7 @@ class Metrics:
                 self._add(line)
         if last_system and (values := _values(last_system)):
             self.newest = values[1]
+        self.revision += self._done != before
         return self._done > before
 
     @property

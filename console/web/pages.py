@@ -16,7 +16,7 @@ from console.run_data.run import Run, bottleneck
 from console.run_data.settings import flat, versions
 from console.run_data.story import Story, first_difference, tell
 from console.watchers.watch import watch
-from console.web.templates import RUN, render
+from console.web.templates import PLOTS, RUN, render
 
 Result = TypeVar("Result")
 _LOG_LINES = 2000
@@ -44,8 +44,6 @@ async def overview(request: web.Request) -> web.Response:
     """What the run does, and how it went."""
     run = request.app[RUN]
     axis: figures.Axis = "time" if request.query.get("x") == "time" or not run.metrics.steps else "step"
-    drawn = figures.draw(run.metrics, axis)
-    span = svg.span_of(drawn)
     state = run.state()
     part = bottleneck(run.metrics.newest, run.metrics.records)[0] if state == "live" else ""
     return render(
@@ -53,7 +51,7 @@ async def overview(request: web.Request) -> web.Response:
         "overview.html",
         sentence=run.sentence(),
         findings=watch(run.metrics.records, run.metrics.samples),
-        plots=[(figure, svg.plot(figure, axis, span)) for figure in drawn],
+        plots=request.app[PLOTS].of(run.metrics, axis),
         axis=axis,
         system=run.metrics.newest,
         last=run.metrics.records[-1] if run.metrics.steps else {},

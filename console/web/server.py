@@ -16,9 +16,10 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from console.plots.cached import Plots
 from console.run_data.run import Run
 from console.web import pages
-from console.web.templates import RUN, page_of_error
+from console.web.templates import PLOTS, RUN, page_of_error
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def application(run: Run, token: str | None) -> web.Application:
     """
     app = web.Application(middlewares=[_headers, _errors, _admit(token)])
     app[RUN] = run
+    app[PLOTS] = Plots()
     app.add_routes(pages.routes())
     app.router.add_static("/static", Path(__file__).parent / "static")
     app.cleanup_ctx.append(_keep_up)

@@ -14,11 +14,13 @@ from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from console.plots import svg
+from console.plots.cached import Plots
 from console.run_data.run import Run
 from console.text.diffs import side_by_side
 from console.text.inert import cut, plain, terminal, visible
 
 RUN = web.AppKey("run", Run)
+PLOTS = web.AppKey("plots", Plots)
 
 
 @cache

@@ -15,6 +15,7 @@ from protocol.config.actors.agent import AgentSettings
 from protocol.config.actors.episode import EpisodeSettings
 from protocol.config.actors.generator import GeneratorSettings
 from protocol.config.actors.processes import ActorSettings
+from protocol.config.cluster.console import ConsoleSettings
 from protocol.config.cluster.evaluation import EvalSettings
 from protocol.config.cluster.network import NetworkSettings
 from protocol.config.learner.checkpoint import CheckpointSettings
@@ -32,6 +33,7 @@ __all__ = [
     "ActorSettings",
     "AgentSettings",
     "CheckpointSettings",
+    "ConsoleSettings",
     "EpisodeSettings",
     "EvalSettings",
     "GeneratorSettings",
@@ -90,6 +92,7 @@ class Settings(Section):
     checkpoint: CheckpointSettings = CheckpointSettings()
     eval: EvalSettings = EvalSettings()
     network: NetworkSettings = NetworkSettings()
+    console: ConsoleSettings = ConsoleSettings()
 
     @property
     def micro_batch_tokens(self) -> int:

@@ -1,0 +1,108 @@
+"""How soon does the console answer over 100,000 recorded episodes, and how long does their index take?
+
+A made run is indexed in this process (`index_s`), then served by `longhaul console` in a process of its own and asked
+over HTTP, one request at a time: `first_page_ms` (the overview), `episodes_page_ms` (pages in several orders, deep ones
+too, and filters), `search_ms` (words that few and that all episodes hold), `episode_page_ms` (an episode of 131,072
+tokens in 80 turns). Each is the 95th percentile.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.console.made_run import GROUP, made_episode, make_run
+from benchmarks.report import parser, report
+from console.run_data.index import Index
+
+_LONG, _TURNS = 131_072, 80
+_ORDERS = ("", "&sort=reward", "&sort=tokens&dir=up", "&sort=version", "&outcome=solved&end=context", "&min_version=20")
+_SEARCHES = (
+    *("FAILED", "replaced", "test_17", '"the learner"', "floors settings hostile"),
+    "FAILED&outcome=solved&sort=tokens",
+)
+
+
+def make_long_episode(directory: Path) -> str:
+    """Append an episode as long as the recipe's second stage allows. Its id."""
+    rng = random.Random(7)
+    episode = made_episode(0, 5, 0.0, rng) | {"episode_id": "long/0", "group_id": "long", "num_tokens": _LONG}
+    opening, *turns = episode["messages"]
+    text = 4 * (_LONG // _TURNS)  # characters of a turn and its answer
+    episode["messages"] = [opening]
+    for number in range(_TURNS):
+        said, answer = dict(turns[0]), dict(turns[1])
+        answer["content"] = f"\x1b[32m{number}\x1b[0m " + "a line of output <&> \n" * (text // 22)
+        episode["messages"] += [said, answer]
+    with (directory / "trajectories" / "long.jsonl").open("w") as file:
+        file.write(json.dumps(episode) + "\n")
+    return "long/0"
+
+
+@contextmanager
+def served(directory: Path) -> Iterator[str]:
+    """The address of a console."""
+    command = [sys.executable, "-m", "cluster.front_door", "console", str(directory), "--until-eof"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        yield process.stdout.readline().strip().rstrip("/")
+        process.stdin.close()
+        process.wait(timeout=60)
+
+
+def ask_ms(address: str, paths: list[str], rounds: int) -> float:
+    """95th percentile of the time to a whole answer."""
+    times = []
+    for path in paths * rounds:
+        began = time.perf_counter()
+        with urllib.request.urlopen(address + path, timeout=60) as answer:
+            answer.read()
+        times.append(1000 * (time.perf_counter() - began))
+    return float(np.percentile(times, 95))
+
+
+def main() -> None:
+    """Make, index, serve, ask."""
+    flags = parser(__doc__, "20,000 episodes")
+    flags.add_argument("--save", action="store_true", help="also write benchmarks/results/console.json")
+    chosen = flags.parse_args()
+    num = 20_000 if chosen.quick else 100_000
+    with tempfile.TemporaryDirectory(prefix="longhaul-bench-") as made:
+        directory = make_run(Path(made) / "run", num, num_steps=100)
+        long = make_long_episode(directory)
+        began = time.perf_counter()
+        progress = Index(directory).update()
+        index_s = time.perf_counter() - began
+        with served(directory) as address:
+            ask_ms(address, ["/", "/episodes"], 2)
+            deep = [f"/episodes?page={page}{order}" for page in (1, num // 200) for order in _ORDERS]
+            searches = [f"/episodes?q={words.replace(' ', '+').replace(chr(34), '%22')}" for words in _SEARCHES]
+            figures: dict[str, float | None] = {
+                "first_page_ms": ask_ms(address, ["/"], 20),
+                "episodes_page_ms": ask_ms(address, deep, 4),
+                "search_ms": ask_ms(address, searches, 4),
+                "episode_page_ms": ask_ms(address, [f"/episode?id={long}"], 20),
+                "group_page_ms": ask_ms(address, [f"/group?id=g{num // GROUP // 2}"], 20),
+                "tasks_page_ms": ask_ms(address, ["/tasks", "/tasks?sort=solved"], 10),
+            }
+    figures |= {"index_s": index_s, "index_mb_s": progress.done_bytes / index_s / 1e6, "episodes": float(num)}
+    figures |= {"overhead_share": None, "replay_equal": None}
+    missing = {
+        "overhead_share": "needs two runs in turn, with and without the console, on an otherwise idle host",
+        "replay_equal": "a step cannot be replayed: the journal does not keep the batches between checkpoints",
+    }
+    report("console", figures, {"episode_tokens": _LONG, "steps": 100}, missing, save=chosen.save)
+
+
+if __name__ == "__main__":
+    main()

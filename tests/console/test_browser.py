@@ -1,0 +1,180 @@
+"""Every page in a real Chromium: nothing is said on its console, nothing is asked of anybody else, keys work."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pytest
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.chrome.webdriver import WebDriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.console.conftest import HOSTILE
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="no chromium and chromedriver here (Debian's packages)"),
+]
+PAGES = (
+    "/",
+    "/?x=time",
+    "/episodes",
+    "/episodes?q=FAILED&outcome=solved&sort=tokens",
+    "/episode?id=g3/2",
+    "/group?id=g3",
+    "/tasks",
+    "/task?id=owner3__project3-3",
+    "/steps",
+    "/step?n=5",
+    "/fleet",
+    "/log?name=learner-0",
+    "/settings",
+)
+
+
+@pytest.fixture(scope="module")
+def address(made_run: Path) -> Iterator[str]:
+    """Of a console of the made run, in a process of its own as a person starts it."""
+    command = [sys.executable, "-m", "cluster.front_door", "console", str(made_run), "--until-eof"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        yield process.stdout.readline().strip().rstrip("/")
+        process.stdin.close()  # its end is the console's
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.fixture(scope="module")
+def driver(address: str) -> Iterator[WebDriver]:
+    options = Options()
+    options.binary_location = str(CHROMIUM)
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,1000",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = WebDriver(options=options, service=Service(str(DRIVER)))
+    found.set_page_load_timeout(60)
+    found.get(f"{address}/episodes")
+    WebDriverWait(found, 60).until(lambda _: _reloaded_count(found) == "247")
+    found.get_log("performance")
+    yield found
+    found.quit()
+
+
+def _reloaded_count(driver: WebDriver) -> str:
+    driver.refresh()
+    return driver.find_element(By.CSS_SELECTOR, "h1 .count").text
+
+
+def press(driver: WebDriver, *keys: str) -> None:
+    ActionChains(driver).send_keys(*keys).perform()
+
+
+def test_every_page_is_silent_and_asks_nobody_else(driver: WebDriver, address: str) -> None:
+    for page in PAGES:
+        driver.get(address + page)
+        assert driver.find_elements(By.CSS_SELECTOR, "main h1"), page
+        assert driver.get_log("browser") == [], page
+    asked = {
+        urlsplit(message["params"]["request"]["url"]).netloc
+        for entry in driver.get_log("performance")
+        if (message := json.loads(entry["message"])["message"])["method"] == "Network.requestWillBeSent"
+    }
+    assert asked == {urlsplit(address).netloc}
+
+
+def test_filters_filter_and_the_address_says_so(driver: WebDriver, address: str) -> None:
+    driver.get(f"{address}/episodes")
+    press(driver, "/")
+    press(driver, "FAILED", Keys.ENTER)
+    WebDriverWait(driver, 20).until(lambda d: d.current_url == f"{address}/episodes?q=FAILED")
+    everything = int(driver.find_element(By.CSS_SELECTOR, "h1 .count").text.split()[0])
+    assert 0 < everything <= 241
+    driver.get(f"{address}/episodes?q=FAILED&outcome=solved")
+    outcomes = {cell.text for cell in driver.find_elements(By.CSS_SELECTOR, "td .outcome")}
+    assert outcomes == {"solved"}
+    driver.get(f"{address}/episodes?page=x")
+    assert "expected a whole number" in driver.find_element(By.TAG_NAME, "main").text
+
+
+def test_keys_go_through_rows_and_pages(driver: WebDriver, address: str) -> None:
+    driver.get(f"{address}/episodes?outcome=solved&sort=tokens")
+    names = [link.text for link in driver.find_elements(By.CSS_SELECTOR, "tbody a.go")]
+    press(driver, "j", "j", "j", "k")
+    assert driver.find_element(By.CSS_SELECTOR, "tr.chosen a.go").text == names[1]
+    press(driver, Keys.ENTER)
+    WebDriverWait(driver, 20).until(lambda d: "/episode?" in d.current_url)
+    assert names[1] in driver.find_element(By.TAG_NAME, "h1").text
+    press(driver, "?")
+    assert driver.find_element(By.ID, "help").is_displayed()
+    press(driver, Keys.ESCAPE, "j")
+    assert driver.find_element(By.CSS_SELECTOR, ".turn.chosen").get_attribute("id") == "turn-1"
+    before = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    press(driver, "t")
+    assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") != before
+    driver.get(f"{address}/episodes")
+    press(driver, "n")
+    WebDriverWait(driver, 20).until(lambda d: "page=2" in d.current_url)
+
+
+def test_one_cursor_crosses_all_plots(driver: WebDriver, address: str) -> None:
+    driver.get(address)
+    plots = driver.find_elements(By.CSS_SELECTOR, "svg.plot")
+    assert len(plots) > 10
+    ActionChains(driver).move_to_element(plots[0]).perform()
+    step = int(re.sub(r"\D", "", driver.find_element(By.ID, "cursor-at").text))
+    assert 1 < step < 20
+    places = {line.get_attribute("x1") for line in driver.find_elements(By.CSS_SELECTOR, "svg.plot .cursor")}
+    assert len(places) == 1 and float(places.pop()) > 0
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_output_is_inert(driver: WebDriver, address: str, name: str) -> None:
+    driver.get_log("browser")
+    task = quote(HOSTILE[name][:200].replace("\ud800", "\ufffd"), safe="")
+    for page in (f"/episode?id=hostile-{name}", f"/group?id=h-{name}", f"/task?id={task}"):
+        driver.get(address + page)
+        assert "owned" not in driver.title
+        assert not driver.find_elements(By.CSS_SELECTOR, "main script, main img")
+        assert not driver.find_elements(By.CSS_SELECTOR, "section section section")
+        assert "\u202e" not in driver.page_source and "\x1b" not in driver.page_source
+        assert driver.get_log("browser") == [], page
+    assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_phone_scrolls_only_down(driver: WebDriver, address: str) -> None:
+    driver.set_window_size(500, 900)
+    try:
+        for page in PAGES:
+            driver.get(address + page)
+            assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth"), page
+    finally:
+        driver.set_window_size(1280, 1000)
+
+
+def test_the_report_is_one_page_without_a_script(driver: WebDriver, made_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    command = [sys.executable, "-m", "cluster.front_door", "report", str(made_run), "--out", str(out)]
+    subprocess.run(command, check=True, timeout=120)
+    driver.get(out.as_uri())
+    assert driver.get_log("browser") == []
+    assert not driver.find_elements(By.CSS_SELECTOR, "script, img, link, iframe")
+    assert len(driver.find_elements(By.CSS_SELECTOR, "svg.plot")) > 10
+    titles = [title.text for title in driver.find_elements(By.TAG_NAME, "h2")]
+    assert {"Solved episodes", "Unsolved episodes", "Versions"} <= set(titles)
+    assert "owned" not in driver.title
