@@ -86,7 +86,7 @@ def test_a_task_file_with_a_missing_field(tmp_path, model):
         *("--tasks.source", file, "--tasks.format", "swe-bench", "--model.path", model),
         *("--run-dir", tmp_path / "run", "--network.dashboard-port", 0),
     )
-    assert_refused(done, "tasks.jsonl", "a__b-1", "test_patch: expected text")
+    assert_refused(done, "tasks.jsonl", "a__b-1", "problem_statement: expected text")
 
 
 def test_an_unwritable_run_directory(tmp_path):
