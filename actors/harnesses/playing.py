@@ -43,7 +43,7 @@ async def play(
     )
     launch = harness.launch(visit)
     await sandbox.exec(["mkdir", "-p", HOME], timeout=SET_UP_S)
-    for path, content in ({ISSUE: issue} | launch.files).items():
+    for path, content in ({ISSUE: told(issue)} | launch.files).items():
         await sandbox.write(path, content.encode(errors="replace"))
     timeout = max(seat.turns.time_left_s, 0.0) + telling.grace_s + SLACK_S
     running = asyncio.create_task(sandbox.exec(launch.argv, timeout=timeout, env=launch.env), name=harness.name)
@@ -62,6 +62,12 @@ async def play(
     await sandbox.kill_all()
     if not seat.turns.done and not seat.faults and seat.turns.ended is None:
         raise _no_turn(harness.name, ended)
+
+
+def told(issue: str) -> str:
+    """The issue as agents find it. Most take it as an argument, where a dash would begin an option and a slash a command
+    of theirs: then it begins with an empty line."""
+    return f"\n{issue}" if issue.startswith(("-", "/")) else issue
 
 
 def _no_turn(name: str, ended: ExecResult | None) -> AgentError:

@@ -16,6 +16,7 @@ from actors.episodes.board import Board
 from actors.episodes.episode_runner import Attempt, EpisodeRunner
 from actors.gateway.reading import HermesReader, Reading
 from actors.harnesses.foreign import ForeignAgent
+from actors.harnesses.playing import told
 from actors.policies.scripted import ScriptedPolicy, replay
 from actors.policy import Policy, Request, Sampled
 from learner.replay.submission import check_trajectory
@@ -364,6 +365,12 @@ async def test_a_hostile_agent_harms_nobody_and_its_episode_goes_on(tmp_path: Pa
 
 def _answer(history: str, texts: list[str]) -> str:
     return texts[0] if "never read" in history else texts[1 + history.count("```command")]
+
+
+@pytest.mark.parametrize("issue", ["--help", "- one\n- two", "/init"])
+def test_an_issue_is_no_option_of_an_agent_that_takes_it_as_an_argument(issue: str) -> None:
+    assert told(issue) == f"\n{issue}"
+    assert told(f"x {issue}") == f"x {issue}"
 
 
 class Starting(HermesReader):
