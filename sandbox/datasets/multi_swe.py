@@ -50,7 +50,8 @@ def from_multi_swe(record: Record) -> Task:
         base_commit=text(base, "sha", of=name),
         tests=TestSpec(
             runner="log",
-            command=f"echo '{START_MARKER}'\nbash /home/test-run.sh 2>&1\necho '{END_MARKER}'\n",
+            # code under test is not to find the solution
+            command=f"rm -f /home/fix.patch /home/fix-run.sh\necho '{START_MARKER}'\nbash /home/test-run.sh 2>&1\necho '{END_MARKER}'\n",
             applies_tests=True,
             parser=parser,
         ),

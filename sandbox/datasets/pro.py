@@ -14,6 +14,7 @@ from sandbox.tasks.task import Task, TestSpec
 _SCRIPTS = {"run_script": "run_script.sh", "parser_script": "parser.py"}
 _BRINGS_TESTS = re.compile(r"git checkout [0-9a-fA-F]{7,40}(\s+--)?(\s+\S+)+")
 _PLACE = "/workspace"
+_IS_FOLDER = re.compile(r"\w[\w.+-]{0,199}")
 
 
 def with_scripts_beside(record: Record, file: Path) -> Record:
@@ -21,9 +22,12 @@ def with_scripts_beside(record: Record, file: Path) -> Record:
     lies beside the task file."""
     if not record.get("selected_test_files_to_run"):
         return record
-    folder = file.parent / "run_scripts" / str(record.get("instance_id"))
+    name_of_folder = str(record.get("instance_id"))
+    if not _IS_FOLDER.fullmatch(name_of_folder):  # a record's name leads nowhere else
+        return record
+    folder = file.parent / "run_scripts" / name_of_folder
     found = {field: folder / name for field, name in _SCRIPTS.items() if not record.get(field)}
-    return {**record, **{field: path.read_text() for field, path in found.items() if path.is_file()}}
+    return {**record, **{f: path.read_text(errors="replace") for f, path in found.items() if path.is_file()}}
 
 
 def from_swe_bench_pro(record: Record) -> Task:

@@ -8,7 +8,8 @@ import re
 from sandbox.datasets.fields import Record, refusal, text, texts
 from sandbox.tasks.task import Task, TestSpec
 
-_HIDDEN = ("/r2e_tests", "r2e_tests", "run_tests.sh", "expected_test_output.json", "parsed_commit.json")
+_ANSWERS = ("expected_test_output.json", "parsed_commit.json")  # judgement needs neither
+_HIDDEN = ("/r2e_tests", "r2e_tests", "run_tests.sh", *_ANSWERS)
 
 
 def from_r2e_gym(record: Record) -> Task:
@@ -37,7 +38,7 @@ def from_r2e_gym(record: Record) -> Task:
         base_commit=f"{commit}^",
         tests=TestSpec(
             runner="expected-output",
-            setup="test -e r2e_tests || ln -s /r2e_tests r2e_tests",
+            setup=f"rm -f {' '.join(_ANSWERS)}; test -e r2e_tests || ln -s /r2e_tests r2e_tests",
             command="bash run_tests.sh",
             expected={_plain(test): status for test, status in expected.items()},
         ),

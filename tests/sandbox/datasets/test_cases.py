@@ -77,6 +77,16 @@ def test_scripts_of_pro_are_found_beside_the_file(tmp_path: Path) -> None:
     (place / "parser.py").write_text("x = 1\n")
     [task] = load_tasks(settings)
     assert task.test_files["/workspace/run_script.sh"] == "pytest $1\n"
+    (tmp_path / "t.jsonl").write_text(json.dumps(record | {"instance_id": f"../run_scripts/{record['instance_id']}"}))
+    with pytest.raises(ConfigError, match="run_script: is missing"):
+        load_tasks(settings)
+
+
+def test_code_under_test_finds_no_answers() -> None:
+    multi = converter("multi-swe-rl", {})(RECORDS["multi-swe-rl"]).tests.command
+    assert multi.index("rm -f /home/fix.patch") < multi.index("test-run.sh")
+    r2e = converter("r2e-gym", {})(RECORDS["r2e-gym"]).tests
+    assert r2e.setup.startswith("rm -f expected_test_output.json parsed_commit.json;")
 
 
 BINARY = (
