@@ -75,7 +75,8 @@ def shadows_a_tool(path: str, import_paths: Collection[str], known: Collection[s
             continue
         top = path[len(root) :].partition("/")[0]
         name = top.partition(".")[0]
-        is_module = "/" in path[len(root) :] or top in (name, f"{name}.py")
+        in_package = "/" in path[len(root) :] and path.endswith(".py")  # of no use to an import: cmd/main.go
+        is_module = in_package or path[len(root) :] in (name, f"{name}.py")
         is_tool = name in _TOOLS or name in sys.stdlib_module_names or name.startswith("pytest_")
         own = (f"{root}{name}/", f"{root}{name}.py")
         if is_module and is_tool and not any(other.startswith(own) for other in known):

@@ -42,6 +42,7 @@ ORDINARY = (
     *("pkg/mod.py", "setup.py", ".gitignore", ".github/workflows/x.yml", "docs/conf.py", "pkg/pytest_tools.py"),
     *("pkg/json.py", "pkg/environment.py", "env.py", "Dockerfile", "pkg/Makefile.in", "src/pkg/site.py", "README.md"),
     *("pkg/settings.cfg", "pkg/so.py", "pkg/data.ini", "CHANGES", "manage.py"),
+    *("cmd/main.go", "src/types/index.ts", "lib/http/server.js", "token/token.rs"),
 )
 SHADOWS = (
     *("pytest.py", "pytest/__init__.py", "_pytest/runner.py", "pluggy.py", "json.py", "json/__init__.py", "select.py"),
