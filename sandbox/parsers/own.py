@@ -53,8 +53,8 @@ def without_duration(test: str) -> str:
 
 
 def parse_reward(log: str) -> dict[str, str]:
-    """The last line that starts with `REWARD_MARK`: `passed` for 1 or more, `failed` for less; nothing else counts."""
-    said = _last(log, REWARD_MARK)
+    """The line that starts with `REWARD_MARK`: `passed` for 1 or more, `failed` for less; nothing else counts."""
+    said = _only(log, REWARD_MARK)
     if said is None:
         return {}
     try:
@@ -64,8 +64,8 @@ def parse_reward(log: str) -> dict[str, str]:
 
 
 def parse_tests_json(log: str) -> dict[str, str]:
-    """The last line that starts with `TESTS_JSON_MARK`: `{"tests": [{"name": ..., "status": "PASSED"}]}`."""
-    said = _last(log, TESTS_JSON_MARK)
+    """The line that starts with `TESTS_JSON_MARK`: `{"tests": [{"name": ..., "status": "PASSED"}]}`."""
+    said = _only(log, TESTS_JSON_MARK)
     if said is None:
         return {}
     try:
@@ -75,6 +75,7 @@ def parse_tests_json(log: str) -> dict[str, str]:
     return {test.name: _STATUSES.get(test.status.upper(), "failed") for test in tests}
 
 
-def _last(log: str, mark: str) -> str | None:
+def _only(log: str, mark: str) -> str | None:
+    """What follows `mark`; None where more than one line has it: code under test can write such lines."""
     lines = [line for line in log.split("\n") if line.startswith(mark)]
-    return lines[-1].removeprefix(mark).strip() if lines else None
+    return lines[0].removeprefix(mark).strip() if len(lines) == 1 else None

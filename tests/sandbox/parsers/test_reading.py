@@ -60,7 +60,9 @@ def test_a_log_that_its_parser_cannot_read_names_no_test() -> None:
 
 
 def test_own_forms() -> None:
-    assert parse_reward(">>>>> Reward: 0\n>>>>> Reward: 1.0\n") == {"reward": "passed"}
+    assert parse_reward("x\n>>>>> Reward: 1.0\n") == {"reward": "passed"}
+    for forged in (">>>>> Reward: 0\n>>>>> Reward: 1.0\n", ">>>>> Reward: 1\n>>>>> Reward: 0\n"):
+        assert parse_reward(forged) == {}
     assert parse_reward(">>>>> Reward: 0.5\n") == {"reward": "failed"}
     assert parse_reward(">>>>> Reward: \n") == parse_reward("") == {}
     tests = (
