@@ -65,8 +65,8 @@ async def play(
 
 
 def told(issue: str) -> str:
-    """The issue as agents find it. Most take it as an argument, where a dash would begin an option and a slash a command
-    of theirs: then it begins with an empty line."""
+    """The issue as agents find it. Most take it as an argument, where a dash begins an option and a slash a command of
+    theirs: then it begins with an empty line."""
     return f"\n{issue}" if issue.startswith(("-", "/")) else issue
 
 

@@ -51,7 +51,8 @@ def from_multi_swe(record: Record) -> Task:
         tests=TestSpec(
             runner="log",
             # code under test is not to find the solution
-            command=f"rm -f /home/fix.patch /home/fix-run.sh\necho '{START_MARKER}'\nbash /home/test-run.sh 2>&1\necho '{END_MARKER}'\n",
+            command="rm -f /home/fix.patch /home/fix-run.sh\n"
+            f"echo '{START_MARKER}'\nbash /home/test-run.sh 2>&1\necho '{END_MARKER}'\n",
             applies_tests=True,
             parser=parser,
         ),
