@@ -22,7 +22,7 @@ _STATEFUL_LAYERS = ("linear", "mamba", "recurrent", "conv", "rwkv", "ssm", "ligh
 _STATEFUL_TYPES = frozenset(("minimax", "minimax_text_01", "rwkv", "mamba", "mamba2", "recurrent_gemma", "kimi_linear"))
 _COUNTS_POSITIONS_ITSELF = frozenset(("bloom", "mpt", "opt", "xglm", "gpt_bigcode", "biogpt"))
 _STRETCHED_FROM_ORIGINAL = frozenset(("yarn", "dynamic", "linear"))
-_EXPERTS_PUSHED = frozenset(("qwen3_moe", "mixtral", "glm4_moe", "deepseek_v3"))
+_EXPERTS_PUSHED = frozenset(("qwen3_moe", "mixtral", "glm4_moe"))
 """Mixtures of experts whose pushes were held against transformers, tensor by tensor."""
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 

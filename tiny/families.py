@@ -76,6 +76,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm4_moe": _SHARED,
     "deepseek_v3": _SHARED
     | {
+        "topk_method": "noaux_tc",  # with a correction of scores: vLLM makes room for it only where this is said
         "q_lora_rank": 32,
         "kv_lora_rank": 32,
         "qk_nope_head_dim": 32,
