@@ -104,7 +104,8 @@ class LearnerRank:
         self._policy = Policy(settings, self._group)
         if resumed is not None:
             self.version = checkpoint.load(resumed, self._policy)
-        prove_packing(self._policy, settings.model.path)
+        if settings.learner.self_test:
+            prove_packing(self._policy, settings.model.path)
         self._trainer = Trainer(self._policy, settings)
         self._replay: BlockingClient | None = None
         self._marks: BlockingClient | None = None  # as `_replay`, for the thread that writes checkpoints
@@ -189,7 +190,7 @@ class LearnerRank:
         samples, left_out = make_samples(batch.trajectories, self.settings, self.version, self._policy.vocab_size)
         self._left_out.update(left_out)
         figures = {f"left_out_{reason}": float(count) for reason, count in left_out.items()}
-        if self._sampling_difference is None:
+        if self.settings.learner.self_test and self._sampling_difference is None:
             settings = self.settings
             self._sampling_difference = prove_sampling(
                 self._policy, samples, settings.micro_batch_tokens, settings.model.path

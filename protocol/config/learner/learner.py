@@ -41,6 +41,9 @@ class LearnerSettings(Section):
     """Tokens whose logits are in memory at once."""
     mlp_tile: Amount = 0
     """Tokens of one MLP tile (0: the whole sequence at once)."""
+    self_test: bool = True
+    """Refuse to train when log-probs of packed documents are not the model's own, or not those of the generators' first
+    tokens. Turn it off only where the generators sample in another precision on purpose."""
     lora_rank: Amount = 0
     """Train low-rank adapters of this rank through peft (0: all weights)."""
     step_timeout_s: Seconds = 1800

@@ -38,7 +38,14 @@ def settings_of(
             "resume": None if resume is None else str(resume),
             "phase": phase,
             "checkpoint": {"every": 2, "keep": 2},
-            "learner": {"lr": 1e-3, "step_timeout_s": 30, "warmup_steps": 2, "schedule": "cosine", **learner},
+            "learner": {
+                "lr": 1e-3,
+                "step_timeout_s": 30,
+                "warmup_steps": 2,
+                "schedule": "cosine",
+                "self_test": False,
+                **learner,
+            },
             "start_timeout_s": 60,
         }
     ).model_dump(mode="json")
@@ -71,6 +78,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"name": "adapters", "world": 2, "settings": settings_of(folder, lora_rank=4)},
         {"name": "half_precision", "world": 2, "settings": settings_of(folder, dtype="bfloat16")},
         {"name": "rft", "world": 2, "settings": settings_of(folder, phase="rft")},
+        {"name": "unproved", "world": 2, "settings": settings_of(folder, self_test=True)},
         {"name": "strict", "world": 2, "settings": settings_of(folder) | {"strict_parity": 1e-4}},
     ]
     (folder / "job.json").write_text(json.dumps(job))
@@ -159,6 +167,12 @@ def test_log_probs_that_are_not_the_learners_end_a_strict_run(runs: Path) -> Non
     assert re.search(
         r"differ by 0\.\d+ on average over the tokens that version 0 sampled; .* allows 0\.0001", result["error"]
     )
+
+
+def test_tokens_that_no_generator_sampled_are_refused_before_the_first_step(runs: Path) -> None:
+    result = outcome(runs, "unproved")
+    assert (result["kind"], result["version"]) == ("self_test", 0)
+    assert "refused before training" in result["error"]
 
 
 def test_rft_learns_from_successes(runs: Path) -> None:
