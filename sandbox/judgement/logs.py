@@ -22,6 +22,7 @@ MAX_LOG_BYTES = 16 << 20
 """A longer log is cut in the middle, and then it is no evidence: nobody knows what stood there."""
 _SHOWN_CHARS = 2000
 _MAX_ARGUMENT_BYTES = 64 << 10
+_SAID_AT_THE_END = frozenset({"reward", "tests-json"})  # parsers of commands of ours: their last line is the outcome
 _SETUP_TIMEOUT_S = 600.0
 
 
@@ -51,6 +52,9 @@ async def grade_by_log(
         verdict = Verdict(resolved=False, reason="the tests did not end in time", failed=task.fail_to_pass)
     elif result.truncated:
         reason = f"the log has {result.total_bytes} bytes, more than {MAX_LOG_BYTES}: one that was cut is no evidence"
+        verdict = Verdict(resolved=False, reason=reason, failed=task.fail_to_pass)
+    elif task.tests.parser in _SAID_AT_THE_END and result.exit_code != 0:
+        reason = f"the command that says the outcome at its end stopped before it (status {result.exit_code})"
         verdict = Verdict(resolved=False, reason=reason, failed=task.fail_to_pass)
     elif task.tests.runner == "expected-output":
         verdict = _judge_expected(task, result.text, planted)

@@ -464,6 +464,9 @@ async def test_a_task_that_writes_its_reward(images: Images, cache_dir: Path) ->
     task = replace(task, tests=replace(task.tests, command=moved), test_files=files)
     assert (await judged(images, task, Patch(), cache_dir)).failed == ("reward",)
     assert (await judged(images, task, edit("pkg/mod.py", SOUND), cache_dir)).reward == 1.0
+    said = "import os, signal\nprint('>>>>> Reward: 1', flush=True)\nfor pid in (os.getppid(), 0):\n"
+    early = await judged(images, task, edit("pkg/mod.py", said + "    os.kill(pid, signal.SIGKILL)\n"), cache_dir)
+    assert (early.reward, early.failed) == (0.0, ("reward",)), early
 
 
 STATE = (
