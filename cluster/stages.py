@@ -61,6 +61,8 @@ def stage_settings(arguments: Sequence[str], command_line: CommandLine, root: Pa
             "stage alone, start it with its own --config and --run-dir",
             kind="stages",
         )
+    if command_line.resume and command_line.run_dir is None:
+        raise ConfigError("--resume auto of a row of stages needs its directory: add --run-dir", kind="stages")
     folder = command_line.config.parent if command_line.config else Path()
     flags = _without(arguments, _OWN_FLAGS)
     plan = []

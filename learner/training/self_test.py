@@ -64,8 +64,10 @@ def prove_sampling(policy: Policy, samples: Sequence[Sample], budget: int, path:
     """Compare the generators' log-probs of tokens that only the present version sampled with the learner's. Collective:
     every rank has the same samples. Returns the mean absolute difference, None where there are no such tokens.
 
+    In lower precision it says by how much and refuses nothing: engine and learner round in places of their own.
+
     Raises:
-        ConfigError: they differ by more than rounding.
+        ConfigError: they differ by more than rounding, in float32.
     """
     chosen = _fresh(samples, budget)
     if not chosen:

@@ -80,6 +80,12 @@ def test_a_row_is_not_resumed_from_one_checkpoint(recipe):
     assert ended.value.code == 2
 
 
+def test_which_row_goes_on_must_be_said(recipe):
+    _, command_line = parse([f"--config={recipe}", "--resume", "auto"])
+    with pytest.raises(ConfigError, match="add --run-dir"):
+        stage_settings([f"--config={recipe}", "--resume", "auto"], command_line, recipe.parent)
+
+
 def test_a_bad_stage_is_refused_before_the_first_starts(recipe):
     (recipe.parent / "score.toml").write_text("stepps = 1\n")
     _, command_line = parse([f"--config={recipe}"])
