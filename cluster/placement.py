@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,8 +114,7 @@ class Cluster:
         import ray
 
         environment = _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        keeps = kind is processes.SandboxActor  # the next start looks for what a killed one has left
-        environment["TMPDIR"] = tempfile.gettempdir() if keeps else str(self.files.temporary)
+        environment["TMPDIR"] = str(self.files.temporary)  # goes with the run, whatever a killed process left there
         if num_gpus:
             for name_of_cpu_only in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
                 environment.pop(name_of_cpu_only)

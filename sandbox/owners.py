@@ -10,7 +10,6 @@ import itertools
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from msgspec import Struct
@@ -55,11 +54,13 @@ def parse_owner(name: str) -> Owner | None:
 
 
 def state_root() -> Path:
-    """Directory of all owners' directories of this user."""
+    """Directory of all owners of this user, the same whatever `TMPDIR` a process has: so the next start
+    finds what a killed one has left.
+    """
     if os.geteuid() == 0:
         return Path("/run/longhaul")
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) / "longhaul" if runtime else Path(tempfile.gettempdir()) / f"longhaul-{os.geteuid()}"
+    return Path(runtime) / "longhaul" if runtime else Path("/tmp") / f"longhaul-{os.geteuid()}"
 
 
 def state_dir(owner: Owner) -> Path:
