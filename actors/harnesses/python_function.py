@@ -64,7 +64,9 @@ async def play_function(
         finally:
             solving.cancel()
             over.cancel()
-            await asyncio.gather(solving, over, return_exceptions=True)
+            await asyncio.wait({solving, over}, timeout=grace_s)  # a function may swallow its cancellation
+            for task in (solving, over):
+                task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     await sandbox.kill_all()
     if error is not None:
         log.warning("agent.function raised in episode %s: %r", seat.turns.terms.episode_id, error)
