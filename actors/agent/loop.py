@@ -88,7 +88,7 @@ class _Attempt:
         self._agent.on_activity(self._episode_id, "generating")
         began = time.monotonic()
         sampled = await self._sample(max_tokens)
-        cached_version = self._prefix.version if sampled.num_cached_tokens else None
+        cached_version = self._prefix.reused(sampled)
         self._prefix.saw(sampled.versions)
         start, end = self.history.append_sampled(sampled)
         step = Step(

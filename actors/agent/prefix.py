@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from actors.policy import Sampled
+
 
 class Prefix:
     """Of one episode.
@@ -22,6 +24,14 @@ class Prefix:
         self._reuse_versions = reuse_versions
         self.version = version
         self.salt = str(version)
+
+    def reused(self, sampled: Sampled) -> int | None:
+        """The oldest version whose KV may lie behind a turn that was just sampled, beyond what its own stamps say.
+
+        Weights that changed between the prompt's first piece and the first token leave KV of the old ones, too.
+        """
+        changed = bool((sampled.versions[:1] > self.version).any())
+        return self.version if sampled.num_cached_tokens or changed else None
 
     def saw(self, versions: np.ndarray) -> None:
         """A turn was sampled under `versions` (int32 [n]): if what would be reused has grown too old, it is not."""

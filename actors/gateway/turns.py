@@ -114,7 +114,7 @@ class Turns:
         max_tokens = min(limit for limit in limits if limit is not None)
         began = time.monotonic()
         sampled = await self._sample(prompt.token_ids, max_tokens)
-        cached_version = self._prefix.version if sampled.num_cached_tokens else None
+        cached_version = self._prefix.reused(sampled)
         self._prefix.saw(sampled.versions)
         sampled, stop_string = cut_at(ask.stop, sampled, self._tokenizer)
         looked_for = [] if ask.tool_choice == "none" else ask.tools

@@ -33,6 +33,7 @@ class Sample:
     behaviour: np.ndarray  # float32, log-prob of the target under the policy that sampled it
     advantages: np.ndarray  # float32
     staleness: np.ndarray  # int32, learner's version minus the target's version (0 where not trained on)
+    behind_older: np.ndarray  # bool, keys and values of older weights than the target's may lie behind it
     share: float = 1.0  # of its episode: the shares of an episode's samples add up to 1
 
     def __len__(self) -> int:
@@ -139,8 +140,21 @@ def _sample(
         behaviour=_from_next(np.where(trained, trajectory.logprobs[path], 0).astype(np.float32)),
         advantages=_from_next(advantages[path].astype(np.float32)),
         staleness=_from_next(np.where(trained, version - trajectory.versions[path], 0).astype(np.int32)),
+        behind_older=_from_next(trained & _behind_older(trajectory)[path]),
         share=share,
     )
+
+
+def _behind_older(trajectory: Trajectory) -> np.ndarray:
+    """bool [tokens]: sampled where keys and values of older weights may have been reused, from a cache or because the
+    weights changed in the middle of the turn."""
+    found = np.zeros(len(trajectory.token_ids), bool)
+    for turn in trajectory.turns:
+        versions = trajectory.versions[turn.start : turn.end]
+        if len(versions):
+            cached = versions[0] if turn.cached_version is None else turn.cached_version
+            found[turn.start : turn.end] = versions > np.minimum(np.minimum.accumulate(versions), cached)
+    return found
 
 
 def _from_next(array: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ class MicroBatch:
     behaviour: np.ndarray  # float32
     advantages: np.ndarray  # float32
     staleness: np.ndarray  # int32
+    behind_older: np.ndarray  # bool
     num_documents: int
 
     def __len__(self) -> int:
@@ -48,15 +49,6 @@ def collate(samples: Sequence[Sample], members: Bin, num_positions: int) -> Micr
         behaviour=laid("behaviour", np.float32),
         advantages=laid("advantages", np.float32),
         staleness=laid("staleness", np.int32),
+        behind_older=laid("behind_older", bool),
         num_documents=len(chosen),
     )
-
-
-def behind_older(batch: MicroBatch) -> np.ndarray:
-    """bool [positions]: the document has an earlier trained token of an older version than the learner's."""
-    found = np.zeros(len(batch), bool)
-    starts = np.flatnonzero(batch.positions == 0)
-    for start, end in zip(starts, [*starts[1:], len(batch)], strict=True):
-        older = np.maximum.accumulate((batch.staleness[start:end] > 0) & (batch.weights[start:end] > 0))
-        found[start + 1 : end] = older[:-1]
-    return found

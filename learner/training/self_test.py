@@ -156,11 +156,12 @@ def _share(array: Tensor, group: RankGroup) -> Tensor:
 
 
 def _fresh(samples: Sequence[Sample], budget: int) -> list[Sample]:
-    """The shortest samples whose trained tokens are all of the present version, as many as one micro-batch holds."""
+    """The shortest samples whose trained tokens are all of the present version, as are the keys and values behind them;
+    as many as one micro-batch holds."""
     chosen: list[Sample] = []
     for sample in sorted(samples, key=len):
         trained = sample.weights > 0
-        if trained.any() and not sample.staleness[trained].any():
+        if trained.any() and not (sample.staleness.any() or sample.behind_older.any()):
             if sum(map(len, chosen)) + len(sample) > budget:
                 break
             chosen.append(sample)

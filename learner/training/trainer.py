@@ -22,7 +22,7 @@ from learner.objectives.registry import averaging_of, checked_objective, loss_se
 from learner.objectives.samples import Sample
 from learner.packing import plan_bins, row_length, used_share
 from learner.training.diagnostics import Diagnostics
-from learner.training.micro_batch import MicroBatch, behind_older, collate
+from learner.training.micro_batch import MicroBatch, collate
 from learner.training.model import Policy
 from learner.training.schedule import learning_rate
 from protocol.config import Settings
@@ -93,9 +93,7 @@ class Trainer:
         if self.objective.sequence_ratio:
             tokens = self._with_sequence_ratio(tokens, batch, most_documents)
         losses = token_losses(tokens, self.loss)
-        diagnostics.add(
-            tokens, entropy, self._mine(batch.staleness), losses, self.loss, self._mine(behind_older(batch))
-        )
+        diagnostics.add(tokens, entropy, self._mine(batch.staleness), losses, self.loss, self._mine(batch.behind_older))
         return (tokens.weights * losses).sum()
 
     def _mine(self, array: np.ndarray) -> Tensor:

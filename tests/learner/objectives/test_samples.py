@@ -12,7 +12,7 @@ from learner.objectives.parts.averaging import normaliser
 from learner.objectives.registry import averaging_of
 from learner.objectives.samples import has_signal, make_samples
 from protocol.config import LossSettings, Settings
-from protocol.messages import Trajectory, Turn
+from protocol.messages import NOT_SAMPLED, Trajectory, Turn
 from tiny.trajectories import random_batch, random_trajectory
 
 VOCABULARY = 512
@@ -92,6 +92,29 @@ def test_everything_lies_at_the_position_that_predicts_it(seed: int, length: int
                 assert sample.behaviour[t] == trajectory.logprobs[t + 1]
                 assert sample.staleness[t] == version
                 assert sample.advantages[t] == (1 if trajectory.resolved else -1)
+
+
+@pytest.mark.parametrize(
+    ("cached", "versions", "behind"),
+    [
+        (None, [1, 1, 1], [False, False, False]),
+        (1, [1, 1, 1], [False, False, False]),
+        (0, [1, 1, 1], [True, True, True]),  # a prompt that an older policy had read
+        (None, [0, 1, 1], [False, True, True]),  # new weights in the middle of the turn
+        (2, [2, 3, 2], [False, True, False]),
+    ],
+)
+def test_what_was_sampled_behind_keys_and_values_of_older_weights_is_marked(
+    cached: int | None, versions: list[int], behind: list[bool]
+) -> None:
+    made = random_trajectory(np.random.default_rng(0), 8, member=0, resolved=True)
+    mask, stamps = np.zeros(8, np.uint8), np.full(8, NOT_SAMPLED, np.int32)
+    mask[4:7], stamps[4:7] = 1, versions
+    turn = Turn(start=4, end=7, cached_version=cached)
+    trajectory = msgspec.structs.replace(made, turns=[turn], loss_mask=mask, versions=stamps)
+    other = random_trajectory(np.random.default_rng(1), 8, member=1, resolved=False)
+    sample = make_samples([trajectory, other], SETTINGS, 3, VOCABULARY)[0][0]
+    assert sample.behind_older.tolist() == [False, False, False, *behind, False, False]
 
 
 def test_rft_trains_on_readable_turns_of_successes_only() -> None:

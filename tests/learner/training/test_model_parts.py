@@ -19,7 +19,7 @@ from learner.ranks.layout import Heads, num_ranks, sequence_parallel
 from learner.training.attention import document_attention, document_starts
 from learner.training.diagnostics import Diagnostics
 from learner.training.logprobs import TokenLogprobs
-from learner.training.micro_batch import behind_older, collate
+from learner.training.micro_batch import collate
 from learner.training.model import checked_config, vocabulary_of
 from learner.training.schedule import learning_rate
 from protocol.config import LearnerSettings, LossSettings, Settings
@@ -193,23 +193,23 @@ def write_config(folder: Path, heads: int, kv_heads: int) -> Path:
 
 
 def test_fresh_tokens_behind_older_ones_are_counted_apart_and_no_token_has_no_figure() -> None:
-    def figures_of(ages: list[int]) -> dict[str, float]:
+    def figures_of(ages: list[int], behind: list[bool]) -> dict[str, float]:
         count = len(ages)
-        batch = collate([sample_of_ages(ages)], [0], count)
+        batch = collate([sample_of(ages, behind)], [0], count)
         zeros, ones = torch.zeros(count), torch.ones(count)
         seen = TokenTensors(zeros - 0.5, zeros - 0.3, ones, ones)
         diagnostics = Diagnostics(torch.device("cpu"))
-        older = torch.from_numpy(behind_older(batch))
+        older = torch.from_numpy(batch.behind_older)
         diagnostics.add(seen, zeros, torch.tensor(ages), zeros, LossSettings(), older)
         return diagnostics.figures()
 
-    def sample_of_ages(ages: list[int]) -> Sample:
+    def sample_of(ages: list[int], behind: list[bool]) -> Sample:
         zeros, ones = np.zeros(len(ages), np.float32), np.ones(len(ages), np.float32)
         ids = np.ones(len(ages), np.int64)
-        return Sample(ids, ids, ones, zeros, ones, np.array(ages, np.int32))
+        return Sample(ids, ids, ones, zeros, ones, np.array(ages, np.int32), np.array(behind))
 
-    mixed = figures_of([0, 2, 0, 0])
+    mixed = figures_of([0, 2, 0, 0], [False, False, True, True])
     assert mixed["fresh_mismatch_abs_mean"] == pytest.approx(0.2)
     assert mixed["fresh_behind_older_mismatch_abs_mean"] == pytest.approx(0.2)
-    assert "fresh_behind_older_mismatch_abs_mean" not in figures_of([0, 0, 1])
-    assert not any(name.startswith("fresh") for name in figures_of([1, 1, 2]))
+    assert "fresh_behind_older_mismatch_abs_mean" not in figures_of([0, 0, 1], [False] * 3)
+    assert not any(name.startswith("fresh") for name in figures_of([1, 1, 2], [False] * 3))
