@@ -125,8 +125,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     num_bytes: int
     checksum: str  # over names, dtypes, shapes and the tensors' checksums
     run: str = ""
-    host: str = ""  # identity of the machine that holds `segment`
-    segment: str = ""  # file in shared memory on that machine; empty: only over the socket
+    segment: str = ""  # file in shared memory of the publisher's host; empty: only over the socket
+    segment_identity: str = ""  # of that file: whoever finds the same one at that path shares its memory
     bucket_bytes: int = 64 << 20
 
     @property

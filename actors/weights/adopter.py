@@ -34,7 +34,7 @@ from protocol.messages import (
 )
 from protocol.sockets import Client, Keys
 from protocol.weights.manifest import TensorSpec, verify_manifest, weights_checksum
-from protocol.weights.segments import host_identity
+from protocol.weights.segments import file_identity
 
 _log = logging.getLogger(__name__)
 _POLL_TIMEOUT_S = 10.0
@@ -215,10 +215,11 @@ class WeightAdopter:
         return manifest
 
     def _map_published(self, manifest: Manifest) -> Path | None:
-        """The publisher's own segment, if it is on this machine and may be used."""
-        if not manifest.segment or not self._settings.shares_memory or manifest.host != host_identity():
+        """The publisher's own segment, if it may be used and is what this process finds at that path."""
+        if not manifest.segment or not self._settings.shares_memory:
             return None
-        return Path(manifest.segment)
+        path = Path(manifest.segment)
+        return path if file_identity(path) == manifest.segment_identity else None
 
     async def _checksum_in_force(self, manifest: Manifest) -> str:
         """Checksum over the weights in force, in the words of `manifest`."""

@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 
@@ -40,7 +41,7 @@ from protocol.messages import (
 from protocol.server_thread import ServerThread
 from protocol.sockets import Keys, host_of
 from protocol.weights.manifest import weights_checksum
-from protocol.weights.segments import host_identity
+from protocol.weights.segments import file_identity
 
 _log = logging.getLogger(__name__)
 _PARK_S = 1.0
@@ -199,14 +200,15 @@ class WeightPublisher:
         self._server.call_soon(self._wake)
 
     def _manifest(self, version: int, entries: list[TensorEntry]) -> Manifest:
+        segment = self._buffers.path_of(version) if self._settings.shares_memory else ""
         return Manifest(
             version=version,
             tensors=entries,
             num_bytes=self._buffers.num_bytes,
             checksum=weights_checksum(entries),
             run=self._run,
-            host=host_identity(),
-            segment=str(self._buffers.path_of(version)) if self._settings.shares_memory else "",
+            segment=segment,
+            segment_identity=file_identity(Path(segment)) if segment else "",
             bucket_bytes=self._settings.bucket_mib << 20,
         )
 

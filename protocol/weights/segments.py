@@ -35,9 +35,17 @@ def segment_path(run: str, name: str) -> Path:
     return DIRECTORY / f"longhaul-{run}-{name}"
 
 
-def host_identity() -> str:
-    """Equal in two processes exactly when they run on the same booted machine."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def file_identity(path: Path) -> str:
+    """Equal in two processes exactly when the path leads both to one file of one kernel; empty where it leads nowhere.
+
+    That two processes share a machine proves nothing: pods on one have a `/dev/shm` each.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{booted} {status.st_dev}:{status.st_ino}"
 
 
 class Segment:

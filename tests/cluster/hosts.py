@@ -1,0 +1,224 @@
+"""Hosts made of namespaces, for tests of what happens between hosts: a network of their own with nothing else on it.
+
+Everything is inside one outer network namespace, the switch: a bridge, and a cable to every host. The machine's own
+interfaces and firewall are never touched (a Docker daemon's rules would drop bridged packets), and all of it ends with
+the switch's first process. A host has its own network, processes, names, IPC, `/tmp`, `/dev/shm`, `/run`, `/etc/hosts`
+and `/proc`; the kernel, its boot id, the control groups and the rest of the file system are shared, as between pods.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_READY_S = 20.0
+# The first process of a namespace reaps what is orphaned there, and ends with whoever made it.
+_INIT = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+print("up", flush=True)
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        time.sleep(0.05)
+"""
+_OWN_PLACES = """
+set -e
+mount --make-rprivate /
+for place in /tmp /dev/shm /run; do mount -t tmpfs -o mode=1777 host $place; done
+printf "%s" "$HOSTS_FILE" > /run/hosts
+mount --bind /run/hosts /etc/hosts
+hostname "$HOST_NAME"
+ip link set lo up
+exec "$0" "$@"
+"""
+
+
+class CannotMakeHosts(Exception):
+    """This machine does not let us; the message says why."""
+
+
+class Host:
+    """One made host. Commands run on it with `run` and `start`; `address` is its own on the common network."""
+
+    def __init__(self, network: Network, name: str, address: str) -> None:
+        self.name, self.address = name, address
+        self._network = network
+        self._made: subprocess.Popen[str] | None = None
+        self._first = 0  # pid of its first process, as this machine counts
+
+    def _boot(self) -> None:
+        hosts_file = "127.0.0.1 localhost\n" + "".join(f"{h.address} {h.name}\n" for h in self._network.hosts)
+        flags = ["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+        self._made = subprocess.Popen(
+            [
+                *self._network.enter,
+                "unshare",
+                *flags,
+                "sh",
+                "-c",
+                _OWN_PLACES,
+                sys.executable,
+                "-c",
+                _INIT,
+            ],
+            env=os.environ | {"HOSTS_FILE": hosts_file, "HOST_NAME": self.name},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._first = _first_process(self._made)
+        cable = self.cable
+        self._network.ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(self._first))
+        self._network.ip("link", "set", cable, "master", "switch", "up")
+        self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
+        self.run("ip", "link", "set", "eth0", "up")
+
+    @property
+    def cable(self) -> str:
+        """The switch's end of its cable."""
+        return f"to-{self.name}"
+
+    @property
+    def enter(self) -> list[str]:
+        """What runs a command there."""
+        user = ["--user", "--preserve-credentials"] if os.geteuid() else []
+        return ["nsenter", f"--target={self._first}", *user, "--net", "--mount", "--uts", "--ipc", "--pid"]
+
+    def run(self, *command: str, timeout_s: float = 60, **more: Any) -> str:
+        """Output of a command there. Raises `AssertionError`, which has all that it said."""
+        done = subprocess.run(
+            [*self.enter, *command], capture_output=True, text=True, timeout=timeout_s, check=False, **more
+        )
+        if done.returncode:
+            raise AssertionError(f"{' '.join(command)} on {self.name}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def start(self, *command: str, **more: Any) -> subprocess.Popen[str]:
+        """A command that goes on there; it ends with its host."""
+        return subprocess.Popen([*self.enter, *command], text=True, **more)
+
+    def processes(self) -> list[psutil.Process]:
+        """What runs there, its first process left out."""
+        there = _processes_of(self._first)
+        return [psutil.Process(pid) for pid in psutil.pids() if pid != self._first and _processes_of(pid) == there]
+
+    def left(self) -> list[str]:
+        """Files of runs that are still there: private directories, shared memory, what sandboxes keep in /run."""
+        script = "ls -d /tmp/longhaul-* /dev/shm/longhaul-* /run/longhaul/* 2>/dev/null; true"
+        return self.run("sh", "-c", script).split()
+
+    def cut(self) -> None:
+        """Take its cable out."""
+        self._network.ip("link", "set", self.cable, "down")
+
+    def mend(self) -> None:
+        """Put the cable back."""
+        self._network.ip("link", "set", self.cable, "up")
+
+    def kill(self) -> None:
+        """As if its power were cut."""
+        if self._made is not None:
+            os.kill(self._first, 9)
+            self._made.wait()
+            _close(self._made)
+            self._made = None
+
+
+class Network:
+    """`with Network(2) as network`: that many hosts, `network.hosts`, joined by a switch.
+
+    Raises `CannotMakeHosts` where the machine does not allow it.
+    """
+
+    def __init__(self, num_hosts: int) -> None:
+        self.hosts = [Host(self, f"host{i}", f"10.77.0.{i + 1}") for i in range(num_hosts)]
+        self._switch: subprocess.Popen[str] | None = None
+        self._first = 0
+
+    def __enter__(self) -> Network:
+        for tool in ("unshare", "nsenter", "ip"):
+            if shutil.which(tool) is None:
+                raise CannotMakeHosts(f"{tool} is not installed")
+        user = ["--user", "--map-root-user"] if os.geteuid() else []
+        flags = [*user, "--net", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+        self._switch = subprocess.Popen(
+            ["unshare", *flags, sys.executable, "-c", _INIT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            self._first = _first_process(self._switch)
+            self.ip("link", "add", "switch", "type", "bridge")
+            self.ip("link", "set", "switch", "up")
+            for host in self.hosts:
+                host._boot()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, (OSError, subprocess.CalledProcessError, AssertionError)):
+                raise CannotMakeHosts(str(error)) from error
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def enter(self) -> list[str]:
+        """What runs a command beside the hosts, at the switch."""
+        user = ["--user", "--preserve-credentials"] if os.geteuid() else []
+        return ["nsenter", f"--target={self._first}", *user, "--net", "--mount", "--pid"]
+
+    def ip(self, *words: str) -> None:
+        """`ip` at the switch; pids are as this machine counts them."""
+        user = ["--user", "--preserve-credentials"] if os.geteuid() else []
+        command = ["nsenter", f"--target={self._first}", *user, "--net", "ip", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        if done.returncode:
+            raise CannotMakeHosts(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+    def close(self) -> None:
+        """Nothing of it is left."""
+        for host in self.hosts:
+            host.kill()
+        if self._switch is not None:
+            self._switch.kill()
+            self._switch.wait()
+            _close(self._switch)
+            self._switch = None
+
+
+def _first_process(made: subprocess.Popen[str]) -> int:
+    """The pid, as this machine counts, of the `_INIT` that came to run below `made`."""
+    assert made.stdout is not None and made.stderr is not None
+    if made.stdout.readline() != "up\n":
+        made.wait(timeout=_READY_S)
+        raise CannotMakeHosts(f"namespaces are not allowed here: {made.stderr.read().strip()}")
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        below = psutil.Process(made.pid).children(recursive=True)
+        found = [child.pid for child in below if _INIT in child.cmdline()]
+        if found:
+            return found[-1]
+        time.sleep(0.01)
+    raise CannotMakeHosts("the first process of a host did not appear")
+
+
+def _processes_of(pid: int) -> Path | None:
+    """The namespace that a process lives in."""
+    try:
+        return Path(f"/proc/{pid}/ns/pid").readlink()
+    except OSError:
+        return None
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
