@@ -65,9 +65,10 @@ def stage_settings(arguments: Sequence[str], command_line: CommandLine, root: Pa
         raise ConfigError("--resume auto of a row of stages needs its directory: add --run-dir", kind="stages")
     folder = command_line.config.parent if command_line.config else Path()
     flags = _without(arguments, _OWN_FLAGS)
-    plan = []
+    plan: list[Settings] = []
     for number, file in enumerate(command_line.stages, 1):
-        settings, _ = parse([f"--config={folder / file}", *flags, f"--run-dir={root / f'{number}-{file.stem}'}"])
+        own = [f"--config={folder / file}", *flags, f"--run-dir={root / f'{number}-{file.stem}'}"]
+        settings, _ = parse(own, like=plan[-1].model.path if plan else None)
         if settings.stages:
             raise ConfigError(f"{file} is a stage and names stages itself: list them all in one file", kind="stages")
         plan.append(settings)

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from actors.generator.engine import has_gpu
 from cluster.command_line.help import help_text
+from cluster.command_line.presets import Preset, preset_for, under
 from protocol.config import Settings
 from protocol.errors import ConfigError
 
@@ -21,7 +23,7 @@ class CommandLine(Settings, BaseSettings):
     """Longhaul: asynchronous reinforcement learning of software-engineering agents.
 
     Every setting below is a flag here and a key of the TOML file: `--learner.lr 1e-6` is `lr = 1e-6` under `[learner]`.
-    Flags win over the file, the file over the defaults.
+    Flags win over the file, the file over what suits the model (its preset), and that over the defaults.
     """
 
     model_config = SettingsConfigDict(
@@ -38,6 +40,12 @@ class CommandLine(Settings, BaseSettings):
     """TOML file with settings (see configs/)."""
     dry_run: bool = Field(default=False, exclude=True)
     """Print the resolved settings and stop."""
+    _from_preset: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def from_preset(self) -> list[str]:
+        """Settings that come from the model's preset, one a line with the reason."""
+        return self._from_preset
 
     @classmethod
     def settings_customise_sources(
@@ -51,8 +59,13 @@ class CommandLine(Settings, BaseSettings):
         return (init_settings,)  # no environment variables: a run is what its flags and file say
 
 
-def parse(arguments: Sequence[str], program: str = "python launch.py") -> tuple[Settings, CommandLine]:
+def parse(
+    arguments: Sequence[str], program: str = "python launch.py", *, like: str | None = None
+) -> tuple[Settings, CommandLine]:
     """The settings of this run, and the command line they came from.
+
+    Args:
+        like: the model to take the preset from where neither flags nor file name one.
 
     Raises:
         ConfigError: unknown key (with the nearest valid one), bad value, or unreadable file.
@@ -63,16 +76,20 @@ def parse(arguments: Sequence[str], program: str = "python launch.py") -> tuple[
         raise SystemExit(0)
     known = set(setting_names())
     _check_flags(arguments, known)
-    from_file = _read_toml(_config_path(arguments), known)
+    config = _flag(arguments, "--config", "a file")
+    from_file = _read_toml(Path(config) if config is not None else None, known)
+    preset = _preset_of(arguments, from_file, like)
     try:
         flags = CliSettingsSource[Any](CommandLine, cli_parse_args=list(arguments), cli_exit_on_error=False)
-        command_line = CommandLine(_cli_settings_source=flags, **from_file)
+        command_line = CommandLine(_cli_settings_source=flags, **(under(from_file, preset) if preset else from_file))
     except ValidationError as error:
         raise ConfigError(_one_line(error), kind="value") from error
     except Exception as error:
         if type(error).__name__ not in ("SettingsError", "ArgumentError"):
             raise
         raise ConfigError(str(error).removeprefix("error parsing CLI: "), kind="value") from error
+    if preset is not None:
+        command_line._from_preset = list(preset.lines({*_flatten(from_file), *_flag_names(arguments)}))
     settings = Settings.model_validate(command_line.model_dump())
     return settings, command_line
 
@@ -121,15 +138,34 @@ def _nearest(key: str, known: set[str]) -> str:
     return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
 
 
-def _config_path(arguments: Sequence[str]) -> Path | None:
+def _flag(arguments: Sequence[str], flag: str, kind: str = "a value") -> str | None:
+    """The value of a flag, as typed: of the last one, as the parser has it."""
+    value = None
     for index, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            return Path(argument.removeprefix("--config="))
-        if argument == "--config":
+        if argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+        if argument == flag:
             if index + 1 == len(arguments):
-                raise ConfigError("--config needs a file", kind="value")
-            return Path(arguments[index + 1])
-    return None
+                raise ConfigError(f"{flag} needs {kind}", kind="value")
+            value = arguments[index + 1]
+    return value
+
+
+def _flag_names(arguments: Sequence[str]) -> set[str]:
+    typed = {argument.partition("=")[0][2:].replace("-", "_") for argument in arguments if argument.startswith("--")}
+    return typed | {name.removeprefix("no_") for name in typed}
+
+
+def _preset_of(arguments: Sequence[str], from_file: Mapping[str, Any], like: str | None) -> Preset | None:
+    table = from_file.get("model")
+    model: Mapping[str, Any] = table if isinstance(table, Mapping) else {}
+    path = _flag(arguments, "--model.path") or model.get("path") or like or Settings().model.path
+    context = _flag(arguments, "--model.max-context") or model.get("max_context")
+    try:
+        asked = int(context) if context else None
+    except (TypeError, ValueError):  # the parser says so
+        return None
+    return preset_for(Path(path), asked, on_gpu=has_gpu()) if isinstance(path, str) else None
 
 
 def _read_toml(path: Path | None, known: set[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 
 from cluster.command_line.cli import CommandLine, exit_with, run_command_line
@@ -13,6 +14,8 @@ from protocol.errors import ConfigError
 def run(arguments: Sequence[str], program: str) -> int:
     """Returns the exit status: 0 done, 1 a part failed, 2 bad input, 130/143 interrupted."""
     settings, command_line = run_command_line(arguments, program)
+    for line in command_line.from_preset:
+        print(line, file=sys.stderr)
     if command_line.dry_run:
         print(settings.model_dump_json(indent=2))
         return 0

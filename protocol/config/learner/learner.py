@@ -24,7 +24,7 @@ class LearnerSettings(Section):
     pack_tokens: Amount = 0
     """Token budget of one packed micro-batch; 0: the model's max_context times two."""
     lr: Annotated[float, Field(ge=0)] = 5e-4
-    """Peak learning rate (right for the tiny model; 1e-6 in the paper's RL, for a 72B model)."""
+    """Peak learning rate (right for the tiny model; the presets of others, and the paper's RL, have 1e-6)."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW betas (0.9, 0.999 in the paper, whose runs are hundreds of steps long)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
