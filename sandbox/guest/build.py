@@ -39,7 +39,7 @@ def cover_binary() -> Path:
 def _binary(name: str) -> Path:
     sources = [SOURCES / file for file in PROGRAMS[name]]
     digest = hashlib.sha256(" ".join(FLAGS).encode())
-    for path in [*sources, SOURCES / "guest.h"]:
+    for path in [*sources, *sorted(SOURCES.glob("*.h"))]:
         digest.update(path.read_bytes())
     relative = f"guest/{name}-{digest.hexdigest()[:16]}"
     caches = [SOURCES.parents[1] / "build", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "longhaul"]

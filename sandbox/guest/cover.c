@@ -8,19 +8,17 @@
  * of an image) covered as well; mounted files (/etc/hosts) become ordinary ones.
  */
 #define _GNU_SOURCE
+#define PROGRAM "cover"
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <sched.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "host_program.h"
 
 #define PLACE "/.longhaul-disk"
 #define MAX_MOUNTS 256
@@ -34,20 +32,6 @@ struct mounted {
 
 static struct mounted mounts[MAX_MOUNTS];
 static int num_mounts, num_covers;
-
-static void die(const char *what) {
-    fprintf(stderr, "cover: %s: %s\n", what, strerror(errno));
-    exit(120);
-}
-
-static char *format(const char *pattern, ...) {
-    char *text;
-    va_list args;
-    va_start(args, pattern);
-    if (vasprintf(&text, pattern, args) < 0) exit(121);
-    va_end(args);
-    return text;
-}
 
 static int is_below(const char *path, const char *folder) {
     size_t n = strlen(folder);

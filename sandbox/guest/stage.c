@@ -13,17 +13,13 @@
  * process of the namespace; nothing of it is ever visible outside.
  */
 #define _GNU_SOURCE
+#define PROGRAM "stage"
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <grp.h>
 #include <sched.h>
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -31,24 +27,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "host_program.h"
+
 #define MAX_ITEMS 64
 
 static uid_t uid;
 static int as_root;
-
-static void die(const char *what) {
-    fprintf(stderr, "stage: %s: %s\n", what, strerror(errno));
-    exit(120);
-}
-
-static char *format(const char *pattern, ...) {
-    char *text;
-    va_list args;
-    va_start(args, pattern);
-    if (vasprintf(&text, pattern, args) < 0) exit(121);
-    va_end(args);
-    return text;
-}
 
 static void write_file(const char *path, const char *text) {
     int fd = open(path, O_WRONLY | O_CLOEXEC);

@@ -1,12 +1,13 @@
 """Filters keep and remove what their names say, and every removal is counted."""
 
+import msgspec
 import numpy as np
 import pytest
 
 from learner.replay.filters import chain_of, mask_format_errors, run_chain
 from protocol.config import Settings
-from protocol.messages import Trajectory, Turn
-from tiny.trajectories import finished_member
+from protocol.messages import Turn
+from tiny.trajectories import finished_member, random_trajectory
 
 
 def member(number, reward, **changes):
@@ -46,23 +47,9 @@ def test_rft_takes_honest_readable_successes():
 
 
 def test_turns_that_could_not_be_read_carry_no_loss():
-    trajectory = Trajectory(
-        episode_id="e",
-        lease_id="l",
-        task_id="t",
-        group_id="g",
-        member=0,
-        attempt=1,
-        resolved=True,
-        reward=1.0,
-        end_reason="submitted",
-        turns=[Turn(start=1, end=3, format_error=True), Turn(start=4, end=6)],
-        token_ids=np.arange(6, dtype=np.int32),
-        loss_mask=np.array([0, 1, 1, 0, 1, 1], np.uint8),
-        logprobs=np.zeros(6, np.float32),
-        versions=np.array([-1, 0, 0, -1, 0, 0], np.int32),
-        started_at=0.0,
-        finished_at=1.0,
-    )
+    made = random_trajectory(np.random.default_rng(0), 6)
+    turns = [Turn(start=1, end=3, format_error=True), Turn(start=4, end=6)]
+    mask = np.array([0, 1, 1, 0, 1, 1], np.uint8)
+    trajectory = msgspec.structs.replace(made, turns=turns, loss_mask=mask)
     assert mask_format_errors(trajectory).loss_mask.tolist() == [0, 0, 0, 0, 1, 1]
     assert trajectory.loss_mask.tolist() == [0, 1, 1, 0, 1, 1]

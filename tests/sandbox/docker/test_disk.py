@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from benchmarks.sandbox.bounds import DEEP, MANY
 from sandbox.base import Limits, SandboxSpec
 from sandbox.docker.backend import DockerBackend
 from sandbox.docker.container import DockerSandbox
@@ -27,20 +28,6 @@ for place in sys.argv[1:]:
                 break
         except OSError:
             break
-"""
-DEEP = "import os\nfor _ in range(20000):\n    os.mkdir('n'); os.chdir('n')\n"
-MANY = """
-import os
-made = 0
-try:
-    for folder in range(400):
-        os.mkdir(f"d{folder}")
-        for n in range(1000):
-            os.close(os.open(f"d{folder}/{n}", os.O_CREAT))
-            made += 1
-except OSError:
-    pass
-print(made)
 """
 REFUSED = """
 import ctypes, errno, socket
