@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PACKAGE ?= toolz==1.0.0
 PACKAGE_TASKS := runs/packages/$(PACKAGE).jsonl
 
-.PHONY: run package test check setup format clean
+.PHONY: run package test check gpu-pins setup format clean
 
 run: setup ## Train the tiny model on `micro` tasks; ARGS adds flags
 	$(BIN)/python launch.py --num-actors 512 $(ARGS)
@@ -22,6 +22,9 @@ check: setup ## What CI runs besides the tests: lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-pins: setup ## Whether the versions of the `gpu` extra agree, without installing; nothing but DeepSpeed comes as source
+	$(BIN)/python -m pip install -q --dry-run --ignore-installed --only-binary :all: --no-binary deepspeed ".[gpu]"
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -1,8 +1,9 @@
-"""Attention that keeps packed documents apart, for devices without flash attention.
+"""Attention that keeps packed documents apart, for devices and models that FlashAttention does not serve.
 
 Hugging Face's `sdpa` attends across the documents of a packed sequence when Ulysses has dropped the mask. This one cuts
-at every restart of the positions. It has no mask function, so no `[tokens, tokens]` mask is ever built; windows, capped
-scores and sinks are computed in blocks of queries.
+at every restart of the positions. It has no mask function, so no `[tokens, tokens]` mask is ever built; capped scores
+and sinks are computed in blocks of queries, as are windows on CPU. On a GPU, in half precision, torch's own kernel for
+rows of several lengths takes the whole row.
 """
 
 from __future__ import annotations
@@ -12,10 +13,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 DOCUMENT_ATTENTION = "longhaul_documents"
+FLASH_ATTENTION = "flash_attention_2"
 _QUERY_BLOCK = 512
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def attention_for(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the attention that trains a model exactly where it is: FlashAttention if it is installed and has what the
+    model needs, else `document_attention`."""
+    has_sinks = config.model_type == "gpt_oss"
+    if device.type == "cuda" and dtype in _HALF and not has_sinks and is_flash_attn_2_available():
+        return FLASH_ATTENTION
+    return register_document_attention()
 
 
 def register_document_attention() -> str:
@@ -42,17 +57,48 @@ def document_attention(
     """Causal attention inside each document; returns `[1, tokens, heads, head]`."""
     assert query.shape[0] == 1, "documents are laid end to end in one row"
     assert attention_mask is None and not dropout
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    starts = document_starts(position_ids)
+    if softcap is None and s_aux is None and _takes_rows(query):
+        return _row_at_once(query, key, value, starts, scale, sliding_window), None
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:  # the fused kernel wants as many key heads as query heads
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     sinks = None if s_aux is None else _own_heads(s_aux, query.shape[1])
-    lengths = [end - start for start, end in itertools.pairwise(document_starts(position_ids))]
+    lengths = [end - start for start, end in itertools.pairwise(starts)]
     parts = [
         _causal(q, k, v, scale, sliding_window, softcap, sinks)
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     ]
     return torch.cat(parts, 2).transpose(1, 2), None
+
+
+def _takes_rows(query: torch.Tensor) -> bool:
+    """Whether torch's kernel for rows of several lengths can take it."""
+    return query.is_cuda and query.dtype in _HALF and query.shape[-1] <= 256 and not query.shape[-1] % 8
+
+
+def _row_at_once(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: list[int], scale: float, window: int | None
+) -> torch.Tensor:
+    """Causal attention inside each document of the row, `[1, tokens, heads, head]`."""
+    borders = torch.tensor(starts, dtype=torch.int32, device=query.device)
+    longest = max(end - start for start, end in itertools.pairwise(starts))
+    queries, keys, values = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
+    out = varlen_attn(
+        queries,
+        keys,
+        values,
+        borders,
+        borders,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, torch.Tensor)
+    return out[None]
 
 
 def _causal(

@@ -19,7 +19,7 @@ from learner.objectives.registry import loss_settings, objective_named
 from learner.packing import attention_length_of
 from learner.ranks.group import RankGroup
 from learner.training.adapters import Export, add_adapters, exports
-from learner.training.attention import register_document_attention
+from learner.training.attention import attention_for
 from learner.training.file_names import FileNames, kept_buffers, mark_expert_lists
 from learner.training.logprobs import TokenLogprobs
 from learner.training.mlp import tile_mlps
@@ -71,7 +71,7 @@ class Policy:
         self.dtype = _dtype(settings, group)
         self._deepspeed = import_deepspeed()
         self._deepspeed.init_distributed(verbose=False)
-        attention = register_document_attention() if group.device.type == "cpu" else "flash_attention_2"
+        attention = attention_for(self.config, group.device, self.dtype)
         mpu = _register_ulysses(path, attention, group.sequence_parallel)
         causal_lm = self._load(path, attention, learner).train()
         if learner.gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""Attention that keeps documents apart, log-probs in chunks, the schedule, and which ranks share a sequence."""
+"""Log-probs in chunks, the schedule, and which ranks share a sequence."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from learner.objectives.loss import token_losses
 from learner.objectives.parts.objective import TokenTensors
 from learner.objectives.samples import Sample
 from learner.ranks.layout import Heads, num_ranks, sequence_parallel
-from learner.training.attention import document_attention, document_starts
 from learner.training.diagnostics import Diagnostics
 from learner.training.logprobs import TokenLogprobs
 from learner.training.micro_batch import collate
@@ -25,32 +22,6 @@ from learner.training.schedule import learning_rate
 from protocol.config import LearnerSettings, LossSettings, Settings
 from protocol.errors import ConfigError
 from tiny.model import build_model, build_tokenizer
-
-
-def slow_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """One query at a time over the keys of its document up to itself."""
-    heads, tokens, size = q.shape[1:]
-    out = torch.zeros(1, tokens, heads, size, dtype=q.dtype)
-    for h in range(heads):
-        kv = h * k.shape[1] // heads
-        for t in range(tokens):
-            seen = [s for s in range(t + 1) if documents[s] == documents[t]]
-            scores = torch.stack([q[0, h, t] @ k[0, kv, s] for s in seen]) * size**-0.5
-            out[0, t, h] = scores.softmax(0) @ torch.stack([v[0, kv, s] for s in seen])
-    return out
-
-
-@given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.sampled_from([(4, 4), (4, 2), (2, 1)]))
-@settings(max_examples=20, deadline=None)
-def test_attention_sees_only_its_own_document_and_the_past(lengths: list[int], heads: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    tokens = sum(lengths)
-    q, k, v = (torch.randn(1, h, tokens, 8, dtype=torch.float64) for h in (heads[0], heads[1], heads[1]))
-    positions = torch.cat([torch.arange(n) for n in lengths])[None]
-    documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    got, _ = document_attention(torch.nn.Module(), q, k, v, None, position_ids=positions)
-    torch.testing.assert_close(got, slow_attention(q, k, v, documents))
-    assert len(document_starts(positions)) == len(lengths) + 1
 
 
 @pytest.mark.parametrize("tied", [True, False])
