@@ -108,12 +108,12 @@ def _flags(seed: int, quick: bool) -> list[str]:
 def _learn(folder: Path, seed: int, quick: bool) -> Result:
     """The stages of one seed."""
     runs: dict[str, Run] = {}
-    scores = {"base": _score(BASE, folder / "eval-base", quick)}
+    scores = {"base": score(BASE, folder / "eval-base", quick)}
     model = BASE
     for stage in _STAGES:
         runs[stage] = _launch(folder / stage, stage, model, _flags(seed, quick))
         model = runs[stage].model
-        scores[stage] = _score(model, folder / f"eval-{stage}", quick)
+        scores[stage] = score(model, folder / f"eval-{stage}", quick)
     return Result(scores=scores, runs=runs)
 
 
@@ -125,9 +125,9 @@ def _check(folder: Path, result: Result, seed: int) -> Checks:
     pushed = _run_pushed(folder / "pushed", result.runs["rl1"], flags)
     return Checks(
         sync=sync,
-        sync_score=_score(sync.model, folder / "eval-sync_rl1", quick=False),
+        sync_score=score(sync.model, folder / "eval-sync_rl1", quick=False),
         shuffled=shuffled,
-        shuffled_score=_score(shuffled.model, folder / "eval-shuffled", quick=False),
+        shuffled_score=score(shuffled.model, folder / "eval-shuffled", quick=False),
         pushed_score=Estimate(mean=fmean(pushed.rewards), se=_standard_error(pushed.rewards)),
         changed_by_lr_0=_num_changed(result.runs["rl1"].model, pushed.model),
     )
@@ -141,7 +141,7 @@ def _run_pushed(run_dir: Path, trained: Run, flags: list[str]) -> Run:
 
 def _launch(run_dir: Path, stage: str, model: Path, flags: list[str]) -> Run:
     """One training run; raises SystemExit naming it when it fails. One that was interrupted is run anew."""
-    if not _is_whole(run_dir):
+    if not is_whole(run_dir):
         shutil.rmtree(run_dir, ignore_errors=True)
         _call([f"--config=configs/micro/{stage}.toml", f"--model.path={model}", *flags, f"--run-dir={run_dir}"])
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -156,7 +156,8 @@ def _launch(run_dir: Path, stage: str, model: Path, flags: list[str]) -> Run:
     )
 
 
-def _is_whole(run_dir: Path) -> bool:
+def is_whole(run_dir: Path) -> bool:
+    """Whether a run took all the steps that it was to take."""
     if not (run_dir / "summary.json").exists():
         return False
     return newest_step(run_dir) == json.loads((run_dir / "settings.json").read_text())["steps"]
@@ -175,7 +176,7 @@ def _curve(samples: list[dict[str, float]]) -> list[tuple[int, float]]:
     return curve
 
 
-def _score(model: Path, run_dir: Path, quick: bool) -> Estimate:
+def score(model: Path, run_dir: Path, quick: bool) -> Estimate:
     """Pass@1 of a model on held-out tasks of the first difficulty."""
     if not (run_dir / "evaluation.json").exists():
         flags = ["--config=configs/micro/eval.toml", f"--model.path={model}", f"--run-dir={run_dir}"]

@@ -118,6 +118,9 @@ class Messages:
         return event(self.error(refusal), "error")
 
 
+UNREADABLE = "unreadable_arguments"
+"""An input must be an object: arguments that are none are shown, and come back, as the one text of this name."""
+
 Block = tuple[dict[str, Any], list[dict[str, Any]]]
 """A content block: how its stream starts, and what is added to it."""
 
@@ -132,7 +135,7 @@ def _blocks(answer: Answer) -> list[Block]:
         deltas = [{"type": "text_delta", "text": piece} for piece in pieces(answer.content)]
         blocks.append(({"type": "text", "text": ""}, deltas))
     for call in answer.calls:
-        deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces(call.arguments or "{}")]
+        deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces(_input(call.arguments))]
         blocks.append(({"type": "tool_use", "id": call.id, "name": call.name, "input": {}}, deltas))
     return blocks
 
@@ -146,7 +149,20 @@ def _whole(block: Block) -> dict[str, Any]:
         case "text":
             return empty | {"text": "".join(delta["text"] for delta in deltas)}
         case _:
-            return empty | {"input": object_of("".join(delta["partial_json"] for delta in deltas)) or {}}
+            return empty | {"input": object_of("".join(delta["partial_json"] for delta in deltas))}
+
+
+def _input(arguments: str) -> str:
+    """The text of an object: the arguments, or one that holds them."""
+    readable = object_of(arguments) is not None
+    return (arguments or "{}") if readable else msgspec.json.encode({UNREADABLE: arguments}).decode()
+
+
+def _arguments(given: object) -> object:
+    """What `_input` was made of."""
+    if isinstance(given, dict) and given.keys() == {UNREADABLE} and isinstance(given[UNREADABLE], str):
+        return given[UNREADABLE]
+    return given or {}
 
 
 def _read_message(body: Body) -> list[dict[str, Any]]:
@@ -193,7 +209,7 @@ def _assistant(body: Body) -> dict[str, Any]:
             case "thinking":
                 thoughts.append(block.text("thinking"))
             case "tool_use":
-                calls.append(tool_call(block.text("id"), block.text("name"), block.take("input") or {}))
+                calls.append(tool_call(block.text("id"), block.text("name"), _arguments(block.take("input"))))
             case kind:
                 raise block.refuse("type", f"only text, thinking and tool_use are served, not {kind[:100]}")
     message: dict[str, Any] = {"role": "assistant", "content": "\n".join(texts)}

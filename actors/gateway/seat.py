@@ -36,13 +36,13 @@ class Seat:
         on_activity: hears when the first of several turns is begun (`generating`) and the last is done (`executing`).
 
     Attributes:
-        faults: failures of ours that the agent has not got over by asking again.
+        fault: the last failure of ours that the agent has not got over: no turn that was begun after it was answered.
     """
 
     def __init__(self, turns: Turns, on_activity: Callable[[Activity], None] = lambda activity: None) -> None:
         self.turns = turns
         self._on_activity = on_activity
-        self.faults: dict[bytes, LonghaulError] = {}
+        self.fault: LonghaulError | None = None
         self._num_under_way = 0
         self._works: dict[bytes, _Work] = {}
 
@@ -54,7 +54,7 @@ class Seat:
         mark = ask.fingerprint()
         work = self._works.get(mark)
         if work is None:
-            work = self._works[mark] = _Work(asyncio.create_task(self._turn(ask, mark), name="gateway turn"))
+            work = self._works[mark] = _Work(asyncio.create_task(self._turn(ask), name="gateway turn"))
             work.task.add_done_callback(functools.partial(self._done, mark, work))
         else:
             self.turns.counts["retries_joined"] += 1
@@ -76,6 +76,11 @@ class Seat:
         if work is not None and work.task.done():
             del self._works[ask.fingerprint()]
 
+    def broke(self, bug: Exception) -> Refusal:
+        """A bug of ours is no fault of the agent's: what to tell it. Call it while the error is handled."""
+        log.exception("a request of episode %s hit a bug", self.turns.terms.episode_id)
+        return self._fail(LonghaulError(f"{type(bug).__name__}: {bug}", kind="bug"))
+
     async def close(self) -> None:
         """Cancel the turns under way."""
         tasks = [work.task for work in self._works.values()]
@@ -86,25 +91,26 @@ class Seat:
 
     # -- below: one turn
 
-    async def _turn(self, ask: Ask, mark: bytes) -> Answer:
+    async def _turn(self, ask: Ask) -> Answer:
         self._check_room()
+        standing = self.fault
         self._num_under_way += 1
         if self._num_under_way == 1:
             self._on_activity("generating")
         try:
             answer = await self.turns.play(ask)
         except (DeadlineError, GeneratorError) as error:
-            raise self._fault(mark, error) from error
+            raise self._fail(error) from error
         except Refusal:
             raise
-        except Exception as error:  # a bug of ours is no fault of the agent's
-            log.exception("a turn of episode %s hit a bug", self.turns.terms.episode_id)
-            raise self._fault(mark, LonghaulError(f"{type(error).__name__}: {error}", kind="bug")) from error
+        except Exception as error:
+            raise self.broke(error) from error
         finally:
             self._num_under_way -= 1
             if not self._num_under_way:
                 self._on_activity("executing")
-        self.faults.pop(mark, None)
+        if self.fault is standing:  # it asked again, in whatever words, and was answered
+            self.fault = None
         return answer
 
     # -- below: limits, faults, what is kept
@@ -114,9 +120,9 @@ class Seat:
         if self._num_under_way >= min(MOST_AT_ONCE, self.turns.terms.max_turns - len(self.turns.done)):
             raise Refusal("busy", "as many turns of this episode run as may", retry_after_s=BUSY_RETRY_S)
 
-    def _fault(self, mark: bytes, error: LonghaulError) -> Refusal:
+    def _fail(self, error: LonghaulError) -> Refusal:
         self.turns.counts[f"faults_{error.label.replace('.', '_')}"] += 1
-        self.faults[mark] = error
+        self.fault = error
         if isinstance(error, GeneratorError) and error.kind == "full":
             return Refusal("busy", "the generators are busy", retry_after_s=error.retry_after_s or BUSY_RETRY_S)
         return Refusal("timeout" if isinstance(error, DeadlineError) else "failed", f"{error.label}: {error}")

@@ -162,6 +162,9 @@ class Gateway:
         except Refusal as refusal:
             self._on_exchange(Exchange(path=path, body=data, status=refusal.status, answer=None, said=str(refusal)))
             return self._refused(dialect, refusal)
+        except ConnectionError:  # the client is gone
+            self._counts["disconnects"] += 1
+            raise
         except TimeoutError:
             self._counts["answers_not_taken"] += 1
             if request.transport is not None:
@@ -170,6 +173,10 @@ class Gateway:
         except asyncio.CancelledError:
             self._counts["disconnects"] += 1
             raise
+        except Exception as bug:  # ours, in this API's own shape
+            told = seat.broke(bug)
+            self._on_exchange(Exchange(path=path, body=data, status=told.status, answer=None, said=str(told)))
+            return self._refused(dialect, told)
         self._counts["sampled_tokens"] += answer.usage.sampled if answer is not None else 0
         self._on_exchange(Exchange(path=path, body=data, status=200, answer=answer))
         return response
@@ -206,12 +213,13 @@ class Gateway:
             async with asyncio.timeout(WRITE_S):
                 try:
                     answer = answering.result()
+                    told = b"".join(dialect.stream(ask, answer))
                 except Refusal as refusal:
                     self._counts[f"refused_{refusal.kind}"] += 1
-                    await response.write(dialect.stream_error(refusal))
-                else:
-                    for piece in dialect.stream(ask, answer):
-                        await response.write(piece)
+                    told = dialect.stream_error(refusal)
+                except Exception as bug:
+                    told = dialect.stream_error(seat.broke(bug))
+                await response.write(told)
                 await response.write_eof()
         finally:
             answering.cancel()

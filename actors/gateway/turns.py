@@ -50,6 +50,7 @@ class TurnRecord(Struct, frozen=True, kw_only=True):
     text: str
     num_prompt: int
     with_tools: bool  # whether tools were shown
+    missed_call: bool  # a call was demanded and not made: the agent got an error in the turn's place
     cached_version: int | None
     generate_s: float
     began_at: float  # monotonic
@@ -120,6 +121,7 @@ class Turns:
         looked_for = [] if ask.tool_choice == "none" else ask.tools
         reading = await self._reader.read(prompt.token_ids, sampled.token_ids, looked_for)
         answer = self._to_answer(ask, sampled, reading, stop_string, len(prompt.token_ids))
+        missed = _missed(ask, answer)
         recorded = self._conversation.record(prompt, sampled, answer.message())
         self._keep(ask, answer)
         self.done.append(
@@ -129,6 +131,7 @@ class Turns:
                 text=self._tokenizer.decode(sampled.token_ids),
                 num_prompt=len(prompt.token_ids),
                 with_tools=bool(ask.tools),
+                missed_call=bool(missed),
                 cached_version=cached_version,
                 generate_s=time.monotonic() - began,
                 began_at=began,
@@ -138,7 +141,8 @@ class Turns:
         if sampled.finish_reason == "length" and max_tokens == room:  # half an action is not shown
             self.end("context")
             raise _context(self.terms.max_context + 1, self.terms.max_context)
-        _check_choice(ask, answer)
+        if missed:
+            raise Refusal("invalid", missed, param="tool_choice")
         return answer
 
     def _open(self, ask: Ask) -> Prompt:
@@ -228,14 +232,15 @@ class Turns:
             del self._kept[next(iter(self._kept))]
 
 
-def _check_choice(ask: Ask, answer: Answer) -> None:
+def _missed(ask: Ask, answer: Answer) -> str:
     """A call that was demanded and not made is said, not papered over: answers are sampled freely."""
     name = ask.tool_choice.removeprefix("=")
     demanded = ask.tool_choice == "required" or ask.tool_choice.startswith("=")
     made = any(ask.tool_choice == "required" or call.name == name for call in answer.calls)
-    if demanded and not made:
-        what = "a tool" if ask.tool_choice == "required" else name
-        raise Refusal("invalid", f"the model did not call {what}; calls cannot be forced here", param="tool_choice")
+    if not demanded or made:
+        return ""
+    what = "a tool" if ask.tool_choice == "required" else name
+    return f"the model did not call {what}; calls cannot be forced here"
 
 
 def _context(num_tokens: int, most: int) -> Refusal:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from actors.harnesses.harness import HOME, ISSUE, Launch, Visit, variables
-from actors.harnesses.install import NODE, npm_packages
+from actors.harnesses.harness import HOME, Launch, Visit, variables
+from actors.harnesses.npm_agent import ISSUE_ARGUMENT, MODULES, NODE_PIN, RUN_NODE, NpmAgent
 
-PINS = ["@openai/codex@0.169.0", f"{NODE}@22.23.3"]
-INSIDE = "/opt/longhaul-agents/codex"
-MODULES = f"{INSIDE}/node_modules"
 START = (
-    f"exec {MODULES}/{NODE}/bin/node {MODULES}/@openai/codex/bin/codex.js exec --skip-git-repo-check "
-    f'--dangerously-bypass-approvals-and-sandbox "$(cat "{ISSUE}")"'
+    f"{RUN_NODE} {MODULES}/@openai/codex/bin/codex.js exec --skip-git-repo-check "
+    f"--dangerously-bypass-approvals-and-sandbox {ISSUE_ARGUMENT}"
 )
 # Its own sandbox would need namespaces that ours does not give; a search of the web has no web here.
 SETTINGS = """\
@@ -34,18 +30,11 @@ enabled = false
 """
 
 
-class Codex:
+class Codex(NpmAgent):
     """See `Harness`."""
 
     name = "codex"
-    needs_tools = True
-
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
-
-    def install(self) -> dict[str, str]:
-        """See `Harness.install`."""
-        return {str(npm_packages(self._cache, self.name, PINS)): INSIDE}
+    pins = ("@openai/codex@0.169.0", NODE_PIN)
 
     def launch(self, visit: Visit) -> Launch:
         """See `Harness.launch`."""

@@ -121,8 +121,8 @@ class ForeignAgent:
         finally:
             self.gateway.close(key)
             await seat.close()
-        for error in seat.faults.values():
-            raise error  # ours, and the agent did not get over it: no verdict on the policy
+        if seat.fault is not None:
+            raise seat.fault  # ours, and the agent did not get over it: no verdict on the policy
         done = list(zip(turns.done, conversation.turns, strict=True))
         if self._settings.agent.train == "with_tools" and any(turn.with_tools for turn in turns.done):
             for turn in turns.done:
@@ -162,6 +162,7 @@ def _steps(turns: list[tuple[TurnRecord, Turn]]) -> list[Step]:
             end=turn.end,
             text=turn.text,
             given=kept.given,
+            format_error=turn.missed_call,
             cached_version=turn.cached_version,
             generate_s=turn.generate_s,
             execute_s=max(0.0, next_began - turn.finished_at) if next_began is not None else 0.0,

@@ -9,6 +9,7 @@ from msgspec import Struct
 ROOM = "/tmp/longhaul-agent"  # inside: the issue, the agent's home and configuration; no part of the work
 HOME = f"{ROOM}/home"
 ISSUE = f"{ROOM}/issue.md"
+ASKED = f"{ROOM}/asked.txt"  # inside: what an agent that takes its task as an argument is asked
 
 
 class Visit(Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from actors.harnesses.own_python import copy_python
 from protocol.errors import ConfigError
 
 DEADLINE_S = 900
@@ -38,21 +39,16 @@ def npm_packages(cache: Path, name: str, packages: Sequence[str], scripts: Seque
 
 
 def python_packages(cache: Path, name: str, packages: Sequence[str]) -> Path:
-    """A directory of pinned packages for this Python (`name==version`). Raises `ConfigError`."""
+    """A directory with `site`, pinned packages (`name==version`), and a Python that runs them in any image
+    (`actors/harnesses/own_python.py`). Raises `ConfigError`."""
 
     def build(target: Path) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--disable-pip-version-check",
-            "--no-warn-script-location",
-        ]
-        _run([*command, "--target", str(target), *packages], name)
+        site = target / "site"
+        command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        _run([*command, "--no-warn-script-location", "--target", str(site), *packages], name)
+        copy_python(target, [site])
 
-    return _installed(cache, name, f"{sys.version_info.major}.{sys.version_info.minor}-{'+'.join(packages)}", build)
+    return _installed(cache, name, f"{platform.python_version()}-{'+'.join(packages)}", build)
 
 
 def _installed(cache: Path, name: str, pins: str, build: Callable[[Path], None]) -> Path:

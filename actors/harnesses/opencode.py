@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from actors.harnesses.harness import HOME, ISSUE, Launch, Visit, variables
-from actors.harnesses.install import npm_packages
+from actors.harnesses.harness import HOME, Launch, Visit, variables
+from actors.harnesses.npm_agent import ISSUE_ARGUMENT, MODULES, NpmAgent
 
-PINS = ["opencode-ai@1.18.33"]
-INSIDE = "/opt/longhaul-agents/opencode"
-START = f'exec {INSIDE}/node_modules/opencode-ai/bin/opencode.exe run "$(cat "{ISSUE}")"'
+START = f"exec {MODULES}/opencode-ai/bin/opencode.exe run {ISSUE_ARGUMENT}"
 
 
-class OpenCode:
+class OpenCode(NpmAgent):
     """See `Harness`."""
 
     name = "opencode"
-    needs_tools = True
-
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
-
-    def install(self) -> dict[str, str]:
-        """See `Harness.install`."""
-        scripts = [["opencode-ai", "postinstall.mjs"]]  # puts the program for this machine in its place
-        return {str(npm_packages(self._cache, self.name, PINS, scripts)): INSIDE}
+    pins = ("opencode-ai@1.18.33",)
+    scripts = (("opencode-ai", "postinstall.mjs"),)  # puts the program for this machine in its place
 
     def launch(self, visit: Visit) -> Launch:
         """See `Harness.launch`."""

@@ -8,13 +8,14 @@ from msgspec import Struct
 
 from actors.gateway.seat import Seat
 from actors.gateway.server import Gateway
-from actors.harnesses.harness import HOME, ISSUE, Harness, Visit
+from actors.harnesses.harness import ASKED, HOME, ISSUE, Harness, Visit
 from protocol.errors import AgentError
 from sandbox.base import ExecResult, Sandbox
 
 SET_UP_S = 20.0
 SLACK_S = 60.0  # past the wall-time limit, which the seat holds: then the sandbox itself ends the command
 MOST_SAID = 1000
+MOST_ARGUMENT = 100_000  # bytes; Linux takes no argument of more than 128 KiB
 
 
 class Telling(Struct, frozen=True, kw_only=True):
@@ -43,7 +44,7 @@ async def play(
     )
     launch = harness.launch(visit)
     await sandbox.exec(["mkdir", "-p", HOME], timeout=SET_UP_S)
-    for path, content in ({ISSUE: told(issue)} | launch.files).items():
+    for path, content in ({ISSUE: told(issue), ASKED: asked(issue)} | launch.files).items():
         await sandbox.write(path, content.encode(errors="replace"))
     timeout = max(seat.turns.time_left_s, 0.0) + telling.grace_s + SLACK_S
     running = asyncio.create_task(sandbox.exec(launch.argv, timeout=timeout, env=launch.env), name=harness.name)
@@ -60,7 +61,7 @@ async def play(
         over.cancel()
         await asyncio.gather(running, over, return_exceptions=True)
     await sandbox.kill_all()
-    if not seat.turns.done and not seat.faults and seat.turns.ended is None:
+    if not seat.turns.done and seat.fault is None and seat.turns.ended is None:
         raise _no_turn(harness.name, ended)
 
 
@@ -68,6 +69,14 @@ def told(issue: str) -> str:
     """The issue as agents find it. Most take it as an argument, where a dash begins an option and a slash a command of
     theirs: then it begins with an empty line."""
     return f"\n{issue}" if issue.startswith(("-", "/")) else issue
+
+
+def asked(issue: str) -> str:
+    """What an agent that takes its task as an argument is asked: the issue, or where it finds one that is too long."""
+    argument = told(issue)
+    if len(argument.encode(errors="replace")) <= MOST_ARGUMENT:
+        return argument
+    return f"Your task is in the file {ISSUE}, which is long. Read all of it, then do what it says."
 
 
 def _no_turn(name: str, ended: ExecResult | None) -> AgentError:

@@ -70,7 +70,7 @@ async def play_function(
     await sandbox.kill_all()
     if error is not None:
         log.warning("agent.function raised in episode %s: %r", seat.turns.terms.episode_id, error)
-    if not seat.turns.done and not seat.faults and seat.turns.ended is None:
+    if not seat.turns.done and seat.fault is None and seat.turns.ended is None:
         raise AgentError(f"agent.function returned without a single turn ({error!r})", kind="no_turn")
 
 

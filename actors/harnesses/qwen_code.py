@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from actors.harnesses.harness import HOME, ISSUE, Launch, Visit, variables
-from actors.harnesses.install import NODE, npm_packages
+from actors.harnesses.harness import HOME, Launch, Visit, variables
+from actors.harnesses.npm_agent import ISSUE_ARGUMENT, MODULES, NODE_PIN, RUN_NODE, NpmAgent
 
-PINS = ["@qwen-code/qwen-code@0.15.10", f"{NODE}@22.23.3"]
-INSIDE = "/opt/longhaul-agents/qwen-code"
-MODULES = f"{INSIDE}/node_modules"
-START = (
-    f'exec {MODULES}/{NODE}/bin/node {MODULES}/@qwen-code/qwen-code/cli.js --auth-type openai -y -p "$(cat "{ISSUE}")"'
-)
+START = f"{RUN_NODE} {MODULES}/@qwen-code/qwen-code/cli.js --auth-type openai -y -p {ISSUE_ARGUMENT}"
 
 
-class QwenCode:
+class QwenCode(NpmAgent):
     """See `Harness`."""
 
     name = "qwen-code"
-    needs_tools = True
-
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
-
-    def install(self) -> dict[str, str]:
-        """See `Harness.install`."""
-        return {str(npm_packages(self._cache, self.name, PINS)): INSIDE}
+    pins = ("@qwen-code/qwen-code@0.15.10", NODE_PIN)
 
     def launch(self, visit: Visit) -> Launch:
         """See `Harness.launch`."""

@@ -252,6 +252,17 @@ async def test_several_calls_of_one_turn_come_back_as_they_were_recorded(
         assert history.noted[0][0].tools[0]["function"]["name"] == "shell"
 
 
+@BOTH
+async def test_arguments_that_are_no_object_are_shown_and_come_back(open_talk: Any, stream: bool) -> None:
+    """Anthropic's inputs are objects."""
+    texts = ['<tool_call>{"name": "shell", "arguments": "ls -"}</tool_call>', "done"]
+    async with open_talk(Claude, stream, texts) as (talk, history, _):
+        assert (await talk.say("look")).calls == [("shell", {"unreadable_arguments": "ls -"})]
+        await talk.results(["what?"])
+        assert history.noted[1][0].messages[2] == history.noted[0][2]
+        assert not any(history.drift.values())
+
+
 @EVERY
 @BOTH
 async def test_reasoning_is_told_apart_and_comes_back(open_talk: Any, client: Any, stream: bool) -> None:

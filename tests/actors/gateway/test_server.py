@@ -147,7 +147,7 @@ async def test_a_turn_that_nobody_waits_for_is_cancelled(open_place: Any, monkey
         await until(lambda: policy.num_asked == 1)
         gone.cancel()
         await until(lambda: policy.num_cancelled == 1)
-        assert not history.noted and seat.turns.counts["turns_abandoned"] == 1 and not seat.faults
+        assert not history.noted and seat.turns.counts["turns_abandoned"] == 1 and seat.fault is None
 
 
 async def test_our_failures_are_told_from_the_agent_s_and_forgotten_once_a_retry_went_well(open_place: Any) -> None:
@@ -163,10 +163,55 @@ async def test_our_failures_are_told_from_the_agent_s_and_forgotten_once_a_retry
                 assert response.status == 504
             async with client.post("/v1/chat/completions", json=HI) as response:
                 assert response.status == 500
-            assert [error.label for error in seat.faults.values()] == ["longhaul.bug"]
+            assert seat.fault is not None and seat.fault.label == "longhaul.bug"
             async with client.post("/v1/chat/completions", json=HI) as response:
                 assert response.status == 200
-        assert not seat.faults
+        assert seat.fault is None
+
+
+async def test_who_asks_in_other_words_got_over_a_failure_and_who_was_asked_before_it_did_not(open_place: Any) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        policy = Held(place.policy)
+        seat, *_, key = place.seat(policy)
+        before = asyncio.create_task(ask(place.gateway.url, key))
+        await until(lambda: policy.num_asked == 1)
+        policy.inner = Failing(place.policy, GeneratorError("gone", kind="lost"))  # type: ignore[assignment]
+        seat.turns._policy = policy.inner
+        other = {"messages": [{"role": "user", "content": "other"}]}
+        assert (await ask(place.gateway.url, key, other))[0] == 500
+        policy.let.set()
+        assert (await before)[0] == 200 and seat.fault is not None  # it was begun before
+        assert (await ask(place.gateway.url, key, {"messages": [{"role": "user", "content": "sorry?"}]}))[0] == 200
+        assert seat.fault is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("step", ["read", "write"])
+async def test_a_bug_of_ours_is_said_in_the_api_s_own_shape(
+    open_place: Any, monkeypatch: pytest.MonkeyPatch, step: str, stream: bool
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise KeyError("a bug")
+
+    for name in ("read",) if step == "read" else ("write", "stream"):
+        monkeypatch.setattr(server.Messages, name, fail)
+    async with open_place(lambda *_: "hello") as place:
+        seat, *_, key = place.seat()
+        body = HI | {"max_tokens": 5, "stream": stream}
+        async with session(place.gateway.url, key) as client, client.post("/v1/messages", json=body) as response:
+            assert b'"type":"error","error":{"type":"api_error"' in await response.read()
+            assert response.status == (200 if stream and step == "write" else 500)
+        assert seat.fault is not None and seat.fault.label == "longhaul.bug"
+
+
+async def test_a_call_that_was_demanded_and_missed_is_a_format_error_of_the_turn(open_place: Any) -> None:
+    tool = {"type": "function", "function": {"name": "shell"}}
+    async with open_place(lambda *_: "no call") as place:
+        seat, history, key = place.seat()
+        assert (await ask(place.gateway.url, key, HI | {"tools": [tool], "tool_choice": "required"}))[0] == 400
+        assert (await ask(place.gateway.url, key, HI | {"tools": [tool]}))[0] == 200
+        assert [turn.missed_call for turn in seat.turns.done] == [True, False] and len(history.noted) == 2
+        assert seat.fault is None
 
 
 async def test_more_turns_at_once_than_are_left_have_to_wait(open_place: Any) -> None:
@@ -187,7 +232,7 @@ async def test_the_wall_clock_ends_an_episode(open_place: Any) -> None:
         seat, history, key = place.seat(Held(place.policy), wall_time_s=0.2)
         status, body = await ask(place.gateway.url, key)
         assert status == 403 and "wall_time" in body["error"]["message"]
-        assert seat.turns.ended == "wall_time" and seat.turns.over.is_set() and not history.noted and not seat.faults
+        assert seat.turns.ended == "wall_time" and seat.turns.over.is_set() and not history.noted and seat.fault is None
 
 
 async def test_a_stream_is_kept_alive_and_says_what_went_wrong(
@@ -266,7 +311,7 @@ async def test_arguments_of_any_form_are_no_fault_of_ours(open_place: Any, argum
         said = {"role": "assistant", "content": None, "tool_calls": [call]}
         messages = [*HI["messages"], said, {"role": "tool", "tool_call_id": "c", "content": "done"}]
         status, _ = await ask(place.gateway.url, key, {"messages": messages})
-        assert (status, seat.faults, len(history.noted)) == (200, {}, 1)
+        assert (status, seat.fault, len(history.noted)) == (200, None, 1)
 
 
 async def test_floods_are_bounded(open_place: Any, monkeypatch: pytest.MonkeyPatch) -> None:

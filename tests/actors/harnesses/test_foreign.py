@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,7 +17,9 @@ from actors.episodes.board import Board
 from actors.episodes.episode_runner import Attempt, EpisodeRunner
 from actors.gateway.reading import HermesReader, Reading
 from actors.harnesses.foreign import ForeignAgent
-from actors.harnesses.playing import told
+from actors.harnesses.harness import ISSUE
+from actors.harnesses.npm_agent import ISSUE_ARGUMENT
+from actors.harnesses.playing import MOST_ARGUMENT, asked, told
 from actors.policies.scripted import ScriptedPolicy, replay
 from actors.policy import Policy, Request, Sampled
 from learner.replay.submission import check_trajectory
@@ -62,7 +65,13 @@ def solution(task: Task) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def open_runner(
-    tmp_path: Path, tokenizer: ChatTokenizer, backend: Backend, policy: Policy, agent: dict[str, Any], **episode: Any
+    tmp_path: Path,
+    tokenizer: ChatTokenizer,
+    backend: Backend,
+    policy: Policy,
+    agent: dict[str, Any],
+    tasks: dict[str, Task] = TASKS,
+    **episode: Any,
 ) -> AsyncIterator[EpisodeRunner]:
     settings = Settings.model_validate(
         {
@@ -74,7 +83,7 @@ async def open_runner(
     if not (await backend.probe()).available:
         await backend.close()
         pytest.skip(f"no {backend.name} sandboxes here")
-    runner = EpisodeRunner(settings, policy, backend, TASKS, tokenizer, Board(), "harness-test")
+    runner = EpisodeRunner(settings, policy, backend, tasks, tokenizer, Board(), "harness-test")
     await runner.start()
     try:
         yield runner
@@ -371,6 +380,61 @@ def _answer(history: str, texts: list[str]) -> str:
 def test_an_issue_is_no_option_of_an_agent_that_takes_it_as_an_argument(issue: str) -> None:
     assert told(issue) == f"\n{issue}"
     assert told(f"x {issue}") == f"x {issue}"
+
+
+def test_an_issue_too_long_for_an_argument_is_named_by_its_file() -> None:
+    assert asked("-x") == "\n-x" and asked("x" * MOST_ARGUMENT) == "x" * MOST_ARGUMENT
+    for long in ("x" * (MOST_ARGUMENT + 1), "ü" * (MOST_ARGUMENT // 2 + 1)):
+        assert ISSUE in asked(long) and len(asked(long)) < 200
+
+
+async def test_an_agent_that_takes_its_task_as_an_argument_is_started_whatever_its_length(
+    tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    agent = "import sys" + AGENT.replace('open(os.environ["LONGHAUL_ISSUE"]).read()', "sys.argv[1]")
+    files = agent_files(tmp_path, agent) | {"command": f"python3 /opt/agent/agent.py {ISSUE_ARGUMENT}"}
+    texts = solution(TASK)
+    policy = ScriptedPolicy(tokenizer, replay(texts))
+    long = msgspec.structs.replace(TASK, issue="word " * 100_000)
+    async with open_runner(
+        tmp_path, tokenizer, NamespaceBackend("harness-test"), policy, files, tasks={TASK.task_id: long}
+    ) as runner:
+        attempt = await runner.run(make_lease(0, TASK.task_id))
+    assert attempt.trajectory.resolved
+    check_tokens(attempt, tokenizer, texts)
+
+
+SWALLOWS = """
+import asyncio
+async def solve(issue, client, sandbox):
+    await client.chat.completions.create(model="longhaul", messages=[{"role": "user", "content": issue}])
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling() > 1:
+                raise
+"""
+
+
+async def test_a_function_that_swallows_its_cancellation_does_not_hold_its_episode(
+    tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    module = tmp_path / "stubborn.py"
+    module.write_text(SWALLOWS)
+    policy = ScriptedPolicy(tokenizer, replay(solution(TASK)))
+    agent = {"harness": "python", "function": f"{module}:solve", "grace_s": 0.2}
+    async with open_runner(
+        tmp_path, tokenizer, NamespaceBackend("harness-test"), policy, agent, wall_time_s=1.0
+    ) as runner:
+        async with asyncio.timeout(45):
+            attempt = await runner.run(make_lease(0, TASK.task_id))
+    assert attempt.trajectory.end_reason == "wall_time" and len(attempt.steps) == 1
+    stubborn = [task for task in asyncio.all_tasks() if "solve" in repr(task.get_coro())]
+    assert len(stubborn) == 1  # it was cancelled once, swallowed that, and was left
+    stubborn[0].cancel()
+    await asyncio.wait(stubborn, timeout=10)
+    assert stubborn[0].cancelled()
 
 
 class Starting(HermesReader):

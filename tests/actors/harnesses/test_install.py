@@ -50,6 +50,5 @@ def test_half_an_installation_is_none(npm: Path, tmp_path: Path) -> None:
 
 def test_every_released_agent_is_pinned() -> None:
     for make in RELEASED.values():
-        module = __import__(make.__module__, fromlist=["PINS"])
-        for pin in getattr(module, "PINS", [getattr(module, "PIN", "")]):
+        for pin in make.pins:
             assert pin.rpartition("@")[2].rpartition("==")[2][0].isdigit(), pin
