@@ -78,7 +78,7 @@ def _compare(
 def _agent_flags() -> list[str]:
     """Where the agent finds itself and its package, installed once."""
     site = python_packages(CACHE, "openai", [f"openai=={version('openai')}"])
-    return [f'--agent.binds=["{ROOT}/configs/agents:/opt/agent", "{site}:/opt/site"]']
+    return [f'--agent.binds=["{ROOT}/configs/agents:/opt/agent", "{site}/site:/opt/site"]']
 
 
 def _train(run_dir: Path, config: str, flags: list[str], until: float) -> None:

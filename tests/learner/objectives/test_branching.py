@@ -82,6 +82,21 @@ def sample_loss(policy: torch.nn.Module, sample: Sample, chosen: Settings) -> to
     return total
 
 
+def alone(policy: torch.nn.Module, trajectory: Trajectory, advantage: float) -> torch.Tensor:
+    """Loss of a trajectory's turns, one by one and by hand: the tokens of each after what the model saw then."""
+    total = torch.zeros((), dtype=torch.float64)
+    for turn in trajectory.turns:
+        path = trajectory.branches.path(turn.end - 1)
+        assert trajectory.token_ids[path[-(turn.end - turn.start) :]].tolist() == (
+            trajectory.token_ids[turn.start : turn.end].tolist()
+        )
+        logprobs = logprobs_of(policy, trajectory.token_ids[path])[-(turn.end - turn.start) :]
+        behaviour = torch.from_numpy(trajectory.logprobs[turn.start : turn.end]).double()
+        ratio = (logprobs - behaviour).exp()
+        total = total - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.3) * advantage).sum()
+    return total
+
+
 def gradients(policy: torch.nn.Module, loss: torch.Tensor) -> list[np.ndarray]:
     return [g.numpy() for g in torch.autograd.grad(loss, list(policy.parameters()))]
 
@@ -94,19 +109,11 @@ def test_the_gradient_is_the_sum_over_nodes_one_by_one(seed: int, num_segments: 
     samples, left_out = make_samples(group, SETTINGS, 0, VOCABULARY)
     assert not left_out
     policy = model()
-    expected = torch.zeros(1, dtype=torch.float64)
+    expected = torch.zeros((), dtype=torch.float64)
     num_trained = 0
     for trajectory, advantage in zip(group, (1.0, -1.0), strict=True):
-        for turn in trajectory.turns:  # each node alone: its tokens after what the model saw then
-            path = trajectory.branches.path(turn.end - 1)
-            assert trajectory.token_ids[path[-(turn.end - turn.start) :]].tolist() == (
-                trajectory.token_ids[turn.start : turn.end].tolist()
-            )
-            logprobs = logprobs_of(policy, trajectory.token_ids[path])[-(turn.end - turn.start) :]
-            behaviour = torch.from_numpy(trajectory.logprobs[turn.start : turn.end]).double()
-            ratio = (logprobs - behaviour).exp()
-            expected = expected - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.3) * advantage).sum()
-            num_trained += turn.end - turn.start
+        expected = expected + alone(policy, trajectory, advantage)
+        num_trained += sum(turn.end - turn.start for turn in trajectory.turns)
     got = sum(sample_loss(policy, sample, SETTINGS) for sample in samples)
     assert isinstance(got, torch.Tensor)
     assert sum(int((s.weights > 0).sum()) for s in samples) == num_trained
