@@ -18,6 +18,7 @@ from protocol.sockets import Keys
 
 if TYPE_CHECKING:
     from cluster.run_files import RunFiles
+    from learner.replay.service.account import Account, News
 
 
 OWN_HOST = "own-host"
@@ -58,6 +59,14 @@ class ReplayBuffer(_Process):
 
     async def status(self) -> dict[str, float]:
         return self._server.status()
+
+    async def news(self) -> News:
+        """What is wrong now."""
+        return self._server.news()
+
+    async def account(self) -> Account:
+        """What the infrastructure did to the run's episodes."""
+        return self._server.account()
 
     async def report_pressure(self, source: str, levels: dict[str, float]) -> None:
         """How full something is that episodes fill, 1 being the most it should be."""

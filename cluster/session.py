@@ -18,6 +18,7 @@ from cluster.command_line.cli import exit_with, program_name
 from cluster.evaluation.evaluation import with_evaluation_tasks, write_evaluation
 from cluster.part import LearnerLost
 from cluster.placement import Cluster
+from cluster.reporting.audit import print_audit, write_audit
 from cluster.reporting.console import console_beside
 from cluster.reporting.progress import open_progress
 from cluster.reporting.ray_metrics import RaySink
@@ -27,6 +28,7 @@ from cluster.stop_signals import StopSignals
 from cluster.supervisor import Supervisor
 from console.report.report import write_report
 from console.run_data.run import Run
+from learner.replay.service.account import Account
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import TaskRef
@@ -40,6 +42,7 @@ class Life(NamedTuple):
     steps: list[Values]  # what it trained
     system: Values  # its last sample
     tasks: list[TaskRef]
+    account: Account | None  # what its buffer said at the end
     failure: LonghaulError | None
 
 
@@ -99,6 +102,7 @@ async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: 
     failure: LonghaulError | None = None
     steps: list[Values] = []
     system: Values = {}
+    account: Account | None = None
     with (
         open_progress(settings.steps, f"Longhaul {settings.phase}  {files.directory}") as progress,
         console_beside(settings.console, files.directory) as console,
@@ -115,14 +119,14 @@ async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: 
                 try:
                     await supervisor.run()
                 finally:
-                    steps, system = supervisor.steps, supervisor.system
+                    steps, system, account = supervisor.steps, supervisor.system, supervisor.account
         except ConfigError:
             raise
         except LonghaulError as error:
             failure = error
         finally:
             await asyncio.to_thread(cluster.stop)
-    return Life(files.directory, steps, system, tasks, failure)
+    return Life(files.directory, steps, system, tasks, account, failure)
 
 
 def _report(settings: Settings, lives: list[Life], seconds: float) -> None:
@@ -131,10 +135,21 @@ def _report(settings: Settings, lives: list[Life], seconds: float) -> None:
     figures = summarise([(life.steps, life.system) for life in lives], seconds)
     (directory / "summary.json").write_text(json.dumps(figures, indent=2))
     print_summary(figures, directory, run_files.newest_checkpoint(directory))
+    last = lives[-1]
+    if last.account is not None:
+        print_audit(write_audit(directory, last.account, last.system))
     _write_page(directory)
     model = settings.eval.model or settings.model.path
-    if settings.phase == "eval" and write_evaluation(directory, lives[-1].tasks, model, settings.eval.runs):
+    if settings.phase == "eval" and last.tasks:
+        write_evaluation(directory, last.tasks, model, settings.eval.runs, _why_unscored(last))
         print((directory / "evaluation.md").read_text())
+
+
+def _why_unscored(life: Life) -> dict[str, str]:
+    """By task, what to say of attempts that have no score."""
+    early = f"the run ended before: {life.failure}".splitlines()[0] if life.failure else "the run was stopped before"
+    known = life.account.unscored if life.account else {}
+    return dict.fromkeys((task.task_id for task in life.tasks), early) | known
 
 
 def _write_page(directory: Path) -> None:

@@ -17,12 +17,14 @@ from typing import Any
 from cluster import processes
 from cluster.part import LearnerLost, Part, PartFailed, cause_of, error_line
 from cluster.placement import Cluster
-from cluster.reporting.observer import Observer, hopeless
+from cluster.reporting.observer import Observer
 from cluster.reporting.progress import Progress
+from cluster.reporting.troubles import Troubles
 from cluster.stop_signals import StopSignals
 from cluster.waits import all_of, deadline, within
 from console.watchers.watch import watch
 from learner.ranks import layout
+from learner.replay.service.account import Account
 from protocol.config import Settings
 from protocol.errors import LonghaulError
 from protocol.messages import TaskRef
@@ -55,6 +57,8 @@ class Supervisor:
         self.system: dict[str, float] = {}
         self._started_at = time.monotonic()
         self._observer = Observer()
+        self.account: Account | None = None  # what the buffer said last of the run's episodes
+        self._troubles = Troubles()
         self._told: set[str] = set()  # findings
         self._replay: Part
         self._generators: list[Part] = []
@@ -199,7 +203,7 @@ class Supervisor:
                 async with asyncio.timeout(_SAMPLE_S):
                     await self.stop.requested.wait()
             await self._sample()
-            if problem := hopeless(self.system):
+            if problem := await self._hear_news():
                 raise PartFailed(problem, kind="actors")
             await self._mend()
         if any(part.failed for part in self._learners):
@@ -264,6 +268,22 @@ class Supervisor:
             sink.write("system", self.system, step)
         self.progress.sample(self.system, ", ".join(f"{name} (stalled)" for name in stalled))
 
+    async def _hear_news(self) -> str:
+        """Say what goes wrong; why the run must end, if it must."""
+        try:
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                news = await self._replay.handle.news.remote()
+        except Exception:  # see _ask
+            return ""
+        for line in self._troubles.lines(news, time.monotonic()):
+            self.progress.note(line)
+        return f"{news.given_up} (logs/sandbox-actor-*.log)" if news.given_up else ""
+
+    async def _take_account(self) -> None:
+        with contextlib.suppress(Exception):  # see _ask
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                self.account = await self._replay.handle.account.remote()
+
     async def _ask(self, part: Part) -> None:
         with contextlib.suppress(Exception):  # a dead part is `_mend`'s; a silent one shows as stalled
             async with asyncio.timeout(_STATUS_TIMEOUT_S):
@@ -320,6 +340,7 @@ class Supervisor:
             within(_PART_STOP_S, *(self._stop_part(part) for part in running if part.role == "actors")),
         )
         await self._collect_steps()
+        await self._take_account()
         rest = [part for part in running if part.role in ("generator", "replay")]
         await within(_PART_STOP_S, *(self._stop_part(part) for part in rest))
         for part in self.parts:

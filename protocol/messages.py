@@ -17,6 +17,9 @@ EndReason = Literal["submitted", "max_turns", "context", "wall_time", "format_er
 FinishReason = Literal["stop", "length", "cancelled"]
 Phase = Literal["rft", "rl", "eval"]
 SubmitStatus = Literal["accepted", "duplicate", "late"]
+ZeroReason = Literal["", "tests", "not_run", "time", "unchanged", "patch", "tampered"]
+"""Why an episode has no reward: its tests failed, none of them ran (what the change broke), they took too long, there
+was no change, or none that can be taken, or something was forged. Empty: it has one, or nobody knows."""
 
 NOT_SAMPLED = -1
 """`Trajectory.versions` of a token that no generator sampled (prompt and observations)."""
@@ -301,6 +304,7 @@ class Trajectory(Struct, frozen=True, kw_only=True, omit_defaults=True):
     segment_starts: np.ndarray | None = None  # int32 [segments], see `protocol/branches.py`; None: a straight history
     segment_parents: np.ndarray | None = None  # int32 [segments], the token that each segment continues
     drift: dict[str, int] = {}  # tokens of the history that prompts held anew, by cause (`actors/history/`)
+    zero_because: ZeroReason = ""
 
     @property
     def branches(self) -> Branches:

@@ -18,11 +18,12 @@ from actors.agent.episode import Episode, Limits, Step
 from actors.episodes.board import Board, State
 from actors.episodes.judgements import Judgements
 from actors.episodes.players import make_player
+from actors.episodes.zeros import zero_reason
 from actors.gateway.server import Exchange
 from actors.policy import Policy
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError, TaskError
-from protocol.messages import Lease, Trajectory, Turn
+from protocol.messages import Lease, Trajectory, Turn, ZeroReason
 from sandbox.backends import make_limits
 from sandbox.base import Backend, Sandbox
 from sandbox.judgement.checkout import prepare
@@ -124,7 +125,7 @@ class EpisodeRunner:
             patch = await take_patch(sandbox, task)
         verdict = await self._judge(task, lease, patch)
         return Attempt(
-            trajectory=to_trajectory(lease, episode, verdict, started_at),
+            trajectory=to_trajectory(lease, episode, verdict, started_at, zero_reason(verdict, patch)),
             opening=self._player.opening(task.issue),
             steps=episode.steps,
             patch=patch,
@@ -214,7 +215,9 @@ def _no_turn(task: Task, lease: Lease, episode: Episode) -> LonghaulError:
     return DeadlineError(f"episode {lease.episode_id} got no model turn within episode.wall_time_s", kind="wall_time")
 
 
-def to_trajectory(lease: Lease, episode: Episode, verdict: Verdict, started_at: float) -> Trajectory:
+def to_trajectory(
+    lease: Lease, episode: Episode, verdict: Verdict, started_at: float, zero_because: ZeroReason = ""
+) -> Trajectory:
     """The message that trains: the episode's tokens with the judgement and the lease it was run under."""
     history = episode.history
     return Trajectory(
@@ -239,6 +242,7 @@ def to_trajectory(lease: Lease, episode: Episode, verdict: Verdict, started_at: 
         segment_starts=history.segment_starts,
         segment_parents=history.segment_parents,
         drift={cause: count for cause, count in episode.drift.items() if count},
+        zero_because=zero_because,
     )
 
 

@@ -4,7 +4,8 @@
 
 Records of every public dataset (made up, in the datasets' own forms) are read; cases on which a reader goes wrong are
 held against what is right; every log parser of the `swebench` package is asked beside ours on the same logs; random
-agent behaviours are taken as a change; and solutions that are right are judged while 90% of the sandboxes break.
+agent behaviours are taken as a change; and while 90% of the sandboxes break, solutions that are right are judged, and
+a run goes on whose learner must see no reward of 0.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks.data.cases import CASES
 from benchmarks.data.disagreements import disagreements
 from benchmarks.data.logs import LOGS
 from benchmarks.data.outage import zeros_under_outage
+from benchmarks.data.outage_run import run_with_outage
 from benchmarks.data.records import RECORDS, SCHEMAS
 from benchmarks.report import parser, report
 from benchmarks.sandbox.lost_changes import lost_changes
@@ -48,7 +50,7 @@ def main() -> None:
         differing = sum(len(disagreements(log, _SOURCE)) for log in LOGS.values())
     except ImportError as error:
         missing["parser_disagreements"] = f"the swebench package is not installed: {error}"
-    outage = asyncio.run(_outage(num_gradings))
+    outage = asyncio.run(_outage(num_gradings, outage_s=5.0 if options.quick else 30.0))
     report(
         "data",
         {
@@ -58,7 +60,9 @@ def main() -> None:
             "cases_right": len(cases) - len(wrong),
             "parser_disagreements": differing,
             "lost_changes": asyncio.run(lost_changes(num_behaviours)),
-            "fake_zeros": outage["zeros"],
+            "fake_zeros": outage["zeros"] + outage["run_zeros"],
+            "run_failed": outage["run_failed"],
+            "run_trained": outage["run_trained"],
             "gradings_broken": outage["broken"],
             "gradings_right": outage["right"],
             "eval_overhead_share": None,
@@ -78,11 +82,13 @@ def _is_read(name: str) -> bool:
     return True
 
 
-async def _outage(num: int) -> dict[str, int]:
+async def _outage(num: int, outage_s: float) -> dict[str, int]:
     backend = await open_backend(SandboxSettings(backend="auto"), "data-outage")
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return await zeros_under_outage(cast(Backend, backend), num, Path(folder), random.Random(0))
+            judged = await zeros_under_outage(cast(Backend, backend), num, Path(folder), random.Random(0))
+            run = await run_with_outage(cast(Backend, backend), Path(folder), outage_s, random.Random(0))
+            return judged | {f"run_{name}": count for name, count in run.items()}
     finally:
         await backend.close()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.evaluation.scores import Asked, Attempt, Report, make_report, risk_by_coverage, table
+from cluster.evaluation.scores import Asked, Attempt, Counts, Report, counts_of, make_report, risk_by_coverage, table
 from protocol.config import Settings
 from protocol.messages import TaskRef
 
@@ -36,17 +36,22 @@ def write_evaluation(
     num_runs: int | None = None,
     reasons: Mapping[str, str] | None = None,
 ) -> Report | None:
-    """Score the episodes recorded in `run_dir` and write the files above. None when no episode finished.
+    """Score the episodes recorded in `run_dir` and write the files above. None when no episode finished: then the two
+    that people read say so, and why.
 
     `num_runs` attempts of each of `tasks` were asked for (None: as many as were made); `reasons` says of a task why it
     could not be run.
     """
     attempts = read_attempts(run_dir, {task.task_id: task for task in tasks})
-    if not attempts:
-        return None
-    asked = tuple(task.task_id for task in tasks)
     num_runs = num_runs or len({attempt.run for attempt in attempts})
-    report = make_report(attempts, asked=Asked(tasks=asked, num_runs=num_runs, reasons=reasons or {}))
+    asked = Asked(tasks=tuple(task.task_id for task in tasks), num_runs=num_runs, reasons=reasons or {})
+    if not attempts:
+        counts = counts_of((), asked)
+        written = msgspec.to_builtins(counts, str_keys=True) | {"pass_at_1": None, "pass_at_1_of_all": 0.0}
+        (run_dir / "evaluation.json").write_text(json.dumps(written, indent=2))
+        (run_dir / "evaluation.md").write_text(f"{_denominators(counts)}\n")
+        return None
+    report = make_report(attempts, asked=asked)
     (run_dir / "evaluation.json").write_text(json.dumps(msgspec.to_builtins(report, str_keys=True), indent=2))
     (run_dir / "evaluation.md").write_text(_page(model, report))
     _write_predictions(run_dir)
@@ -103,9 +108,10 @@ def _page(model: str, report: Report) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _denominators(report: Report) -> str:
+def _denominators(report: Counts) -> str:
     """How many attempts the figures are over, and why the others have no score."""
-    said = f"{report.num_attempts} of {report.num_attempts_asked} attempts scored"
+    said = f"{report.num_attempts} of {report.num_attempts_asked} attempts scored, over {report.num_tasks} of "
+    said += f"{report.num_tasks_asked} tasks"
     if report.not_scored:
         said += "; not scored: " + ", ".join(f"{count} ({why})" for why, count in report.not_scored.items())
     if report.tasks_not_scored:

@@ -46,24 +46,30 @@ class Asked(Struct, frozen=True, kw_only=True):
     reasons: Mapping[str, str] = {}  # task -> why it could not be run
 
 
-class Report(Struct, frozen=True, kw_only=True):
-    """All figures of an evaluation. Rates are shares from 0 to 1.
-
-    `pass_at_1` is over what was scored, `pass_at_1_of_all` over all that was asked: an attempt without a score counts
-    as unresolved there. `interval` holds 95% of the bootstrap's means over tasks.
-    """
+class Counts(Struct, frozen=True, kw_only=True):
+    """What an evaluation's figures are over."""
 
     num_tasks: int  # scored
-    num_runs: int
+    num_runs: int  # asked of each task
     num_tasks_asked: int
     num_attempts: int  # scored
     num_attempts_asked: int
     not_scored: dict[str, int]  # attempts by reason
     tasks_not_scored: tuple[str, ...]
+
+
+class Report(Counts, frozen=True, kw_only=True):
+    """All figures of an evaluation. Rates are shares from 0 to 1.
+
+    `pass_at_1` is over what was scored, `pass_at_1_of_all` over all that was asked: an attempt without a score counts
+    as unresolved there. `interval` holds 95% of the bootstrap's means over tasks. A pass@k that no task has the
+    attempts for is None.
+    """
+
     pass_at_1: Estimate
     pass_at_1_of_all: float
     interval: tuple[float, float]
-    pass_at_k: dict[int, float]
+    pass_at_k: dict[int, float | None]
     pass_at_k_tasks: dict[int, int]  # how many tasks have the k attempts that it needs
     by_repository: dict[str, Estimate]
     by_difficulty: dict[int, Estimate]
@@ -107,38 +113,43 @@ def bootstrap_over_tasks(attempts: Sequence[Attempt]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def counts_of(attempts: Sequence[Attempt], asked: Asked) -> Counts:
+    """How much was asked, how much of it is scored, and why the rest is not."""
+    scored = Counter(attempt.task_id for attempt in attempts)
+    reasons: Counter[str] = Counter()
+    for task in asked.tasks:
+        reasons[asked.reasons.get(task, "no episode of it ended")] += max(0, asked.num_runs - scored[task])
+    return Counts(
+        num_tasks=len(scored),
+        num_runs=asked.num_runs,
+        num_tasks_asked=len(asked.tasks),
+        num_attempts=len(attempts),
+        num_attempts_asked=max(len(asked.tasks) * asked.num_runs, len(attempts)),
+        not_scored={reason: count for reason, count in reasons.most_common() if count},
+        tasks_not_scored=tuple(task for task in asked.tasks if task not in scored),
+    )
+
+
 def make_report(attempts: Sequence[Attempt], ks: Iterable[int] = (1, 2, 5, 10), asked: Asked | None = None) -> Report:
     """Every figure of `attempts` (at least one). A pass@k is over the tasks with at least k attempts, and says of how
     many; without `asked` what was scored is all that was asked."""
     if not attempts:
         raise ValueError("an evaluation needs at least one finished episode")
     tasks = _group(attempts, lambda attempt: attempt.task_id)
-    num_runs = len({attempt.run for attempt in attempts})
-    asked = asked or Asked(tasks=tuple(tasks), num_runs=num_runs)
-    left = {task: asked.num_runs - len(tasks.get(task, ())) for task in asked.tasks}
-    reasons: Counter[str] = Counter()
-    for task, count in left.items():
-        reasons[asked.reasons.get(task, "no episode of it ended")] += max(0, count)
-    num_asked = max(len(asked.tasks) * asked.num_runs, len(attempts))
-    enough = {k: [g for g in tasks.values() if len(g) >= k] for k in sorted(set(ks)) if k <= num_runs}
+    asked = asked or Asked(tasks=tuple(tasks), num_runs=len({attempt.run for attempt in attempts}))
+    counts = counts_of(attempts, asked)
+    enough = {k: [g for g in tasks.values() if len(g) >= k] for k in sorted(set(ks)) if k <= asked.num_runs}
     risks = risk_by_coverage([a.logprob for a in attempts], [a.resolved for a in attempts])
     return Report(
-        num_tasks=len(tasks),
-        num_runs=num_runs,
-        num_tasks_asked=len(asked.tasks),
-        num_attempts=len(attempts),
-        num_attempts_asked=num_asked,
-        not_scored={reason: count for reason, count in reasons.most_common() if count},
-        tasks_not_scored=tuple(task for task in asked.tasks if task not in tasks),
+        **{name: getattr(counts, name) for name in counts.__struct_fields__},
         pass_at_1=pass_at_1(attempts),
-        pass_at_1_of_all=sum(attempt.resolved for attempt in attempts) / num_asked,
+        pass_at_1_of_all=sum(attempt.resolved for attempt in attempts) / counts.num_attempts_asked,
         interval=bootstrap_over_tasks(attempts),
         pass_at_k={
-            k: fmean(pass_at_k(len(group), sum(a.resolved for a in group), k) for group in groups)
+            k: fmean(pass_at_k(len(group), sum(a.resolved for a in group), k) for group in groups) if groups else None
             for k, groups in enough.items()
-            if groups
         },
-        pass_at_k_tasks={k: len(groups) for k, groups in enough.items() if groups},
+        pass_at_k_tasks={k: len(groups) for k, groups in enough.items()},
         by_repository={name: pass_at_1(group) for name, group in _group(attempts, lambda a: a.repository).items()},
         by_difficulty={level: pass_at_1(group) for level, group in _group(attempts, lambda a: a.difficulty).items()},
         turns=fmean(attempt.turns for attempt in attempts),
@@ -189,5 +200,6 @@ def table(reports: Mapping[str, Report]) -> str:
 
 
 def _of_some(report: Report, k: int) -> str:
-    value, num = f"{100 * report.pass_at_k[k]:.1f}", report.pass_at_k_tasks[k]
-    return value if num == report.num_tasks else f"{value} ({num} of {report.num_tasks} tasks)"
+    value, num = report.pass_at_k[k], report.pass_at_k_tasks[k]
+    shown = "none" if value is None else f"{100 * value:.1f}"
+    return shown if num == report.num_tasks_asked else f"{shown} ({num} of {report.num_tasks_asked} tasks)"

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from protocol.metrics import Values, reduce_metrics
 
-_FAILURES_BEFORE_GIVING_UP = 24
-
 
 class Observer:
     """Turns samples of every part's status into the system's metrics, named `<role>.<metric>`. No clock of its own."""
@@ -35,15 +33,3 @@ class Observer:
             system["generator.wait_share"] = self._generator_s["idle"] / (self._generator_s["all"] or 1.0)
         self.system = system
         return system
-
-
-def hopeless(system: Values) -> str | None:
-    """Why this run can never succeed, if so: every episode fails, for reasons that more of them will not mend."""
-    failed = system.get("actors.episodes_failed", 0.0)
-    if system.get("actors.episodes_finished", 0.0) or failed < _FAILURES_BEFORE_GIVING_UP:
-        return None
-    reasons = {
-        name.removeprefix("actors.failed_"): n for name, n in system.items() if name.startswith("actors.failed_")
-    }
-    most = max(reasons, key=lambda name: reasons[name], default="unknown")
-    return f"all {failed:.0f} episodes so far failed, most of them with {most}: see logs/sandbox-actor-*.log"

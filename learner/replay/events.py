@@ -37,6 +37,7 @@ class Finished(Struct, frozen=True, kw_only=True, gc=False):
     duration_s: float
     overlong: bool
     tampered: bool
+    zero_because: str = ""  # of a reward of 0, see `Trajectory`
 
 
 class Event(Struct, frozen=True, kw_only=True, tag=True, array_like=True):
@@ -69,6 +70,8 @@ class Ended(Event, frozen=True, kw_only=True, array_like=True):
     member: int
     attempt: int
     kind: str
+    reason: str = ""
+    excused: bool = False  # the place's fault: it uses up none of the member's attempts
 
 
 class Accepted(Event, frozen=True, kw_only=True, array_like=True):
@@ -85,6 +88,19 @@ class GroupClosed(Event, frozen=True, kw_only=True, array_like=True):
     removed: dict[str, int]  # trajectories by filter
     reason: str  # "complete", or why members are missing
     split: bool  # kept members go into batches one by one (rft), not as a group
+
+
+class TaskSetAside(Event, frozen=True, kw_only=True, array_like=True):
+    """A task cannot be run: nothing more of it is leased."""
+
+    task_id: str
+    reason: str
+
+
+class TasksGivenBack(Event, frozen=True, kw_only=True, array_like=True):
+    """Tasks were set aside while nothing worked: they are to be tried again."""
+
+    task_ids: list[str]
 
 
 class Stale(Event, frozen=True, kw_only=True, array_like=True):
@@ -145,6 +161,8 @@ AnyEvent = (
     | Ended
     | Accepted
     | GroupClosed
+    | TaskSetAside
+    | TasksGivenBack
     | Stale
     | BatchFormed
     | Trained
@@ -186,4 +204,5 @@ def digest(trajectory: Trajectory, group: int, position: int, oldest_version: in
         duration_s=min(max(trajectory.finished_at - trajectory.started_at, 0.0), _LONGEST_S),
         overlong=trajectory.overlong,
         tampered=trajectory.tampered,
+        zero_because=trajectory.zero_because,
     )

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+EXPIRED = "lease.expired"
+"""Kind under which attempts are counted whose actor fell silent."""
 _LEASE_ID = re.compile(r"g(\d{1,18})/(\d{1,6})#(\d{1,6})")
 
 

@@ -24,17 +24,16 @@ from learner.replay.events import (
     RatesKnown,
     Stale,
     Started,
+    TaskSetAside,
+    TasksGivenBack,
     Trained,
     VersionServed,
 )
 from learner.replay.filters import STALE
-from learner.replay.leases import Attempt
+from learner.replay.leases import EXPIRED, Attempt
 from learner.replay.state import FormedBatch, Group, Item, Member, State
 from protocol.config import Settings
 from protocol.messages import TaskRef
-
-EXPIRED = "lease.expired"
-"""Kind under which attempts are counted whose actor fell silent."""
 
 
 class Ledger:
@@ -73,6 +72,12 @@ class Ledger:
         finished = self.member(attempt).finished
         return finished.attempt if finished else 0
 
+    def may_try(self, group: Group, member: Member) -> bool:
+        """Whether a member waits to be leased: nobody runs it, it has attempts left, and its task can be run."""
+        attempts = member.attempts - member.excused
+        left = not member.running and member.finished is None and attempts < self.settings.replay.max_attempts
+        return left and group.task_id not in self.state.set_aside
+
     def was_given(self, attempt: Attempt) -> bool:
         """Whether an actor was ever given this lease."""
         index, number, count = attempt
@@ -103,6 +108,10 @@ class Ledger:
                 self._fold_opened(event)
             case GroupClosed():
                 self._fold_closed(event)
+            case TaskSetAside(task_id=task_id, reason=reason):
+                self._fold_set_aside(task_id, reason)
+            case TasksGivenBack(task_ids=task_ids):
+                self._fold_given_back(task_ids)
             case Stale(group=index, members=members):
                 _count(state.tally.filtered, STALE, len(self._take(index, members).finished))
             case BatchFormed(step=step, items=items):
@@ -166,6 +175,8 @@ class Ledger:
         state.open[event.group] = Group(index=event.group, task_id=event.task_id, oldest=state.served, members=members)
         state.next_group = event.group + 1
         state.draws = event.draws
+        if event.task_id in state.again:
+            state.again.remove(event.task_id)
         state.tally.groups_opened += 1
         state.survivorship.dispatch(self.tasks.get(event.task_id), event.size)
         shift(self.places.open, state.served, event.size)
@@ -178,6 +189,7 @@ class Ledger:
             self.state.tally.trained += len(item.finished)
             for member in item.finished:
                 self.state.survivorship.train(self.tasks.get(item.task_id), member)
+                self.state.audit.trained(item.task_id, member)
 
     def _fold_leased(self, event: Leased) -> None:
         group = self.state.open[event.group]
@@ -189,6 +201,7 @@ class Ledger:
             self.to_lease.remove((event.group, event.member))
         self.running.add(Attempt(event.group, event.member, event.attempt))
         self.state.tally.leased += 1
+        self.state.audit.leased(event)
         self._recount_oldest(group)
 
     def _fold_accepted(self, event: Accepted) -> None:
@@ -203,6 +216,9 @@ class Ledger:
         tally.accepted_reward += finished.reward
         tally.accepted_tokens += finished.num_tokens
         self.state.survivorship.finish(self.tasks.get(group.task_id), finished)
+        self.state.audit.finished(group.task_id, finished)
+        if group.task_id in self.state.set_aside:  # one that was still running shows that it can be run
+            self._fold_given_back([group.task_id])
         seen = self.state.rates.setdefault(group.task_id, PassRate())
         seen.num_runs += 1
         seen.num_resolved += finished.resolved
@@ -215,15 +231,44 @@ class Ledger:
         member = group.members[event.member]
         member.running_version, member.actor = -1, ""
         self.running.remove(Attempt(event.group, event.member, event.attempt))
+        member.excused += event.excused
         _count(group.failures, event.kind, 1)
+        group.reason = event.reason or group.reason
+        self.state.audit.ended(event)
         tally = self.state.tally
         _count(tally.ended, event.kind, 1)
         if event.kind == EXPIRED:
             tally.expired += 1
         else:
             tally.failed += 1
-        if member.attempts < self.settings.replay.max_attempts:
+        if not self.may_try(group, member):
+            return
+        if event.excused:  # other tasks come first: is it the place?
+            self.to_lease.append((event.group, event.member))
+        else:
             self.to_lease.appendleft((event.group, event.member))
+
+    def _fold_set_aside(self, task_id: str, reason: str) -> None:
+        self.state.set_aside[task_id] = reason
+        self.to_lease = deque((i, n) for i, n in self.to_lease if self.state.open[i].task_id != task_id)
+        self._index_curriculum()
+
+    def _fold_given_back(self, task_ids: Sequence[str]) -> None:
+        for task_id in task_ids:
+            self.state.set_aside.pop(task_id, None)
+        opened = set()
+        for group in self.state.open.values():
+            if group.task_id in task_ids:
+                opened.add(group.task_id)
+                waiting = {number for index, number in self.to_lease if index == group.index}
+                self.to_lease.extend(
+                    (group.index, number)
+                    for number, member in enumerate(group.members)
+                    if number not in waiting and self.may_try(group, member)
+                )
+        if self.settings.phase == "eval":
+            self.state.again.extend(task for task in task_ids if task not in opened)
+        self._index_curriculum()
 
     def _fold_closed(self, event: GroupClosed) -> None:
         state = self.state
@@ -246,7 +291,9 @@ class Ledger:
         for name, count in event.removed.items():
             _count(state.tally.filtered, name, count)
         state.tally.groups_closed += 1
-        state.tally.groups_short += None in finished
+        if None in finished:
+            state.tally.groups_short += 1
+            state.audit.short[group.task_id] = f"{event.reason}: {group.reason}" if group.reason else event.reason
 
     def _take(self, index: int, members: Sequence[int]) -> Item:
         """Remove an item from the ready ones."""
@@ -277,7 +324,7 @@ class Ledger:
             for number, member in enumerate(group.members):
                 if member.running:
                     self.running.add(Attempt(group.index, number, member.attempts))
-                elif member.finished is None and member.attempts < self.settings.replay.max_attempts:
+                elif self.may_try(group, member):
                     self.to_lease.append((group.index, number))
         for version, items in self.state.ready.items():
             shift(self.places.ready, version, sum(item.places for item in items))
@@ -287,6 +334,7 @@ class Ledger:
         dropped = set(self.state.dropped)
         replay = self.settings.replay
         pool = [task for task in self.tasks if task not in dropped]
+        pool = [task for task in pool if task not in self.state.set_aside] or pool
         if self.settings.phase != "eval":
             self.curriculum = Curriculum(
                 pool, self.state.rates, replay.group_size, self.settings.seed, replay.curriculum

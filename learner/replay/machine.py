@@ -23,12 +23,15 @@ from learner.replay.events import (
     Leased,
     PoolChosen,
     RatesKnown,
+    TaskSetAside,
+    TasksGivenBack,
     digest,
 )
 from learner.replay.filters import chain_of, run_chain
-from learner.replay.leases import Attempt, Deadlines, parse_lease_id
-from learner.replay.ledger import EXPIRED, Ledger
-from learner.replay.state import FormedBatch, State
+from learner.replay.health import Health, Outage, is_of_task
+from learner.replay.leases import EXPIRED, Attempt, Deadlines, parse_lease_id
+from learner.replay.ledger import Ledger
+from learner.replay.state import FormedBatch, Group, State
 from learner.replay.submission import check_identity, check_trajectory
 from protocol.config import Settings
 from protocol.errors import ConfigError, ReplayError
@@ -56,6 +59,8 @@ from protocol.messages import (
 _MOST_LEASES = 4096  # of one reply
 _MOST_KINDS = 200  # of failures that are counted apart
 _LONGEST_NAME = 200
+_LONGEST_REASON = 300
+_SHARE_AT_START = 0.1  # of replay.give_up_s, in a run in which nothing has worked yet
 _REDRAWS = 4  # draws given to finding a task that is not being worked on already
 
 
@@ -81,6 +86,8 @@ class Replay:
         self._task_ids = list(self.ledger.tasks)
         self.concurrency = Concurrency(settings.num_actors)
         self.paused = ""  # why nothing is leased, if the shell says so
+        self.outage: Outage | None = None
+        self._health = Health(len(tasks))
         self._chain = chain_of(settings)
         self._events: list[Event] = []
         self._deadlines = Deadlines(settings.replay.lease_s)
@@ -132,9 +139,9 @@ class Replay:
             case Heartbeat():
                 reply = self._heartbeat(message, now)
             case Submit():
-                reply = self._submit(message, position)
+                reply = self._submit(message, now, position)
             case Fail():
-                reply = self._fail(message)
+                reply = self._fail(message, now)
             case BatchRequest():
                 reply = self._batching.give(message)
             case BatchDone():
@@ -155,6 +162,7 @@ class Replay:
         self.concurrency.adjust(self.num_running, now)
         for attempt in self._deadlines.expired(now, self.ledger.running.__contains__):
             self._end(attempt, EXPIRED)
+        self._look_around(now)
         return self._events
 
     @property
@@ -176,7 +184,7 @@ class Replay:
     def done(self) -> bool:
         """No more episodes are needed."""
         if self.settings.phase == "eval":
-            return self.state.draws >= len(self._task_ids) and not self.state.open
+            return self.state.draws >= len(self._task_ids) and not self.state.open and not self.state.again
         return self.state.last_batch >= self.settings.steps
 
     @property
@@ -184,13 +192,15 @@ class Replay:
         """Why nothing (more) is leased now; empty if something would be."""
         if self.paused:
             return self.paused
+        if self.outage:
+            return str(self.outage)
         if self.num_running >= self.concurrency.limit:
             cause = self.concurrency.held_back_by or "num_actors"
             return f"concurrency: {self.num_running} of {self.concurrency.limit} leases run, held back by {cause}"
         if self.ledger.to_lease:
             return ""
         if self.settings.phase == "eval":
-            if self.state.draws < len(self._task_ids):
+            if self.state.draws < len(self._task_ids) or self.state.again:
                 return ""
             return f"the last {self.num_running} episodes of the evaluation"
         if self._room() >= self._smallest_group:
@@ -205,7 +215,9 @@ class Replay:
             raise ReplayError(f"capacity {request.capacity}: expected 0 or more", kind="capacity")
         if len(request.actor) > _LONGEST_NAME:
             raise ReplayError(f"an actor's name has at most {_LONGEST_NAME} characters", kind="name")
+        self._health.heard(request.actor, now)
         room = min(request.capacity, self.concurrency.limit - self.num_running, _MOST_LEASES)
+        room = self._health.room(request.actor, room, now)
         leases: list[Lease] = []
         while len(leases) < room and not self.paused and not self.done and (self.ledger.to_lease or self._open_group()):
             index, number = self.ledger.to_lease[0]
@@ -217,6 +229,7 @@ class Replay:
             )
             self._deadlines.begin(attempt, now)
             leases.append(self._describe(attempt))
+        self._health.gave(request.actor, len(leases), now)
         if len(leases) == request.capacity or self.done:
             return LeaseReply(leases=leases, done=self.done)
         return LeaseReply(leases=leases, retry_after_s=0.2, waiting_for=self.waiting_for)
@@ -225,10 +238,14 @@ class Replay:
         """Draw a task and open a group if admission allows it."""
         number = self.state.draws
         if self.settings.phase == "eval":
-            if number >= len(self._task_ids):
+            if not self.state.again and number >= len(self._task_ids):
                 return False
-            task, size = self._task_ids[number], self.settings.eval.runs
+            again = bool(self.state.again)
+            task, size = self.state.again[0] if again else self._task_ids[number], self.settings.eval.runs
+            number -= again
         else:
+            if not self.tasks_left:
+                return False
             room = self._room()
             if room < self._smallest_group:
                 return False
@@ -254,7 +271,7 @@ class Replay:
                 unknown.append(name)
         return HeartbeatReply(unknown=unknown)
 
-    def _submit(self, submit: Submit, position: int) -> SubmitReply:
+    def _submit(self, submit: Submit, now: float, position: int) -> SubmitReply:
         trajectory = submit.trajectory
         attempt = self._given(trajectory.lease_id)
         if self.ledger.accepted_attempt(attempt) == attempt.number:
@@ -265,21 +282,65 @@ class Replay:
         check_identity(trajectory, lease)
         newest = max(self.state.served, self.state.last_batch)
         oldest = check_trajectory(trajectory, newest, lease.max_context)
+        self._health.worked(self.ledger.member(attempt).actor, now)
         self._emit(Accepted(finished=digest(trajectory, attempt.group, position, oldest)))
         self._close_if_complete(attempt.group)
+        self._look_around(now)
         return SubmitReply(status="accepted")
 
-    def _fail(self, fail: Fail) -> FailReply:
+    def _fail(self, fail: Fail, now: float) -> FailReply:
         attempt = self._given(fail.lease_id)
         if attempt in self.ledger.running:
             known = self.state.tally.ended
             kind = fail.kind[:_LONGEST_NAME] or "unknown"
-            self._end(attempt, kind if kind in known or len(known) < _MOST_KINDS else "other")
+            member, task = self.ledger.member(attempt), self.state.open[attempt.group].task_id
+            is_place = self._health.failed(member.actor, task, kind, fail.reason, now)
+            excused = is_place and member.excused < self.settings.replay.max_attempts
+            kind = kind if kind in known or len(known) < _MOST_KINDS else "other"
+            self._end(attempt, kind, fail.reason[:_LONGEST_REASON], excused=excused)
+            self._look_around(now)
         return FailReply()
 
-    def _end(self, attempt: Attempt, kind: str) -> None:
-        self._emit(Ended(group=attempt.group, member=attempt.member, attempt=attempt.number, kind=kind))
+    def _end(self, attempt: Attempt, kind: str, reason: str = "", *, excused: bool = False) -> None:
+        number = attempt.number
+        self._emit(
+            Ended(group=attempt.group, member=attempt.member, attempt=number, kind=kind, reason=reason, excused=excused)
+        )
+        self._set_aside_if_unusable(self.state.open[attempt.group])
         self._close_if_complete(attempt.group)
+
+    def _set_aside_if_unusable(self, group: Group) -> None:
+        """Nothing of it ever ended in a trajectory, and nothing more is to be tried; its own errors need no more
+        attempts than one member has."""
+        if group.task_id in self.state.set_aside or any(m.running or m.finished for m in group.members):
+            return
+        own = sum(count for kind, count in group.failures.items() if is_of_task(kind))
+        if own >= self.settings.replay.max_attempts or not any(self.ledger.may_try(group, m) for m in group.members):
+            causes = ", ".join(f"{kind} x{count}" for kind, count in sorted(group.failures.items()))
+            self._emit(TaskSetAside(task_id=group.task_id, reason=f"{causes}: {group.reason}"))
+
+    def _look_around(self, now: float) -> None:
+        """An outage began or ended. What a place failed at before it was known to be out of order is tried again."""
+        self.outage = self._health.outage(now)
+        own = {task for task, why in self.state.set_aside.items() if is_of_task(why)}
+        if doubtful := sorted(self._health.pop_doubtful() & (self.state.set_aside.keys() - own)):
+            self._emit(TasksGivenBack(task_ids=doubtful))
+
+    @property
+    def tasks_left(self) -> int:
+        """Tasks that may be drawn."""
+        return len(self._task_ids) - len(self.state.set_aside.keys() | set(self.state.dropped))
+
+    def given_up(self, now: float) -> str:
+        """Why no more of this run can be had; empty while it goes on."""
+        give_up_s = self.settings.replay.give_up_s
+        give_up_s *= 1 if self.state.tally.accepted else _SHARE_AT_START
+        if self.outage and now - self.outage.since >= give_up_s:
+            return f"{self.outage}. Given up after {give_up_s:g} s: mend it, or raise --replay.give-up-s"
+        if self.settings.phase != "eval" and not self.tasks_left:
+            first, why = next(iter(self.state.set_aside.items()), ("", ""))
+            return f"every task is set aside, {first!r} first: {why}"
+        return ""
 
     def _close_if_complete(self, index: int) -> None:
         group = self.state.open[index]
@@ -287,7 +348,7 @@ class Replay:
         for member in group.members:
             if member.finished is not None:
                 finished.append(member.finished)
-            elif member.running or member.attempts < self.settings.replay.max_attempts:
+            elif member.running or self.ledger.may_try(group, member):
                 return
         filtered = run_chain(self._chain, finished)
         missing = len(group.members) - len(finished)

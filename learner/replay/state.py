@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
+from learner.replay.audit import Audit
 from learner.replay.curriculum import PassRate
 from learner.replay.events import Finished
 from learner.replay.survivorship import Survivorship
@@ -19,6 +20,7 @@ class Member(Struct, kw_only=True, array_like=True, gc=False):
     running_version: int = -1  # policy version when the running attempt was leased; -1: none is running
     actor: str = ""  # who runs it
     finished: Finished | None = None
+    excused: int = 0  # ended attempts that were the place's fault: they are not held against the member
 
     @property
     def running(self) -> bool:
@@ -34,6 +36,7 @@ class Group(Struct, kw_only=True, array_like=True):
     oldest: int  # version under which its places are counted: no token of it is older
     members: list[Member]
     failures: dict[str, int] = field(default_factory=dict)  # ended attempts, by kind
+    reason: str = ""  # what the newest of them said
 
 
 class Item(Struct, kw_only=True, array_like=True):
@@ -88,7 +91,10 @@ class State(Struct, kw_only=True):
     )  # closed groups: accepted attempt of each member, 0: none
     checkpoints: dict[int, str] = field(default_factory=dict)  # versions that the learner can come back to
     rates: dict[str, PassRate] = field(default_factory=dict)
+    set_aside: dict[str, str] = field(default_factory=dict)  # tasks that cannot be run, and why
+    again: list[str] = field(default_factory=list)  # tasks of an evaluation that are to be tried once more
     pool_rule: str = ""
     dropped: list[str] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     survivorship: Survivorship = field(default_factory=Survivorship)
+    audit: Audit = field(default_factory=Audit)

@@ -19,6 +19,7 @@ from learner.replay.filters import mask_format_errors
 from learner.replay.journal.journal import EVENTS, SNAPSHOT, Journal
 from learner.replay.machine import Replay
 from learner.replay.service import pass_rates
+from learner.replay.service.account import Account, News, account, news
 from learner.replay.service.speed import Speed
 from learner.replay.service.status import measure
 from learner.replay.state import FormedBatch, State
@@ -167,6 +168,14 @@ class ReplayServer:
             "journal_lost_events": float(self.num_lost_events),
         }
         return metrics | refused | own | self._speed.measure(time.monotonic())
+
+    def news(self) -> News:
+        """What is wrong now."""
+        return news(self.replay, time.time())
+
+    def account(self) -> Account:
+        """What the infrastructure did to the run's episodes."""
+        return account(self.replay)
 
     def report_pressure(self, source: str, levels: dict[str, float]) -> None:
         """As a `Pressure` message does: how full something is that episodes fill, 1 being the most it should be."""

@@ -38,6 +38,10 @@ def measure(replay: Replay) -> dict[str, float]:
         "tasks_never_solved": sum(not rate.num_resolved for rate in seen),
         "tasks_always_solved": sum(rate.num_resolved == rate.num_runs for rate in seen),
         "tasks_dropped": len(state.dropped),
+        "tasks_set_aside": len(state.set_aside),
+        "attempts_excused": state.audit.excused,
+        "fake_zeros": state.audit.fake_zeros,
+        "outage": float(replay.outage is not None),
     }
     metrics |= {f"filtered.{name}": count for name, count in tally.filtered.items()}
     metrics |= {f"ended.{kind}": count for kind, count in tally.ended.items()}

@@ -20,7 +20,10 @@ class ReplaySettings(Section):
     lease_s: Seconds = 60
     """A lease without a heartbeat for so long expires and its member is leased again."""
     max_attempts: Count = 3
-    """Attempts of one member before its group is closed without it."""
+    """Attempts of one member before its group is closed without it; a task of which nothing works is set aside."""
+    give_up_s: Seconds = 600
+    """Once nothing works any more, whichever task is tried at whichever sandbox actor, the run waits so long before it
+    ends (a tenth of that if nothing has worked yet). What fails meanwhile uses up no attempts."""
     fsync: Literal["always", "interval", "never"] = "interval"
     """When the journal is forced to disk: before every acknowledgement, every 50 ms, or by the OS."""
     skip_corrupt: bool = False

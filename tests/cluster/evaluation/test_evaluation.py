@@ -43,14 +43,25 @@ def test_the_files_say_what_the_report_says(run_dir):
     assert written["pass_at_1"]["mean"] == report.pass_at_1.mean
     assert written["by_difficulty"]["1"]["mean"] == 0.0
     assert "| tiny | 2 of 2 | 2 | 75.0 ± 25.0 | 0.0 to 100.0 | 50.0 | 100.0 (1 of 2 tasks) | 4.0 | 90 |" in page
-    assert "3 of 4 attempts scored; not scored: 1 (no episode of it ended)." in page
+    assert "3 of 4 attempts scored, over 2 of 2 tasks; not scored: 1 (no episode of it ended)." in page
     assert len((run_dir / "predictions.jsonl").read_text().splitlines()) == 1
     assert (run_dir / "risk_coverage.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_nothing_finished_is_no_report(tmp_path):
-    assert write_evaluation(tmp_path, TASKS, "tiny") is None
-    assert not list(tmp_path.iterdir())
+def test_where_nothing_finished_the_files_say_of_how_much_and_why(tmp_path):
+    assert write_evaluation(tmp_path, TASKS, "tiny", 3, {"t0": "no image", "t1": "no image"}) is None
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["num_attempts_asked"] == 6 and written["not_scored"] == {"no image": 6}
+    assert written["pass_at_1"] is None
+    page = (tmp_path / "evaluation.md").read_text()
+    assert "0 of 6 attempts scored, over 0 of 2 tasks; not scored: 6 (no image)" in page
+
+
+def test_a_pass_at_k_is_never_left_out_for_want_of_attempts(run_dir):
+    report = write_evaluation(run_dir, TASKS, "tiny", 5)
+    assert report is not None and report.pass_at_k == {1: pytest.approx(0.5), 2: 1.0, 5: None}
+    assert report.pass_at_k_tasks == {1: 2, 2: 1, 5: 0}
+    assert "none (0 of 2 tasks)" in (run_dir / "evaluation.md").read_text()
 
 
 def test_an_evaluation_takes_held_out_names_or_the_tasks_it_is_told():

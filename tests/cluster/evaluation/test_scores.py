@@ -94,7 +94,7 @@ def test_what_was_not_scored_is_said() -> None:
     assert report.tasks_not_scored == ("c",)
     assert report.pass_at_1_of_all == pytest.approx(2 / 6)
     assert (report.pass_at_k[2], report.pass_at_k_tasks[2]) == (1.0, 1)  # of the one task that has two attempts
-    assert "100.0 (1 of 2 tasks)" in table({"m": report})
+    assert "100.0 (1 of 3 tasks)" in table({"m": report})
     assert "2 of 3" in table({"m": report})
 
 

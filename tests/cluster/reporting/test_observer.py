@@ -1,6 +1,6 @@
 import pytest
 
-from cluster.reporting.observer import Observer, hopeless
+from cluster.reporting.observer import Observer
 
 
 def statuses(tokens, running):
@@ -30,10 +30,3 @@ def test_a_generator_that_has_not_begun_does_not_count_as_waiting():
     for now in range(5):
         system = observer.sample(statuses(0, 0.0), now=float(now), num_stalled=0)
     assert "generator.wait_share" not in system
-
-
-def test_a_run_in_which_every_episode_fails_is_hopeless():
-    failing = {"actors.episodes_failed": 30.0, "actors.failed_sandbox_start": 29.0, "actors.failed_generator_full": 1.0}
-    assert "sandbox_start" in hopeless(failing)
-    assert hopeless(failing | {"actors.episodes_finished": 1.0}) is None
-    assert hopeless({"actors.episodes_failed": 3.0}) is None

@@ -16,7 +16,8 @@ from hypothesis.stateful import (
 )
 
 from learner.replay import events
-from learner.replay.ledger import EXPIRED
+from learner.replay.health import LEAST_TASKS
+from learner.replay.leases import EXPIRED
 from learner.replay.machine import Replay
 from learner.replay.state import FormedBatch, State
 from protocol.config import Settings
@@ -78,6 +79,7 @@ class Episode:
         self.heard_at = 0.0
         self.reward = 0.0
         self.version = -1
+        self.excused = False
 
 
 class NaiveBuffer:
@@ -88,6 +90,8 @@ class NaiveBuffer:
         self.episodes = []
         self.batches = {}  # step -> episode ids
         self.served = 0
+        self.failing = set()  # tasks, since anything was accepted; there is one place only
+        self.set_aside = set()
 
     def of_group(self, group_id):
         return [e for e in self.episodes if e.lease.group_id == group_id]
@@ -100,11 +104,15 @@ class NaiveBuffer:
         size, attempts = self.config.replay.group_size, self.config.replay.max_attempts
         for member in range(size):
             tries = [e for e in self.of_group(group_id) if e.lease.member == member]
+            may_try = sum(not e.excused for e in tries) < attempts and not self.is_set_aside(group_id)
             if not any(e.status == "accepted" for e in tries) and (
-                len(tries) < attempts or tries[-1].status == "running"
+                may_try or any(e.status == "running" for e in tries)
             ):
                 return True
         return False
+
+    def is_set_aside(self, group_id):
+        return self.of_group(group_id)[0].lease.task_id in self.set_aside
 
     def accepted(self, group_id):
         return [e for e in self.of_group(group_id) if e.status == "accepted"]
@@ -113,6 +121,9 @@ class NaiveBuffer:
         """A closed group that may be trained on."""
         rewards = [e.reward for e in self.accepted(group_id)]
         return len(rewards) >= 2 and len(set(rewards)) > 1
+
+    def newest_of(self, task_id):
+        return [e.lease.group_id for e in self.episodes if e.lease.task_id == task_id][-1]
 
     def in_batches(self):
         return {episode for batch in self.batches.values() for episode in batch}
@@ -126,8 +137,8 @@ class NaiveBuffer:
         for group in self.groups():
             for member in range(size):
                 tries = [e for e in self.of_group(group) if e.lease.member == member]
-                over = any(e.status in ("accepted", "running") for e in tries)
-                count += not over and len(tries) < attempts
+                over = any(e.status in ("accepted", "running") for e in tries) or self.is_set_aside(group)
+                count += not over and sum(not e.excused for e in tries) < attempts
         return count
 
 
@@ -153,6 +164,14 @@ class ReplayMachine(RuleBasedStateMachine):
         if happened:
             self.journal.append(events.encode(happened))
         for event in happened:
+            if isinstance(event, events.TaskSetAside):
+                assert not any(
+                    e.status in ("running", "accepted")
+                    for e in self.model.of_group(self.model.newest_of(event.task_id))
+                )
+                self.model.set_aside.add(event.task_id)
+            if isinstance(event, events.TasksGivenBack):
+                self.model.set_aside -= set(event.task_ids)
             if isinstance(event, events.Stale):
                 assert self.went_back, "a group was thrown away for being late"
                 self.stale_groups.add(f"g{event.group}")
@@ -173,7 +192,9 @@ class ReplayMachine(RuleBasedStateMachine):
         for lease in reply.leases:
             tries = [e for e in self.model.episodes if e.lease.episode_id == lease.episode_id]
             assert all(e.status in ("failed", "expired") for e in tries), "a member is run by two actors"
-            assert lease.attempt == len(tries) + 1 <= self.config.replay.max_attempts
+            assert lease.attempt == len(tries) + 1
+            assert sum(not e.excused for e in tries) < self.config.replay.max_attempts
+            assert lease.task_id not in self.model.set_aside
             assert lease.version == self.model.served
             episode = Episode(lease)
             episode.heard_at = self.now
@@ -182,7 +203,11 @@ class ReplayMachine(RuleBasedStateMachine):
                 before += size
             self.model.episodes.append(episode)
             given.append(episode)
-        if len(given) < capacity and not reply.done:
+        if len(self.model.failing) >= LEAST_TASKS:
+            assert len(given) <= 1, "a place out of order is given one lease at a time"
+        elif len(self.model.set_aside) == len(TASKS):
+            assert not given or waiting
+        elif len(given) < capacity and not reply.done:
             assert waiting <= len(given)
             assert before + size > bound, f"nothing was leased though there is room: {reply.waiting_for}"
             assert reply.waiting_for
@@ -214,12 +239,18 @@ class ReplayMachine(RuleBasedStateMachine):
         assert reply.status == expected
         if episode.status == "running":
             episode.status, episode.reward, episode.version = "accepted", reward, version
+            self.model.failing.clear()
+            self.model.set_aside.discard(episode.lease.task_id)
 
     @rule(episode=leases)
     def fail(self, episode):
-        self.ask(Fail(actor="a", lease_id=episode.lease.lease_id, kind="sandbox.died", reason="gone"))
         if episode.status == "running":
             episode.status = "failed"
+            self.model.failing.add(episode.lease.task_id)
+            tries = [e for e in self.model.episodes if e.lease.episode_id == episode.lease.episode_id]
+            few = sum(e.excused for e in tries) < self.config.replay.max_attempts
+            episode.excused = few and len(self.model.failing) >= LEAST_TASKS
+        self.ask(Fail(actor="a", lease_id=episode.lease.lease_id, kind="sandbox.died", reason="gone"))
 
     @rule(episode=leases)
     def heartbeat(self, episode):
@@ -230,10 +261,10 @@ class ReplayMachine(RuleBasedStateMachine):
     @rule(seconds=st.floats(0.1, 12))
     def wait(self, seconds):
         self.now += seconds
-        self.record(self.replay.tick(self.now))
         for episode in self.model.episodes:
             if episode.status == "running" and episode.heard_at + LEASE_S <= self.now:
                 episode.status = "expired"
+        self.record(self.replay.tick(self.now))
 
     # --- learner
 
@@ -325,6 +356,7 @@ class ReplayMachine(RuleBasedStateMachine):
         assert msgspec.msgpack.encode(replay.state) == before
         self.replay = replay
         assert self.replay.start(self.now) == []
+        self.model.failing.clear()  # which places work is found out anew
         for episode in self.model.episodes:
             episode.heard_at = self.now
 
@@ -349,6 +381,9 @@ class ReplayMachine(RuleBasedStateMachine):
                 self.submit(episode, float(episode.lease.member % 2), 0, 1)
             self.step()
             self.serve_newest()
+            self.now += 25.0  # past the longest pause of a place that was out of order
+            for episode in self.model.episodes:
+                episode.heard_at = self.now if episode.status == "running" else episode.heard_at
             self.lease(5)
             if self.learner == self.config.steps:
                 return
