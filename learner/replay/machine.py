@@ -199,6 +199,8 @@ class Replay:
             return f"concurrency: {self.num_running} of {self.concurrency.limit} leases run, held back by {cause}"
         if self.ledger.to_lease:
             return ""
+        if not self.tasks_left:
+            return "tasks: all of them are set aside or left out"
         if self.settings.phase == "eval":
             if self.state.draws < len(self._task_ids) or self.state.again:
                 return ""
@@ -313,6 +315,8 @@ class Replay:
         """Nothing of it ever ended in a trajectory, and nothing more is to be tried; its own errors need no more
         attempts than one member has."""
         if group.task_id in self.state.set_aside or any(m.running or m.finished for m in group.members):
+            return
+        if not group.failures.keys() - {EXPIRED}:  # its actors died: that says nothing of it
             return
         own = sum(count for kind, count in group.failures.items() if is_of_task(kind))
         if own >= self.settings.replay.max_attempts or not any(self.ledger.may_try(group, m) for m in group.members):
