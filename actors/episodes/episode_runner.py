@@ -137,7 +137,7 @@ class EpisodeRunner:
     async def _sandbox(self, task: Task, lease: Lease) -> AsyncIterator[Sandbox]:
         """A started, prepared sandbox that is gone afterwards."""
         async with self._turn_for(lease, self._starts, "starting"):
-            limits = make_limits(self._settings.sandbox)
+            limits = make_limits(self._settings.sandbox_of(task.source))
             spec = await asyncio.to_thread(sandbox_spec, task, self._run, lease.lease_id, limits, self._cache_dir)
             shown = spec.read_only_binds | self._player.binds
             sandbox = await self._backend.create(msgspec.structs.replace(spec, read_only_binds=shown))
@@ -181,7 +181,7 @@ class EpisodeRunner:
             patch,
             run=self._run,
             lease=lease.lease_id,
-            limits=make_limits(self._settings.sandbox),
+            limits=make_limits(self._settings.sandbox_of(task.source)),
             cache_dir=self._cache_dir,
             timeout_s=self._settings.sandbox.grading_timeout_s,
             another_way=another_way,

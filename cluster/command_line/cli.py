@@ -177,6 +177,8 @@ def _read_toml(path: Path | None, known: set[str]) -> dict[str, Any]:
         raise ConfigError(f"cannot read --config {path}: {error.strerror}", kind="file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not valid TOML: {error}", kind="file") from error
+    if isinstance(content.get("tasks"), list):  # `[[tasks]]`: a mixture
+        content["tasks"] = {"sources": content["tasks"]}
     for key in _flatten(content):
         if key not in known:
             raise ConfigError(f"unknown setting {key} in {path}: did you mean {_nearest(key, known)}?", kind="unknown")

@@ -25,7 +25,11 @@ def with_evaluation_tasks(settings: Settings) -> Settings:
     if settings.phase != "eval":
         return settings
     source = settings.eval.tasks or settings.tasks.source
-    changes = {"source": source} | ({"split": "heldout"} if source == "micro" else {})
+    changes: dict[str, Any] = {"source": source} | ({"split": "heldout"} if source == "micro" else {})
+    mixed = [] if settings.eval.tasks else settings.tasks.sources
+    changes["sources"] = [
+        each.model_copy(update={"split": "heldout"}) if each.source == "micro" else each for each in mixed
+    ]
     return settings.model_copy(update={"tasks": settings.tasks.model_copy(update=changes)})
 
 

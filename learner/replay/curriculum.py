@@ -17,6 +17,7 @@ FLOOR_SHARE = 0.2
 _PRIOR = 1.0  # one imagined success and one imagined failure a task
 _UNIT = 1 << 20  # weight of a task that is sure to carry signal
 _MASK = (1 << 64) - 1
+_OF_SOURCES = 0x5DEECE66D  # draws of sources are others than draws of tasks
 
 
 class PassRate(Struct, kw_only=True, array_like=True):
@@ -165,3 +166,46 @@ class Curriculum:
             keys = [uniform(self._seed, base + i) for i in range(len(self.pool))]
             self._order = sorted(range(len(self.pool)), key=keys.__getitem__)
         return self._order
+
+
+class Mixture:
+    """Draws from several curricula by weight; each keeps its own order, rates and floor.
+
+    Draw `k` of the run depends on the seed and `k` alone for its source, and is the source's own draw number `j` if `j`
+    of the draws before it went there.
+
+    Args:
+        curricula: by source, each of a pool that is not empty.
+        weights: by source.
+    """
+
+    def __init__(self, curricula: Mapping[str, Curriculum], weights: Mapping[str, float], seed: int) -> None:
+        self._curricula = dict(curricula)
+        self._names = sorted(curricula)
+        total = sum(weights[name] for name in self._names)
+        self._shares = [weights[name] / total for name in self._names]
+        self._seed = seed ^ _OF_SOURCES
+        self._drawn: list[tuple[str, int]] = []  # source and its own number, by draw
+        self._counts = dict.fromkeys(self._names, 0)
+
+    def update(self, task: str, seen: PassRate) -> None:
+        """A task's pass rate changed."""
+        for curriculum in self._curricula.values():
+            curriculum.update(task, seen)
+
+    def draw(self, number: int) -> str:
+        """The task of draw `number`."""
+        while len(self._drawn) <= number:
+            name = self._source(len(self._drawn))
+            self._drawn.append((name, self._counts[name]))
+            self._counts[name] += 1
+        name, own = self._drawn[number]
+        return self._curricula[name].draw(own)
+
+    def _source(self, number: int) -> str:
+        point = uniform(self._seed, number)
+        for name, share in zip(self._names, self._shares, strict=True):
+            point -= share
+            if point < 0:
+                return name
+        return self._names[-1]

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from learner.replay.admission import Places, shift
-from learner.replay.curriculum import Curriculum, PassRate
+from learner.replay.curriculum import Curriculum, Mixture, PassRate
 from learner.replay.events import (
     Accepted,
     BatchFormed,
@@ -58,7 +58,7 @@ class Ledger:
         self.places = Places(settings.replay.batch, settings.max_staleness)
         self.running: set[Attempt] = set()
         self.to_lease: deque[tuple[int, int]] = deque()
-        self.curriculum: Curriculum | None = None
+        self.curriculum: Curriculum | Mixture | None = None
         self._index_state()
 
     def member(self, attempt: Attempt) -> Member:
@@ -335,10 +335,20 @@ class Ledger:
         replay = self.settings.replay
         pool = [task for task in self.tasks if task not in dropped]
         pool = [task for task in pool if task not in self.state.set_aside] or pool
-        if self.settings.phase != "eval":
-            self.curriculum = Curriculum(
-                pool, self.state.rates, replay.group_size, self.settings.seed, replay.curriculum
-            )
+        if self.settings.phase == "eval":
+            return
+        by_source: dict[str, list[str]] = {}
+        for task in pool:
+            by_source.setdefault(self.tasks[task].source if self.settings.tasks.sources else "", []).append(task)
+        curricula = {
+            name: Curriculum(tasks, self.state.rates, replay.group_size, self.settings.seed, replay.curriculum)
+            for name, tasks in by_source.items()
+        }
+        if len(curricula) == 1:
+            (self.curriculum,) = curricula.values()
+        else:
+            weights = {source.name: source.weight for source in self.settings.tasks.sources}
+            self.curriculum = Mixture(curricula, weights, self.settings.seed)
 
 
 def _count(counts: dict[str, int], name: str, count: int) -> None:

@@ -387,6 +387,8 @@ class Replay:
     def _describe(self, attempt: Attempt) -> Lease:
         group = self.state.open[attempt.group]
         episode = self.settings.episode
+        task = self.ledger.tasks.get(group.task_id)
+        max_turns, max_context = self.settings.episode_limits(task.source if task else "")
         return Lease(
             lease_id=attempt.lease_id,
             episode_id=attempt.episode_id,
@@ -397,8 +399,8 @@ class Replay:
             version=group.members[attempt.member].running_version,
             deadline_at=self._deadlines[attempt],
             sampling=Sampling(temperature=episode.temperature, max_tokens=episode.max_turn_tokens),
-            max_turns=episode.max_turns,
-            max_context=self.settings.model.max_context,
+            max_turns=max_turns,
+            max_context=max_context,
         )
 
     def _given(self, name: str) -> Attempt:

@@ -99,6 +99,19 @@ class Settings(Section):
         """Token budget of one packed micro-batch, resolved."""
         return self.learner.pack_tokens or 2 * self.model.max_context
 
+    def episode_limits(self, source: str) -> tuple[int, int]:
+        """Most turns and most tokens of an episode on a task of `source`."""
+        own = self.tasks.of_source(source)
+        turns, context = self.episode.max_turns, self.model.max_context
+        return (own.max_turns or turns, own.max_context or context) if own else (turns, context)
+
+    def sandbox_of(self, source: str) -> SandboxSettings:
+        """Settings of the sandboxes of a task of `source`."""
+        own = self.tasks.of_source(source)
+        names = ("memory_mib", "cpus", "disk_mib", "max_processes")
+        changes = {name: getattr(own, name) for name in names if own and getattr(own, name) is not None}
+        return self.sandbox.model_copy(update=changes) if changes else self.sandbox
+
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         if self.replay.batch % self.replay.group_size:
@@ -110,6 +123,18 @@ class Settings(Section):
                 "eval.endpoint and eval.model, the model's name at that endpoint, go together; a model directory is "
                 "given as model.path"
             )
+        for source in self.tasks.sources:
+            turns, context = source.max_turns or 1, source.max_context or self.model.max_context
+            if turns > self.episode.max_turns or context > self.model.max_context:
+                raise ValueError(
+                    f"tasks source {source.name!r}: max_turns and max_context are at most episode.max_turns "
+                    f"({self.episode.max_turns}) and model.max_context ({self.model.max_context})"
+                )
+            if self.episode.max_turn_tokens >= context:
+                raise ValueError(
+                    f"tasks source {source.name!r}: max_context ({context}) must be above episode.max_turn_tokens "
+                    f"({self.episode.max_turn_tokens})"
+                )
         if self.episode.max_turn_tokens >= self.model.max_context:
             raise ValueError(
                 f"episode.max_turn_tokens ({self.episode.max_turn_tokens}) must be below model.max_context "

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from protocol.config import TaskSettings
+from protocol.config.sandbox.tasks import TaskFields
 from protocol.errors import ConfigError, TaskError, border
 from sandbox.datasets.harbor import records_of_directories, task_directories
 from sandbox.datasets.pro import with_scripts_beside
@@ -25,13 +26,30 @@ def load_tasks(settings: TaskSettings) -> list[Task]:
     """The tasks that `settings` asks for, in the source's order.
 
     A bad record is left out with a warning that names task and field. Raises `ConfigError` when the source cannot be
-    read or no record is usable.
+    read or no record is usable. Tasks of a mixture have their source's name as `source`.
     """
+    if settings.sources:
+        return _of_mixture(settings)
     if settings.source == "micro":
         from sandbox.tasks.micro import make_tasks
 
         return make_tasks(settings.count, settings.seed, settings.difficulty, settings.split)
     return tasks_of_records(records_of(settings), settings.format, settings.count, settings.source)
+
+
+def _of_mixture(settings: TaskSettings) -> list[Task]:
+    tasks: dict[str, Task] = {}
+    for source in settings.sources:
+        own = {name: getattr(source, name) for name in TaskFields.model_fields}
+        for task in load_tasks(TaskSettings(**own, cache_dir=settings.cache_dir)):
+            if task.task_id in tasks:
+                raise ConfigError(
+                    f"tasks source {source.name!r}: task {task.task_id!r} is in {tasks[task.task_id].source!r}, too: "
+                    "give the sources different splits or seeds",
+                    kind="tasks",
+                )
+            tasks[task.task_id] = msgspec.structs.replace(task, source=source.name)
+    return list(tasks.values())
 
 
 def tasks_of_records(records: Iterable[dict[str, Any] | TaskError], schema: str, count: int, origin: str) -> list[Task]:

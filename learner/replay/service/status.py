@@ -43,8 +43,27 @@ def measure(replay: Replay) -> dict[str, float]:
         "fake_zeros": state.audit.fake_zeros,
         "outage": float(replay.outage is not None),
     }
+    metrics |= _by_source(replay)
     metrics |= {f"filtered.{name}": count for name, count in tally.filtered.items()}
     metrics |= {f"ended.{kind}": count for kind, count in tally.ended.items()}
     metrics |= {f"pressure.{name}": level for name, level in replay.concurrency.levels.items()}
     metrics |= state.survivorship.metrics()
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _by_source(replay: Replay) -> dict[str, float]:
+    """Pass rate and tasks never solved of every source of a mixture."""
+    if not replay.settings.tasks.sources:
+        return {}
+    metrics: dict[str, float] = {}
+    for source in replay.settings.tasks.sources:
+        seen = [r for task, r in replay.state.rates.items() if _source(replay, task) == source.name and r.num_runs]
+        runs = sum(rate.num_runs for rate in seen)
+        metrics[f"pass_rate.{source.name}"] = sum(rate.num_resolved for rate in seen) / max(runs, 1)
+        metrics[f"tasks_never_solved.{source.name}"] = sum(not rate.num_resolved for rate in seen)
+    return metrics
+
+
+def _source(replay: Replay, task_id: str) -> str:
+    task = replay.ledger.tasks.get(task_id)
+    return task.source if task else ""
