@@ -30,7 +30,8 @@ class Judgements:
     async def of(self, task: Task, patch: Patch, judge: Callable[[], Awaitable[Verdict]]) -> Verdict:
         """What `judge` said of this change, or says now; of a task with flaky tests it is always asked.
 
-        Waits for a judgement of the same change that is being made; if that fails, makes its own.
+        Waits for a judgement of the same change that is being made; if that fails, or says no more than that time ran
+        out, makes its own.
         """
         if task.flaky:
             return await judge()
@@ -47,6 +48,10 @@ class Judgements:
             del self._known[key]
             known.cancel()
             raise
+        if "did not end in time" in verdict.reason:  # of a busy moment: the next one is judged anew
+            del self._known[key]
+            known.cancel()
+            return verdict
         known.set_result(verdict)
         while len(self._known) > _MOST:
             self._known.popitem(last=False)

@@ -7,7 +7,9 @@ from the ids: only the template writes control tokens, so nothing that a model o
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ import aiohttp
 import numpy as np
 
 from actors.agent.chat import Chat, ChatTokenizer
+from actors.policies.parameters import Parameters
 from actors.policy import Request, Sampled
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling
+
+log = logging.getLogger(__name__)
 
 _START, _END = "<|im_start|>", "<|im_end|>"
 _TEMPLATE = (
@@ -57,17 +62,25 @@ class OpenAIPolicy:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._slots = asyncio.Semaphore(max_requests)
         self._session: aiohttp.ClientSession | None = None
+        self._parameters = Parameters()
+        self._trouble = ""  # why it last gave no answer; empty since it gave one
+        self._troubled_since = 0.0
 
     async def generate(self, request: Request) -> Sampled:
-        """See `Policy.generate`. Tries again where the endpoint is busy or unreachable, until the deadline."""
+        """See `Policy.generate`. Tries again where the endpoint is busy or unreachable, until the deadline.
+
+        It begins once there is a slot: those who hold one have deadlines of their own.
+        """
         body = self._body(read_transcript(self._tokenizer, request.token_ids), request.sampling)
-        try:
-            async with asyncio.timeout(request.timeout_s), self._slots:
-                choice = await self._ask_until_answered(body)
-        except TimeoutError:
-            raise DeadlineError(
-                f"no answer from {self._address} within {request.timeout_s:g} s", kind="generate"
-            ) from None
+        async with self._slots:
+            try:
+                async with asyncio.timeout(request.timeout_s):
+                    choice = await self._ask_until_answered(body)
+            except TimeoutError:
+                because = f"; it last said: {self._trouble}" if self._trouble else ""
+                raise DeadlineError(
+                    f"no answer from {self._address} within {request.timeout_s:g} s{because}", kind="generate"
+                ) from None
         return self._sampled(choice, request.sampling.max_tokens)
 
     async def close(self) -> None:
@@ -90,22 +103,38 @@ class OpenAIPolicy:
     async def _ask_until_answered(self, asked: dict[str, Any]) -> dict[str, Any]:
         pause_s = _FIRST_PAUSE_S
         while True:
+            sent = self._parameters.of(asked)
             try:
-                status, retry_after, body = await self._ask(asked)
-            except aiohttp.ClientError:
+                status, retry_after, body = await self._ask(sent)
+            except aiohttp.ClientError as error:
                 retry_after = ""
+                self._note(f"{type(error).__name__}: {error}")
             else:
                 if status == 200:
-                    return self._choice(body)
+                    choice = self._choice(body)
+                    self._well()
+                    return choice
                 if status not in _TRY_AGAIN:
-                    raise self._refusal(status, str(body)[:_MAX_SHOWN])
+                    refusal = self._refusal(status, str(body)[:_MAX_SHOWN])
+                    refused = "" if refusal.kind == "context" else self._parameters.learn(sent, body)
+                    if refused:
+                        new = self._parameters.changes[refused]
+                        log.warning(
+                            "%s takes no %r: %s", self._address, refused, f"{new!r} instead" if new else "left out"
+                        )
+                        continue
+                    if status in (400, 422) and self._parameters.of(asked) != sent:
+                        continue  # another request has learnt it meanwhile
+                    raise refusal
+                self._note(f"status {status}: {str(body)[:_MAX_SHOWN]}")
             wait_s = float(retry_after) if retry_after.isdecimal() else pause_s * random.uniform(0.5, 1.5)
             await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _ask(self, asked: dict[str, Any]) -> tuple[int, str, Any]:
         if self._session is None:
-            self._session = aiohttp.ClientSession(headers=self._headers)
+            forever = aiohttp.ClientTimeout(total=None)  # the request's own deadline is the only one
+            self._session = aiohttp.ClientSession(headers=self._headers, timeout=forever)
         async with self._session.post(self._address, json=asked) as response:
             try:
                 body = await response.json(content_type=None)
@@ -113,11 +142,23 @@ class OpenAIPolicy:
                 body = await response.text(errors="replace")
             return response.status, response.headers.get("Retry-After", ""), body
 
+    def _note(self, trouble: str) -> None:
+        """The endpoint is in trouble: said when it begins; the requests of every episode wait for it."""
+        if not self._trouble:
+            self._troubled_since = time.monotonic()
+            log.warning("%s does not answer (%s): waiting", self._address, trouble[:_MAX_SHOWN])
+        self._trouble = trouble[:_MAX_SHOWN]
+
+    def _well(self) -> None:
+        if self._trouble:
+            log.warning("%s answers again, after %.0f s", self._address, time.monotonic() - self._troubled_since)
+            self._trouble = ""
+
     def _choice(self, body: Any) -> dict[str, Any]:
         try:
             choice: dict[str, Any] = body["choices"][0]
-            if isinstance(choice["message"].get("content") or "", str):
-                return choice
+            choice["message"]["content"] = _text(choice["message"].get("content"))
+            return choice
         except (KeyError, IndexError, TypeError, AttributeError):
             pass
         raise GeneratorError(
@@ -141,6 +182,18 @@ class OpenAIPolicy:
             versions=np.zeros(len(ids), np.int32),
             finish_reason="stop" if complete and fits else "length",
         )
+
+
+def _text(content: Any) -> str:
+    """A message's text: none, one, or parts of which those of text count. Whatever is no character is replaced.
+
+    Raises `TypeError` for anything else.
+    """
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type") == "text")
+    if not isinstance(content or "", str):
+        raise TypeError(f"expected text, got {type(content).__name__}")
+    return (content or "").encode("utf-8", "replace").decode("utf-8")
 
 
 def read_transcript(tokenizer: ChatTokenizer, token_ids: np.ndarray) -> Chat:

@@ -74,3 +74,16 @@ async def test_a_cancelled_judgement_leaves_nobody_waiting() -> None:
     with pytest.raises(asyncio.CancelledError):
         await first
     assert (await asyncio.wait_for(second, 5)).resolved
+
+
+async def test_a_verdict_that_time_ran_out_is_shared_with_nobody() -> None:
+    judgements, asked = Judgements(), []
+
+    async def late() -> Verdict:
+        asked.append(1)
+        await asyncio.sleep(0.01)
+        return Verdict(resolved=False, reason="the tests did not end in time", failed=("a",))
+
+    said = await asyncio.gather(*(judgements.of(TASK, PATCH, late) for _ in range(3)))
+    assert len(said) == len(asked) == 3
+    assert judgements.num_shared == 0

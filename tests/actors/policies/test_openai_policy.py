@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,100 @@ async def test_an_endpoints_full_context_ends_the_episode(endpoint, chatml, open
     ]
     episode = await play(endpoint, chatml, await open_sandbox({}), EpisodeSettings())
     assert (episode.end_reason, len(episode.steps)) == ("context", 1)
+
+
+def refused(message: str, **more: object) -> web.Response:
+    return web.json_response({"error": {"message": message, "code": "unsupported_parameter", **more}}, status=400)
+
+
+REASONING = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+FORBIDDEN = {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "gone", "new"),
+    [
+        (lambda _: refused(REASONING, param="max_tokens"), "max_tokens", "max_completion_tokens"),
+        (
+            lambda _: refused("Unsupported value: 'temperature' does not support 0.5", param="temperature"),
+            "temperature",
+            "",
+        ),
+        (lambda _: web.json_response(FORBIDDEN, status=422), "seed", ""),
+        (lambda _: web.Response(status=400, text="unknown field: top_p"), "top_p", ""),
+    ],
+)
+async def test_a_refused_parameter_is_renamed_or_dropped_once_and_remembered(
+    endpoint, chatml, answer, gone, new
+) -> None:
+    endpoint.answers = [answer, said("one"), said("two")]
+    policy = OpenAIPolicy(endpoint.address, "some-model", chatml)
+    ids = chatml.encode_prompt([{"role": "user", "content": "hi"}])
+    request = Request(
+        episode_id="e",
+        token_ids=ids,
+        sampling=Sampling(temperature=0.5, seed=7),
+        stop_token_ids=chatml.stop_token_ids,
+        cache_salt="0",
+        timeout_s=20.0,
+    )
+    for _ in range(2):
+        await policy.generate(request)
+    await policy.close()
+    assert len(endpoint.requests) == 3
+    for later in endpoint.requests[1:]:
+        assert gone not in later and (not new or later[new] == 512)
+        assert len(later) == len(endpoint.requests[0]) - (not new)
+
+
+async def test_a_refusal_that_stays_is_an_error(endpoint, chatml) -> None:
+    endpoint.answers = [lambda _: refused("seed is not supported")]
+    with pytest.raises(GeneratorError, match="seed is not supported"):
+        await ask(endpoint, chatml, seed=7)
+    assert len(endpoint.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("half a pair \ud83d", "half a pair ?"),
+        ([{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}], "ab"),
+        ("nul \x00 and \u2028", "nul \x00 and \u2028"),
+    ],
+)
+async def test_whatever_a_model_says_is_text(endpoint, chatml, content, text) -> None:
+    endpoint.answers = [said(content)]
+    sampled = await ask(endpoint, chatml)
+    assert chatml.decode(sampled.token_ids[:-1]) == text
+
+
+async def test_waiting_for_a_slot_is_not_the_models_time(endpoint, chatml) -> None:
+    async def slowly(request: web.Request) -> web.Response:
+        await asyncio.sleep(1.0)
+        return said("late")
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", slowly)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    policy = OpenAIPolicy(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", "m", chatml, max_requests=1)
+    ids = chatml.encode_prompt([{"role": "user", "content": "hi"}])
+    request = Request(
+        episode_id="e",
+        token_ids=ids,
+        sampling=Sampling(),
+        stop_token_ids=chatml.stop_token_ids,
+        cache_salt="0",
+        timeout_s=6.0,
+    )
+    answers = await asyncio.gather(*(policy.generate(request) for _ in range(8)))
+    assert len(answers) == 8
+    await policy.close()
+    await runner.cleanup()
+
+
+async def test_a_deadline_says_what_the_endpoint_said_last(endpoint, chatml) -> None:
+    endpoint.answers = [lambda _: web.Response(status=503, text="no model is loaded")]
+    with pytest.raises(DeadlineError, match="503: no model is loaded"):
+        await ask(endpoint, chatml, timeout_s=1.0)
