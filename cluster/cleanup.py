@@ -29,6 +29,15 @@ async def reap_dead_runs(settings: Settings) -> None:
         run_files.reap(files)
 
 
+async def clear_host(settings: Settings, files: RunFiles) -> None:
+    """Leave nothing of a run on this host, its living processes included."""
+    for process in run_files.processes_in(files.private):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            kill([process, *process.children(recursive=True)])
+    await _purge_sandboxes(settings, files.name)
+    run_files.reap(files)
+
+
 def descendants() -> list[psutil.Process]:
     """Every process that this one started, directly or not. One whose own parent has ended is no longer found."""
     return psutil.Process().children(recursive=True)

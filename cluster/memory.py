@@ -11,9 +11,9 @@ from protocol.config import Settings
 from protocol.model_family import ModelFamily
 
 # Measured on CPU with the tiny model (resident memory of one process, imports included).
-_GENERATOR_GIB, _RANK_GIB, _ACTOR_GIB, _RAY_GIB = 2.2, 1.1, 0.4, 1.2
+_GENERATOR_GIB, _RANK_GIB, ACTOR_GIB, _RAY_GIB = 2.2, 1.1, 0.4, 1.2
 _RANK_IMPORTS_GIB = 0.3
-_SANDBOX_GIB = 0.002
+SANDBOX_GIB = 0.002
 _FILE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -25,7 +25,7 @@ def needed_gib(settings: Settings, *, on_gpu: bool | None = None) -> dict[str, f
     """
     on_gpu = has_gpu() if on_gpu is None else on_gpu
     parts = {
-        "sandboxes": _ACTOR_GIB * max(1, settings.actors.processes) + settings.num_actors * _SANDBOX_GIB,
+        "sandboxes": ACTOR_GIB * max(1, settings.actors.processes) + settings.num_actors * SANDBOX_GIB,
         "Ray": _RAY_GIB,
     }
     if settings.phase == "eval" and settings.eval.endpoint:
@@ -74,7 +74,7 @@ def compute_bytes(settings: Settings, on_gpu: bool) -> int:
 
 
 def num_parameters(family: ModelFamily) -> int:
-    """From the size of the weights' files and the precision that the configuration names."""
+    """From the size of the weights' files and the precision that the configuration names; without files, its shape."""
     named = str(family.text.get("dtype") or family.text.get("torch_dtype") or "float32")
     size = sum(file.stat().st_size for file in family.directory.glob("*.safetensors"))
-    return size // _FILE_BYTES.get(named, 2)
+    return size // _FILE_BYTES.get(named, 2) or Shape.read(family.directory).parameters

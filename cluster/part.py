@@ -10,6 +10,8 @@ from typing import Any
 from protocol.errors import LonghaulError
 from protocol.metrics import Values
 
+_ASK_AGAIN_S = 1.0
+
 
 class PartFailed(LonghaulError, boundary="part"):
     """A process of the run failed; the message holds its name, its own error and the end of its log."""
@@ -41,7 +43,13 @@ class Part:
 
     def run(self) -> None:
         """Let it work; `ending` finishes when it ends."""
-        self.ending = asyncio.create_task(_wait(self.handle.run.remote()), name=self.name)
+        self.ending = asyncio.create_task(_until_ended(self.handle), name=self.name)
+
+    def give_up(self, error: LonghaulError) -> None:
+        """Nothing of it lives any more, though nobody said so: its host is gone."""
+        if self.ending is not None:
+            self.ending.cancel()
+        self.ending = asyncio.create_task(_failed(error), name=self.name)
 
     @property
     def failed(self) -> bool:
@@ -65,8 +73,23 @@ class Part:
         self.handle = self._place(f"{self.name}.{self.num_restarts}")
 
 
-async def _wait(ref: Awaitable[Any]) -> Any:
-    return await ref
+async def _until_ended(handle: Any) -> None:
+    """Unreachable is not dead: ask again, for as long as Ray does not say that it died."""
+    from ray.exceptions import ActorUnavailableError
+
+    call = handle.run
+    while True:
+        try:
+            await call.remote()
+        except ActorUnavailableError:
+            await asyncio.sleep(_ASK_AGAIN_S)
+            call = handle.join
+        else:
+            return
+
+
+async def _failed(error: LonghaulError) -> None:
+    raise error
 
 
 def error_line(error: BaseException) -> str:

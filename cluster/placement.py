@@ -15,6 +15,10 @@ import psutil
 
 from cluster import processes
 from cluster.cleanup import descendants, kill
+from cluster.hosts.demand import demand_of
+from cluster.hosts.fleet import Fleet
+from cluster.hosts.plan import Demand, Host, Placed, Plan, joined, moved, plan
+from cluster.hosts.reservations import Reservations, host_names, read_hosts
 from cluster.run_files import RunFiles
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError, border
@@ -45,6 +49,10 @@ class Cluster:
         self.keys = Keys.generate() if self.is_networked else None
         self.dashboard_url = ""
         self.way_in = ""  # what its dashboard asks for, in words
+        self.plan: Plan
+        self.fleet: Fleet | None = None  # where sockets are TCP: what is on other hosts has to be watched there
+        self._reservations: Reservations
+        self._demand: Demand
 
     @property
     def is_networked(self) -> bool:
@@ -70,15 +78,20 @@ class Cluster:
         if os.environ.get("RAY_AUTH_MODE") == "token":  # set by the user, or by Ray where a token lies ready
             self.way_in = f", which asks for what `{Path(sys.executable).with_name('ray')} get-auth-token` prints"
 
-    def _join(self, common: dict[str, Any]) -> Any:
-        import ray
+    def reserve(self) -> None:
+        """Plan which part goes where, and have Ray keep the room for it. Raises `ConfigError` where there is none."""
+        hosts = read_hosts()
+        self._demand = demand_of(self.settings, hosts)
+        self.plan = plan(hosts, self._demand)
+        if self.keys is not None:
+            self.fleet = Fleet(self.settings, self.files, self.keys, processes.own_address())
+            self.fleet.prepare(hosts)
+            self.fleet.check(self.plan)
+        self._reservations = Reservations(self.plan)
 
-        try:
-            return ray.init(address=self.settings.ray_address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"--ray-address {self.settings.ray_address}: no Ray cluster answers there ({error})", kind="ray"
-            ) from error
+    def _join(self, common: dict[str, Any]) -> Any:
+        assert self.settings.ray_address is not None
+        return join(self.settings.ray_address, common)
 
     def _start_local(self, common: dict[str, Any]) -> Any:
         """Ray gives its own processes 30 s, which a busy host may exceed once."""
@@ -94,6 +107,7 @@ class Cluster:
                         dashboard_host="127.0.0.1",
                         dashboard_port=self.settings.network.dashboard_port or _free_port(),
                         object_store_memory=100 << 20,
+                        _memory=psutil.virtual_memory().total,  # `preflight` has looked at what is free of it
                         _temp_dir=str(self.files.ray),
                         _system_config={"metrics_report_interval_ms": 2000},
                         **common,
@@ -104,30 +118,83 @@ class Cluster:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    def place(self, kind: type[Any], name: str, title: str, *, num_gpus: float = 0, threads: int = 1) -> Any:
+    def place(self, kind: type[Any], name: str, title: str, *, threads: int = 1) -> Any:
         """A Ray actor of class `kind`; its constructor's own errors come out of its first call.
 
         Args:
-            name: of the part, also of its log.
+            name: of the part in the plan, also of its log.
             title: unique name in Ray's dashboard.
         """
         import ray
 
+        resources = self._reservations.options(name)
+        files = self.fleet.files_on(self.plan.host_of(name)) if self.fleet else self.files
         environment = _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        environment["TMPDIR"] = str(self.files.temporary)  # goes with the run, whatever a killed process left there
-        if num_gpus:
+        environment["TMPDIR"] = str(files.temporary)  # goes with the run, whatever a killed process left there
+        if resources["num_gpus"]:
             for name_of_cpu_only in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
                 environment.pop(name_of_cpu_only)
         options: dict[str, Any] = {
             "name": title,
-            "num_cpus": 0,
-            "num_gpus": num_gpus,
+            **resources,
             "max_restarts": 0,
             "runtime_env": {"env_vars": environment},
         }
         if kind is processes.Learner:
-            options["max_concurrency"] = 4
-        return ray.remote(kind).options(**options).remote(name, self.settings, self.files, self.keys)
+            options["max_concurrency"] = 16
+        return ray.remote(kind).options(**options).remote(name, self.settings, files, self.keys)
+
+    def gone(self) -> dict[str, LonghaulError]:
+        """Parts of which nothing can live any more because of where they are, and why."""
+        if self.fleet is None:
+            return {}
+        hosts = self.fleet.surely_gone()
+        return {part.name: _host_gone(part.host) for part in self.plan.parts if part.host in hosts}
+
+    def may_live(self, name: str, error: BaseException) -> bool:
+        """Whether a part may be at work though Ray says that it is not: unreachable is not dead."""
+        from ray.exceptions import RayActorError
+
+        if self.fleet is None or not isinstance(error, RayActorError):
+            return False  # it ended by itself
+        host = self.plan.host_of(name)
+        if host in self.fleet.surely_gone():
+            return False
+        if host not in host_names():  # Ray has given that host up, and will end what it runs there: we do not wait
+            self.fleet.expel(host)
+            return True
+        return host in self.fleet.silent()
+
+    def welcome(self) -> list[Placed]:
+        """Make ready the hosts that have joined since; what they get. Raises what `Fleet.prepare` and Ray raise."""
+        assert self.fleet is not None
+        new = [host for host in read_hosts() if not self.fleet.knows(host.name)]
+        if not new:
+            return []
+        self.fleet.prepare(new)
+        for host in new:
+            self.plan = joined(self.plan, host, self._demand)
+        placed = [part for host in new for part in self.plan.on(host.name)]
+        self._reservations.add(self.plan, [part.name for part in placed])
+        return placed
+
+    def move(self, name: str) -> str:
+        """Give a part whose host is gone a place elsewhere; the host. Raises `ConfigError` where there is none."""
+        assert self.fleet is not None
+        left = [host for host in read_hosts() if self.fleet.has(host.name)]
+        self.plan = moved(self.plan, name, left)
+        self._reservations.add(self.plan, [name])
+        return self.plan.host_of(name)
+
+    def give_back(self, host: str) -> None:
+        """A host that was drained: nothing of the run stays there, nor does Ray keep room for it."""
+        assert self.fleet is not None
+        self.fleet.expel(host)
+        self._reservations.release([part.name for part in self.plan.on(host)])
+        self.plan = Plan(
+            [other for other in self.plan.hosts if other.name != host],
+            [part for part in self.plan.parts if part.host != host],
+        )
 
     def endpoint(self, name: str) -> str:
         """Where a process binds: a socket file of this host, or a free TCP port of its own host."""
@@ -135,13 +202,54 @@ class Cluster:
             return self.files.socket(name)
         return f"tcp://{processes.OWN_HOST}:*"
 
-    def stop(self) -> None:
-        """Leave Ray; a local one ends with everything it runs, also with what its processes would leave behind."""
+    def stop(self, *, goes_on: bool = False) -> None:
+        """Leave Ray; a local one ends with everything it runs, also with what its processes would leave behind.
+
+        Args:
+            goes_on: the run begins another life: a silent host is waited for until nothing of this one can live there.
+        """
         import ray
 
+        if self.fleet is not None:
+            self.fleet.close(until_gone=goes_on)
         started = descendants()
         ray.shutdown()
         kill(started)
+
+
+def _host_gone(host: str) -> LonghaulError:
+    return PlacementError(f"{host} has not been heard of for so long that it counts as gone", kind="host_gone")
+
+
+def join(address: str, options: dict[str, Any]) -> Any:
+    """Join the Ray cluster at `address`. Raises `ConfigError` with one sentence where that cannot be."""
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if token.is_file():  # where it lies, `ray start` has turned token authentication on
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        return ray.init(address=address, **options)
+    except AuthenticationError as error:
+        mine = f"that of {token} is not its own" if token.is_file() else f"there is none at {token}"
+        raise ConfigError(
+            f"--ray-address {address}: that cluster wants Ray's token, and {mine}: copy the file from its head node",
+            kind="ray",
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"--ray-address {address}: no Ray cluster answers there ({error})", kind="ray") from error
+
+
+def hosts_at(address: str) -> list[Host]:
+    """What the Ray cluster at `address` has free now. Raises `ConfigError`."""
+    import ray
+
+    join(address, {"log_to_driver": False, "logging_level": "error"})
+    try:
+        return read_hosts()
+    finally:
+        ray.shutdown()
 
 
 @contextlib.contextmanager

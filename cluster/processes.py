@@ -6,23 +6,29 @@ Heavy imports happen inside, so that placing a process never loads torch into th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster import run_files
+from cluster.run_files import RunFiles
 from protocol.config import Settings
 from protocol.messages import TaskRef
 from protocol.sockets import Keys
 
 if TYPE_CHECKING:
-    from cluster.run_files import RunFiles
     from learner.replay.service.account import Account, News
 
 
 OWN_HOST = "own-host"
 """In an endpoint: the address under which Ray knows the host on which the process came to run."""
+_LOOK_S = 1.0
 
 
 class _Process:
@@ -37,15 +43,40 @@ class _Process:
         os.dup2(log, 2)
         os.close(log)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+        if keys is not None:  # of several hosts: this one's reaper ends what it finds by its files, and dies last
+            self._held = (files.private / f"{name}.{os.getpid()}").open("w")
+            threading.Thread(target=self._end_without_reaper, name="reaper watch", daemon=True).start()
+
+    def _end_without_reaper(self) -> None:
+        """Waits for the owner of the private directory to be gone: nobody would end this process in time any more."""
+        while run_files.owner_lives(self.files.private):
+            time.sleep(_LOOK_S)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def bind_address(self, endpoint: str) -> str:
         """`endpoint` with this host's address in it."""
-        import ray.util
-
-        return endpoint.replace(OWN_HOST, ray.util.get_node_ip_address())
+        return endpoint.replace(OWN_HOST, own_address())
 
 
-class ReplayBuffer(_Process):
+class _AsyncProcess(_Process):
+    """One whose part runs on the actor's own loop."""
+
+    _work: asyncio.Task[None]
+
+    async def run(self) -> None:
+        """Work until the part is done."""
+        self._work = asyncio.create_task(self._run())
+        await asyncio.shield(self._work)
+
+    async def join(self) -> None:
+        """Wait for `run`, whose caller lost sight of it."""
+        await asyncio.shield(self._work)
+
+    async def _run(self) -> None:
+        raise NotImplementedError
+
+
+class ReplayBuffer(_AsyncProcess):
     """Leases, groups and batches."""
 
     async def start(self, tasks: list[TaskRef], endpoint: str) -> str:
@@ -54,7 +85,7 @@ class ReplayBuffer(_Process):
         self._server = ReplayServer(self.settings, tasks, self.bind_address(endpoint), self.files.directory, self.keys)
         return await self._server.start()
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         await self._server.run()
 
     async def status(self) -> dict[str, float]:
@@ -76,7 +107,7 @@ class ReplayBuffer(_Process):
         await self._server.stop()
 
 
-class Generator(_Process):
+class Generator(_AsyncProcess):
     """A vLLM engine."""
 
     async def start(self, endpoint: str, weights_endpoint: str | None) -> str:
@@ -87,7 +118,7 @@ class Generator(_Process):
         )
         return await self._engine.start()
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         await self._engine.run()
 
     async def status(self) -> dict[str, float]:
@@ -97,7 +128,7 @@ class Generator(_Process):
         await self._engine.stop()
 
 
-class SandboxActor(_Process):
+class SandboxActor(_AsyncProcess):
     """Many episodes as asyncio tasks."""
 
     async def start(self, num_episodes: int, replay_endpoint: str, generator_endpoints: list[str]) -> None:
@@ -123,6 +154,10 @@ class SandboxActor(_Process):
         )
         await self._host.start()
 
+    async def drain(self) -> None:
+        """Take no more leases; `run` ends when those that it has are done."""
+        self._host.drain()
+
     async def update_generators(self, endpoints: list[str]) -> None:
         """A generator was started again elsewhere."""
         from actors.policies.generator_client import GeneratorClient
@@ -130,7 +165,7 @@ class SandboxActor(_Process):
         assert isinstance(self._policy, GeneratorClient), "a foreign endpoint has no generators"
         self._policy.update_endpoints(endpoints)
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         await self._host.run()
 
     async def status(self) -> dict[str, float]:
@@ -143,18 +178,21 @@ class SandboxActor(_Process):
 
 
 class Learner(_Process):
-    """One DeepSpeed rank. A threaded actor: `run` blocks one thread, the others answer."""
+    """One DeepSpeed rank. A threaded actor: `run` blocks one thread (`join` another), the others answer."""
+
+    def __init__(self, name: str, settings: Settings, files: RunFiles, keys: Keys | None) -> None:
+        super().__init__(name, settings, files, keys)
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
 
     def reserve(self) -> tuple[str, int, int]:
         """This host's address and two free ports, for the ranks' rendezvous and for the weights."""
         import socket
 
-        import ray.util
-
         with socket.socket() as first, socket.socket() as second:
             first.bind(("", 0))
             second.bind(("", 0))
-            return ray.util.get_node_ip_address(), first.getsockname()[1], second.getsockname()[1]
+            return own_address(), first.getsockname()[1], second.getsockname()[1]
 
     def start(self, rank: int, world_size: int, master: tuple[str, int], replay: str, weights: str) -> None:
         from learner.rank import LearnerRank
@@ -173,7 +211,19 @@ class Learner(_Process):
         self._rank.start()
 
     def run(self) -> None:
-        self._rank.run()
+        try:
+            self._rank.run()
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            self._ended.set()
+
+    def join(self) -> None:
+        """Wait for `run`, whose caller lost sight of it."""
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
 
     def status(self) -> dict[str, float]:
         return self._rank.status()
@@ -184,6 +234,13 @@ class Learner(_Process):
 
     def stop(self) -> None:
         self._rank.stop()
+
+
+def own_address() -> str:
+    """Under which Ray knows this host."""
+    import ray.util
+
+    return str(ray.util.get_node_ip_address())
 
 
 def last_lines(log: Path, num_lines: int = 15) -> str:

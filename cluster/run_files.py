@@ -96,10 +96,32 @@ def claim(directory: Path) -> RunFiles:
     """Make the private directory of a run, marked with its owner (this process)."""
     private = Path(tempfile.gettempdir()) / f"{PREFIX}{secrets.token_hex(4)}"
     private.mkdir(mode=0o700)
-    (private / _OWNER_FILE).write_text(f"{os.getpid()} {psutil.Process().create_time()}")
+    own(private)
     files = RunFiles(private.name.removeprefix(PREFIX), directory, private)
     files.temporary.mkdir()
     return files
+
+
+def claim_elsewhere(files: RunFiles) -> RunFiles:
+    """The same run's files on a host that the launcher is not on: a private directory, not owned yet, beside this
+    host's temporary files, and the run directory under the same path (which a shared file system makes the same one).
+    """
+    private = Path(tempfile.gettempdir()) / files.private.name
+    private.mkdir(mode=0o700, exist_ok=True)
+    here = RunFiles(files.name, files.directory, private)
+    here.temporary.mkdir(exist_ok=True)
+    here.logs.mkdir(parents=True, exist_ok=True)
+    return here
+
+
+def own(private: Path) -> None:
+    """This process is the owner of a private directory from now on."""
+    (private / _OWNER_FILE).write_text(f"{os.getpid()} {psutil.Process().create_time()}")
+
+
+def has_owner(private: Path) -> bool:
+    """Whether somebody has ever owned it."""
+    return (private / _OWNER_FILE).exists()
 
 
 def release(files: RunFiles) -> None:
@@ -113,14 +135,14 @@ def dead_runs() -> list[RunFiles]:
     """Runs on this host whose owner is gone (killed before it could release them)."""
     found = []
     for private in Path(tempfile.gettempdir()).glob(PREFIX + "[0-9a-f]" * 8):
-        if _is_mine(private) and not _owner_lives(private):
+        if _is_mine(private) and not owner_lives(private):
             found.append(RunFiles(private.name.removeprefix(PREFIX), private, private))
     return found
 
 
 def reap(files: RunFiles) -> None:
     """Remove what must vanish with a run. Some of Ray's processes outlive their launcher by a minute: not here."""
-    processes = _processes_in(files.private)
+    processes = processes_in(files.private)
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -137,8 +159,12 @@ def _is_mine(private: Path) -> bool:
         return False
 
 
-def _owner_lives(private: Path) -> bool:
-    match = re.fullmatch(r"(\d+) ([\d.]+)", (private / _OWNER_FILE).read_text())
+def owner_lives(private: Path) -> bool:
+    """Whether the process that owns a private directory is still there."""
+    try:
+        match = re.fullmatch(r"(\d+) ([\d.]+)", (private / _OWNER_FILE).read_text())
+    except OSError:  # it is being removed
+        return False
     if not match:  # being written right now, or damaged: only an old one is surely dead
         return time.time() - private.stat().st_mtime < 60
     try:
@@ -147,7 +173,7 @@ def _owner_lives(private: Path) -> bool:
         return False
 
 
-def _processes_in(directory: Path) -> list[psutil.Process]:
+def processes_in(directory: Path) -> list[psutil.Process]:
     """Processes of this user that have a file below `directory` open."""
     found = []
     for process in psutil.process_iter():

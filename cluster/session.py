@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cluster import preflight, run_files
 from cluster.cleanup import reap_dead_runs, remove_everything
@@ -53,7 +53,7 @@ async def run(settings: Settings) -> int:
     """
     started = time.monotonic()
     stop = StopSignals()
-    settings = with_evaluation_tasks(settings)
+    settings = with_whole_paths(with_evaluation_tasks(settings))
     reached = run_files.newest_step(settings.run_dir) if settings.run_dir else 0
     lives: list[Life] = []
     while True:
@@ -80,6 +80,17 @@ async def run(settings: Settings) -> int:
         )
         return 1
     return 128 + stop.received if stop.received else 0
+
+
+def with_whole_paths(settings: Settings) -> Settings:
+    """Paths are the launching user's: processes of the run may stand elsewhere, on other hosts for one."""
+    model, source = Path(settings.model.path), Path(settings.tasks.source)
+    changed: dict[str, Any] = {}
+    if model.exists():
+        changed["model"] = settings.model.model_copy(update={"path": str(model.absolute())})
+    if source.exists() and settings.tasks.source != "micro":
+        changed["tasks"] = settings.tasks.model_copy(update={"source": str(source.absolute())})
+    return settings.model_copy(update=changed)
 
 
 async def _live(settings: Settings, stop: StopSignals) -> Life:
@@ -109,6 +120,7 @@ async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: 
     ):
         try:
             await asyncio.to_thread(cluster.start)
+            await asyncio.to_thread(cluster.reserve)
             stop.install()
             progress.note(f"run directory {files.directory}")
             if said := await console.where():
@@ -125,7 +137,7 @@ async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: 
         except LonghaulError as error:
             failure = error
         finally:
-            await asyncio.to_thread(cluster.stop)
+            await asyncio.to_thread(cluster.stop, goes_on=isinstance(failure, LearnerLost))
     return Life(files.directory, steps, system, tasks, account, failure)
 
 

@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cluster import processes
+from cluster.hosts import drains
+from cluster.hosts.plan import Placed
 from cluster.part import LearnerLost, Part, PartFailed, cause_of, error_line
 from cluster.placement import Cluster
 from cluster.reporting.observer import Observer
@@ -23,10 +27,9 @@ from cluster.reporting.troubles import Troubles
 from cluster.stop_signals import StopSignals
 from cluster.waits import all_of, deadline, within
 from console.watchers.watch import watch
-from learner.ranks import layout
 from learner.replay.service.account import Account
 from protocol.config import Settings
-from protocol.errors import LonghaulError
+from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import TaskRef
 from protocol.metrics import Sink, Values
 
@@ -37,6 +40,7 @@ _STALLED_AFTER_S = 60.0
 _MAX_RESTARTS = 5
 _LEARNER_LAST_WORDS_S = 5.0
 _PART_STOP_S = 3.0
+_FOLLOW_S = 2.0
 
 
 class Supervisor:
@@ -65,8 +69,12 @@ class Supervisor:
         self._learners: list[Part] = []
         self._actors: list[Part] = []
         self._replay_endpoint = ""
+        self._weights_endpoint: str | None = None
         self._generator_endpoints: list[str] = []
         self._restarting: set[asyncio.Task[None]] = set()
+        self._asking: dict[str, asyncio.Task[None]] = {}  # questions, by whom they are put to
+        self._collecting = asyncio.Lock()
+        self._left_alone: set[str] = set()  # parts that cannot be reached and may live
 
     @property
     def parts(self) -> list[Part]:
@@ -101,16 +109,17 @@ class Supervisor:
             await starting
 
     async def _start_parts(self) -> None:
+        for line in self.cluster.plan.lines() if len(self.cluster.plan.hosts) > 1 else []:
+            self.progress.note(line.strip())
         self._replay = self._place_replay()
-        foreign = self.settings.phase == "eval" and self.settings.eval.endpoint
-        num_generators = 0 if foreign else self.settings.generator.count
+        num_generators = len(self.cluster.plan.of("generator"))
         self._replay_endpoint = await self._first_start(self._replay)
-        weights_endpoint, learners = None, []
+        learners = []
         if self.settings.phase != "eval":
-            self._learners, weights_endpoint = await self._place_learners()
+            self._learners, self._weights_endpoint = await self._place_learners()
             learners = [self._first_start(part) for part in self._learners]
-        self._generators = [self._place_generator(i, weights_endpoint) for i in range(num_generators)]
-        self._actors = [self._place_actor(i) for i in range(self._num_actor_processes())]
+        self._generators = [self._place_generator(i) for i in range(num_generators)]
+        self._actors = [self._place_actor(part) for part in self.cluster.plan.of("actors")]
         generators = [self._first_start(part) for part in self._generators]
         actors = [self._first_start(part) for part in self._actors]
         if self.cluster.is_networked:  # ports are known once they are bound
@@ -140,12 +149,10 @@ class Supervisor:
         )
 
     async def _place_learners(self) -> tuple[list[Part], str]:
-        for_generators = self.settings.generator.count * self.settings.generator.tensor_parallel
-        num_ranks = layout.num_ranks(self.settings, max(_num_gpus() - for_generators, 0))
-        gpus = 1.0 if _num_gpus() else 0.0
+        num_ranks = len(self.cluster.plan.of("learner"))
         threads = self.settings.learner.threads
         handles = [
-            self.cluster.place(processes.Learner, f"learner-{rank}", f"learner-{rank}", num_gpus=gpus, threads=threads)
+            self.cluster.place(processes.Learner, f"learner-{rank}", f"learner-{rank}", threads=threads)
             for rank in range(num_ranks)
         ]
         host, master_port, weights_port = await handles[0].reserve.remote()
@@ -162,31 +169,21 @@ class Supervisor:
 
         return [part(rank, handle) for rank, handle in enumerate(handles)], weights
 
-    def _place_generator(self, index: int, weights_endpoint: str | None) -> Part:
+    def _place_generator(self, index: int) -> Part:
         name = f"generator-{index}"
-        gpus = float(self.settings.generator.tensor_parallel) if _num_gpus() else 0.0
         return Part(
             name,
             "generator",
-            lambda title: self.cluster.place(
-                processes.Generator, name, title, num_gpus=gpus, threads=self.settings.generator.threads
-            ),
-            lambda handle: handle.start.remote(self.cluster.endpoint(name), weights_endpoint),
+            lambda title: self.cluster.place(processes.Generator, name, title, threads=self.settings.generator.threads),
+            lambda handle: handle.start.remote(self.cluster.endpoint(name), self._weights_endpoint),
         )
 
-    def _num_actor_processes(self) -> int:
-        wanted = self.settings.actors.processes or max(1, (_num_cpus() or 2) // 2)
-        return min(wanted, self.settings.num_actors)
-
-    def _place_actor(self, index: int) -> Part:
-        name = f"sandbox-actor-{index}"
-        share, rest = divmod(self.settings.num_actors, self._num_actor_processes())
-        num_episodes = share + (index < rest)
+    def _place_actor(self, placed: Placed) -> Part:
         return Part(
-            name,
+            placed.name,
             "actors",
-            lambda title: self.cluster.place(processes.SandboxActor, name, title),
-            lambda handle: handle.start.remote(num_episodes, self._replay_endpoint, self._generator_endpoints),
+            lambda title: self.cluster.place(processes.SandboxActor, placed.name, title),
+            lambda handle: handle.start.remote(placed.episodes, self._replay_endpoint, self._generator_endpoints),
         )
 
     # --- watch ----------------------------------------------------------------------------------------------------
@@ -197,7 +194,7 @@ class Supervisor:
         while not self.stop.requested.is_set():
             deciding = self._learners or self._actors
             if all(part.ending is not None and part.ending.done() for part in deciding):
-                await self._sample()  # what was done since the last one counts in the summary
+                await self._sample(_STATUS_TIMEOUT_S)  # what was done since the last one counts in the summary
                 break
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SAMPLE_S):
@@ -210,16 +207,30 @@ class Supervisor:
             raise await self._learner_failure()
 
     async def _mend(self) -> None:
+        gone = await asyncio.to_thread(self.cluster.gone)
         for part in self.parts:
+            if part.ending is not None and not part.ending.done() and part.name in gone:
+                part.give_up(gone[part.name])
+                await asyncio.sleep(0)
             if part.ending is None or not part.ending.done():
                 continue
             error = part.ending.exception()
             if error is None:
                 continue  # its work is over
+            if await asyncio.to_thread(self.cluster.may_live, part.name, error):
+                if part.name not in self._left_alone:
+                    self._left_alone.add(part.name)
+                    self.progress.note(
+                        f"{part.name} cannot be reached and may live: left alone until it surely is gone"
+                    )
+                continue
+            self._left_alone.discard(part.name)
             if part.role == "learner":
                 raise await self._learner_failure() from error
             if part.num_restarts >= _MAX_RESTARTS:
                 raise self._failure(part, error) from error
+            if part.name in gone and not await self._move(part):
+                continue
             self.progress.note(f"{part.name} failed and is started again: {error_line(error)}")
             part.replace()
             part.ending = None
@@ -227,6 +238,23 @@ class Supervisor:
         for restart in [task for task in self._restarting if task.done()]:
             self._restarting.remove(restart)
             restart.result()
+
+    async def _move(self, part: Part) -> bool:
+        """Whether a part whose host is gone got a place elsewhere; if not, the run goes on without it, or ends."""
+        try:
+            host = await asyncio.to_thread(self.cluster.move, part.name)
+        except ConfigError as error:
+            alike = self._generators if part.role == "generator" else self._actors
+            if alike == [part]:
+                raise self._failure(part, error) from error
+            self.progress.note(f"the run goes on without {part.name}: {error}")
+            if part.role == "generator":
+                del self._generator_endpoints[alike.index(part)]
+            alike.remove(part)
+            await asyncio.gather(*(self._tell_generators(actor) for actor in self._actors))
+            return False
+        self.progress.note(f"{part.name} moves to {host}")
+        return True
 
     async def _learner_failure(self) -> PartFailed:
         """Why the learner ended: one rank's own error, if there is one, for the others only say that they lost it."""
@@ -252,17 +280,22 @@ class Supervisor:
             async with asyncio.timeout(_STATUS_TIMEOUT_S):
                 await actor.handle.update_generators.remote(self._generator_endpoints)
 
-    async def _sample(self) -> None:
+    async def _sample(self, wait_s: float = _SAMPLE_S) -> None:
+        """Ask everybody at once. A silent one holds up nothing: what it says comes into a later sample."""
         parts = [part for part in self.parts if part.can_answer]
-        await asyncio.gather(*(self._ask(part) for part in parts))
+        for part in parts:
+            self._ask_aside(part.name, functools.partial(self._ask, part))
+        self._ask_aside("pressure", self._report_pressure)
+        self._ask_aside("steps", self._collect_steps)
+        if self.cluster is not None and self.cluster.fleet is not None:
+            self._ask_aside("hosts", self._follow_hosts)
+        await asyncio.wait(self._asking.values(), timeout=wait_s)
         by_role: dict[str, list[Values]] = {}
         for part in self.parts:
             by_role.setdefault(part.role, []).append(part.status)
         now = time.monotonic()
         stalled = [part.name for part in parts if now - part.answered_at > _STALLED_AFTER_S]
         self.system = self._observer.sample(by_role, now - self._started_at, len(stalled))
-        await self._report_pressure()
-        await self._collect_steps()
         step = int(self.steps[-1]["step"]) if self.steps else 0
         for sink in self.sinks:
             sink.write("system", self.system, step)
@@ -284,6 +317,11 @@ class Supervisor:
             async with asyncio.timeout(_STATUS_TIMEOUT_S):
                 self.account = await self._replay.handle.account.remote()
 
+    def _ask_aside(self, name: str, question: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin to ask, unless the same question is still open; each has its own deadline."""
+        if name not in self._asking or self._asking[name].done():
+            self._asking[name] = asyncio.create_task(question(), name=f"question: {name}")
+
     async def _ask(self, part: Part) -> None:
         with contextlib.suppress(Exception):  # a dead part is `_mend`'s; a silent one shows as stalled
             async with asyncio.timeout(_STATUS_TIMEOUT_S):
@@ -303,11 +341,12 @@ class Supervisor:
     async def _collect_steps(self) -> None:
         if not self._learners:
             return
-        try:
-            async with asyncio.timeout(_STATUS_TIMEOUT_S):
-                records = await self._learners[0].handle.pop_records.remote()
-        except Exception:  # see _ask
-            return
+        async with self._collecting:
+            try:
+                async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                    records = await self._learners[0].handle.pop_records.remote()
+            except Exception:  # see _ask
+                return
         for record in records:
             self.steps.append(record)
             self.progress.step(record)
@@ -327,12 +366,64 @@ class Supervisor:
             for sink in self.sinks:
                 sink.write("watch", {finding.name: float(finding.since) for finding in found}, step)
 
+    # --- hosts that come and go -----------------------------------------------------------------------------------
+
+    async def _follow_hosts(self) -> None:
+        """Hosts that have joined get their share; those that are to be drained give theirs up."""
+        await asyncio.sleep(_FOLLOW_S)
+        try:
+            newcomers = await asyncio.to_thread(self.cluster.welcome)
+            for placed in newcomers:  # generators first
+                await self._bring_up(placed)
+        except LonghaulError as error:
+            self.progress.note(f"a host that joined cannot be used: {error}")
+        for host in drains.asked(self.cluster.files.directory, [host.name for host in self.cluster.plan.hosts]):
+            await self._drain(host)
+
+    async def _bring_up(self, placed: Placed) -> None:
+        async with deadline(self.settings.start_timeout_s, lambda: f"{placed.name} on {placed.host}"):
+            if placed.role == "generator":
+                part = self._place_generator(int(placed.name.removeprefix("generator-")))
+                self._generator_endpoints.append(await self._first_start(part))
+                self._generators.append(part)
+                await asyncio.gather(*(self._tell_generators(actor) for actor in self._actors))
+            else:
+                part = self._place_actor(placed)
+                await self._first_start(part)
+                self._actors.append(part)
+            part.run()
+
+    async def _drain(self, host: str) -> None:
+        """Episodes there are finished, generations go on elsewhere; then nothing of the run is left on that host."""
+        there = [part for part in self.parts if self.cluster.plan.host_of(part.name) == host]
+        fixed = [part.name for part in there if part.role in ("learner", "replay")]
+        generators = [part for part in there if part.role == "generator"]
+        if fixed or len(generators) == len(self._generators):
+            kept = fixed or [part.name for part in generators]
+            self.progress.note(f"{host} is not drained: the run cannot go on without {', '.join(kept)}")
+            return
+        self.progress.note(f"{host} is being drained")
+        for part in generators:
+            self._generator_endpoints.remove(self._generator_endpoints[self._generators.index(part)])
+            self._generators.remove(part)
+        await asyncio.gather(*(self._tell_generators(actor) for actor in self._actors))
+        await within(_PART_STOP_S, *(self._stop_part(part) for part in generators))
+        actors = [part for part in there if part.role == "actors"]
+        for part in actors:
+            with contextlib.suppress(Exception):  # one that died meanwhile is drained
+                await part.handle.drain.remote()
+        await asyncio.wait([part.ending for part in actors if part.ending], timeout=self.settings.episode.wall_time_s)
+        for part in actors:
+            self._actors.remove(part)
+        await asyncio.to_thread(self.cluster.give_back, host)
+        self.progress.note(f"{host} is drained")
+
     # --- stop -----------------------------------------------------------------------------------------------------
 
     async def _stop(self) -> None:
         """The learner saves its checkpoint while the actors wind down. Past its deadline a part is killed with Ray."""
-        for restart in self._restarting:
-            restart.cancel()
+        for task in (*self._restarting, *(t for name, t in self._asking.items() if name != "steps")):
+            task.cancel()  # but not while steps are on their way, which are handed over once
         running = [part for part in self.parts if part.ending is not None and not part.ending.done()]
         self.progress.note("stopping")
         await asyncio.gather(
@@ -385,21 +476,9 @@ class Supervisor:
         text = f"{part.name} failed: {error_line(error)}"
         if not isinstance(cause_of(error), LonghaulError):  # not one that explains itself: show where it came from
             text += f"\n{error}\n--- end of {log}\n{processes.last_lines(log)}"
-        lost = isinstance(error, RayActorError) or getattr(cause_of(error), "kind", "") == "rank_lost"
+        lost = isinstance(error, RayActorError) or getattr(cause_of(error), "kind", "") in ("rank_lost", "host_gone")
         return (LearnerLost if lost and part.role == "learner" else PartFailed)(text, kind=part.role)
 
     def _not_ready(self) -> str:
         waiting = [part.name for part in self.parts if part.ending is None]
         return f"{', '.join(waiting) or 'processes'} to be ready (logs are in {self.cluster.files.logs})"
-
-
-def _num_gpus() -> int:
-    import ray
-
-    return int(ray.cluster_resources().get("GPU", 0))
-
-
-def _num_cpus() -> int:
-    import ray
-
-    return int(ray.cluster_resources().get("CPU", 2))

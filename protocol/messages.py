@@ -435,6 +435,22 @@ class ReplayStatus(Message, frozen=True, kw_only=True):
     waiting_for: str = ""
 
 
+# --- hosts --------------------------------------------------------------------------------------------------------
+
+
+class HostBeat(Message, frozen=True, kw_only=True):
+    """The reaper of a host asks the launcher whether the run goes on there."""
+
+    host: str
+    is_clear: bool = False  # nothing of the run is left there: the last thing that it says
+
+
+class HostLease(Message, frozen=True, kw_only=True):
+    """Whether it does; if not, everything of the run on that host has to end."""
+
+    goes_on: bool
+
+
 Wire = (
     Generate
     | Cancel
@@ -473,5 +489,7 @@ Wire = (
     | PressureReply
     | ReplayStatusRequest
     | ReplayStatus
+    | HostBeat
+    | HostLease
 )
 """Every message that a socket accepts."""

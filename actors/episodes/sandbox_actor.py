@@ -75,7 +75,7 @@ class SandboxActor:
         self._delivering: set[str] = set()
         self._rest = Backoff()  # of a place whose episode failed: a broken host must not use up the attempts of all
         self._changed = asyncio.Event()  # an episode ended, or `stop` was called
-        self._begun = self._stopping = False
+        self._begun = self._stopping = self._draining = False
         self._ended = asyncio.Event()
 
     async def start(self) -> None:
@@ -109,6 +109,11 @@ class SandboxActor:
             | {"review_marked": float(self._review.num_marked)}
         )
 
+    def drain(self) -> None:
+        """Take no more leases; `run` ends with the last of the running episodes."""
+        self._draining = True
+        self._changed.set()
+
     async def stop(self) -> None:
         """End all episodes and `run`; leases that are open run out. Waits for sandboxes to be closed."""
         self._stopping = True
@@ -126,8 +131,8 @@ class SandboxActor:
 
     async def _take_leases(self) -> None:
         unreachable = Backoff()
-        while not self._stopping:
-            room = self._num_episodes - len(self._running)
+        while not self._stopping and (self._running or not self._draining):
+            room = 0 if self._draining else self._num_episodes - len(self._running)
             if room == 0:
                 await self._wait_for_change(None)
                 continue
@@ -149,7 +154,7 @@ class SandboxActor:
 
     async def _wait_for_leases(self, pause_s: float) -> None:
         began = time.monotonic()
-        while not self._stopping and (left := began + pause_s - time.monotonic()) > 0:
+        while not (self._stopping or self._draining) and (left := began + pause_s - time.monotonic()) > 0:
             await self._wait_for_change(left)
         self._board.replay_waits_s += time.monotonic() - began
 

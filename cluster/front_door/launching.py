@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from cluster.command_line.cli import CommandLine, exit_with, run_command_line
 from cluster.command_line.help import help_text
+from protocol.config import Settings
 from protocol.errors import ConfigError
 
 
@@ -18,6 +19,7 @@ def run(arguments: Sequence[str], program: str) -> int:
         print(line, file=sys.stderr)
     if command_line.dry_run:
         print(settings.model_dump_json(indent=2))
+        print("\n".join(_placement(settings)), file=sys.stderr)
         return 0
     from cluster.session import run as run_session
 
@@ -26,6 +28,18 @@ def run(arguments: Sequence[str], program: str) -> int:
 
         return run_in_a_row(arguments, command_line, run_session)
     return asyncio.run(run_session(settings))
+
+
+def _placement(settings: Settings) -> list[str]:
+    """Where the parts of the run would go, or why nowhere."""
+    from cluster.hosts.commands import placement, this_host
+    from cluster.placement import hosts_at
+
+    try:
+        hosts = hosts_at(settings.ray_address) if settings.ray_address else [this_host()]
+        return placement(settings, hosts)
+    except ConfigError as error:
+        return [f"placement: {error}"]
 
 
 def evaluate(arguments: Sequence[str], program: str) -> int:

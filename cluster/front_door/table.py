@@ -39,6 +39,7 @@ GROUPS = {
     "models": "model directories: what can be done with them",
     "agents": "agents from outside, trained as they are",
     "tasks": "task files: make them, check them",
+    "cluster": "many hosts: what goes where",
 }
 
 COMMANDS = (
@@ -139,6 +140,26 @@ COMMANDS = (
             Example("longhaul models check DIR --max-context 32768", "with longer episodes"),
         ),
         only_prints=True,
+    ),
+    Command(
+        "cluster plan",
+        "which process of a run would go to which host, or why it fits nowhere",
+        "cluster.hosts.commands:plan_command",
+        (
+            Example("longhaul cluster plan --hosts 1:cpus=8,memory=30", "the default run on one machine"),
+            Example(
+                "longhaul cluster plan --config configs/paper-stage2.toml --model configs/models/qwen2.5-72b "
+                "--hosts 16:cpus=192,gpus=8,memory=2000",
+                "the 72B recipe on 16 hosts of 8 GPUs",
+            ),
+        ),
+        only_prints=True,
+    ),
+    Command(
+        "drain",
+        "have a running run leave a host: its episodes are finished, its generations go on elsewhere",
+        "cluster.hosts.drains:command",
+        (Example("longhaul drain host-7 runs/x", "before that host is taken away"),),
     ),
     Command(
         "plan",

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -90,6 +91,9 @@ class RankGroup:
             MASTER_ADDR=master_addr,
             MASTER_PORT=str(master_port),
         )
+        # gloo listens, unprotected, where the host's name points to: not beyond loopback if all ranks are here
+        if interface := interface_towards(master_addr):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
     @contextlib.contextmanager
     def doing(self, activity: str) -> Iterator[None]:
@@ -170,6 +174,18 @@ class RankGroup:
     def _read_beats(self) -> list[str]:
         keys = [f"beat/{r}" for r in range(self.world_size)]
         return [self._beats.get(key).decode() if self._beats.check([key]) else "" for key in keys]
+
+
+def interface_towards(host: str) -> str:
+    """Name of the network interface through which this machine reaches `host`; empty where that cannot be told."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # sends nothing
+        except OSError:
+            return ""
+        mine = probe.getsockname()[0]
+    interfaces = psutil.net_if_addrs()
+    return next((name for name, known in interfaces.items() if mine in (address.address for address in known)), "")
 
 
 def _store(host: str, port: int, world_size: int, is_master: bool, timeout: timedelta) -> dist.TCPStore:

@@ -17,6 +17,7 @@ from protocol.config.actors.generator import GeneratorSettings
 from protocol.config.actors.processes import ActorSettings
 from protocol.config.cluster.console import ConsoleSettings
 from protocol.config.cluster.evaluation import EvalSettings
+from protocol.config.cluster.hosts import HostSettings
 from protocol.config.cluster.network import NetworkSettings
 from protocol.config.learner.checkpoint import CheckpointSettings
 from protocol.config.learner.learner import LearnerSettings
@@ -38,6 +39,7 @@ __all__ = [
     "EvalSettings",
     "GeneratorSettings",
     "GradingSettings",
+    "HostSettings",
     "LearnerSettings",
     "LossSettings",
     "ModelSettings",
@@ -92,6 +94,7 @@ class Settings(Section):
     checkpoint: CheckpointSettings = CheckpointSettings()
     eval: EvalSettings = EvalSettings()
     network: NetworkSettings = NetworkSettings()
+    hosts: HostSettings = HostSettings()
     console: ConsoleSettings = ConsoleSettings()
 
     @property

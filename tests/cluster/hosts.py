@@ -9,6 +9,7 @@ and `/proc`; the kernel, its boot id, the control groups and the rest of the fil
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,10 @@ class Host:
         """The switch's end of its cable."""
         return f"to-{self.name}"
 
+    def path(self, there: str) -> Path:
+        """A path of its own, as this machine reaches it."""
+        return Path(f"/proc/{self._first}/root{there}")
+
     @property
     def enter(self) -> list[str]:
         """What runs a command there."""
@@ -131,6 +136,26 @@ class Host:
             self._made.wait()
             _close(self._made)
             self._made = None
+
+
+TOKEN = "/tmp/ray-token"
+RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": TOKEN}
+"""Environment of whoever starts Ray on a host, or joins it there."""
+
+
+def start_ray(network: Network, cpus: float = 2, **flags: object) -> str:
+    """Ray over all hosts, the first one its head; its address."""
+    head = network.hosts[0]
+    address = f"{head.address}:6379"
+    ray = str(Path(sys.executable).with_name("ray"))
+    common = ["--disable-usage-stats", f"--num-cpus={cpus:g}", "--object-store-memory=100000000"]
+    common += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    secret = secrets.token_hex(16)
+    for host in network.hosts:
+        host.path(TOKEN).write_text(secret)
+        role = ["--head", "--port=6379", "--include-dashboard=false"] if host is head else [f"--address={address}"]
+        host.run(ray, "start", *role, f"--node-ip-address={host.address}", *common, timeout_s=180, env=os.environ | RAY)
+    return address
 
 
 class Network:

@@ -120,3 +120,27 @@ def test_weights_reach_a_host_of_the_same_boot_id_that_has_another_shared_memory
     assert adopting.run(sys.executable, "-c", ADOPT, address, timeout_s=120) == way
     publishing.communicate(timeout=60)
     assert not [name for name in there.left() if "pods" in name]
+
+
+RANK = """
+import sys, psutil
+from learner.ranks.group import RankGroup
+rank, master = int(sys.argv[1]), sys.argv[2]
+group = RankGroup(rank, 2, master, 7007, sequence_parallel=2, start_timeout_s=100, timeout_s=100)
+group.barrier()
+listening = psutil.Process().net_connections("tcp")
+print(*sorted({c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN}), flush=True)
+group.barrier()
+group.close()
+"""
+
+
+@pytest.mark.parametrize(("second", "addresses"), [(0, ["127.0.0.1"] * 2), (1, ["10.77.0.1", "10.77.0.2"])])
+def test_ranks_listen_only_where_the_others_are(network, second, addresses):
+    """The name of a host points to the address under which others reach it."""
+    hosts = network.hosts[0], network.hosts[second]
+    ranks = [
+        host.start(sys.executable, "-c", RANK, str(rank), addresses[0], stdout=subprocess.PIPE)
+        for rank, host in enumerate(hosts)
+    ]
+    assert [rank.communicate(timeout=120)[0].strip() for rank in ranks] == addresses

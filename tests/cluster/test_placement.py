@@ -26,6 +26,7 @@ def cluster(tmp_path_factory):
     cluster = Cluster(settings, files)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     cluster.start()
+    cluster.reserve()
     yield cluster
     cluster.stop()
     run_files.release(files)
@@ -43,11 +44,11 @@ def test_nothing_listens_beyond_loopback(cluster):
 def test_a_process_is_named_and_writes_its_own_log(cluster):
     import ray  # Ray reads its environment when it is imported: after `start`
 
-    handle = cluster.place(processes.Learner, "learner-7", "learner-7")
+    handle = cluster.place(processes.Learner, "learner-0", "learner-7")
     host, *_ = ray.get(handle.reserve.remote(), timeout=60)
     assert host == "127.0.0.1"
     assert ray.get_actor("learner-7", namespace=f"longhaul-{cluster.files.name}") is not None
-    assert (cluster.files.logs / "learner-7.log").exists()
+    assert (cluster.files.logs / "learner-0.log").exists()
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(handle.stop.remote(), timeout=60)
     assert error_line(caught.value).startswith("AttributeError: ")

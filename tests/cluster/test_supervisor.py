@@ -80,3 +80,42 @@ async def test_without_a_rank_there_is_nothing_to_wait_for(signals, monkeypatch)
     lost.failed = True
     _, notes = await stop_learners(signals, [lost, Learner(LONG_S)])
     assert not notes
+
+
+class Silent:
+    """A part that is asked for its status and never says anything; `asked` counts."""
+
+    role, name, can_answer, status = "actors", "sandbox-actor-0", True, {}
+    answered_at = 0.0
+    asked = 0
+
+    def __init__(self):
+        self.handle = SimpleNamespace(status=SimpleNamespace(remote=self._status))
+
+    def _status(self):
+        Silent.asked += 1
+        return asyncio.Event().wait()
+
+
+async def test_a_silent_part_does_not_hold_up_the_samples_of_the_others(signals):
+    sampled = []
+    progress = SimpleNamespace(sample=lambda values, stalled: sampled.append((values, stalled)), note=sampled.append)
+    answers = SimpleNamespace(
+        status=SimpleNamespace(remote=lambda: asyncio.sleep(0, {"leased": 3.0})),
+        report_pressure=SimpleNamespace(remote=lambda source, levels: asyncio.Event().wait()),
+    )
+    replay = SimpleNamespace(
+        role="replay", name="replay-buffer", can_answer=True, status={}, answered_at=0.0, handle=answers
+    )
+    watching = Supervisor(Settings(), None, [], progress, [], signals)
+    watching._replay, watching._actors = replay, [Silent()]
+    started = time.monotonic()
+    for _ in range(3):
+        await watching._sample(0.2)
+    assert time.monotonic() - started < LONG_S / 2
+    assert replay.status == {"leased": 3.0}
+    assert len(sampled) == 3
+    assert Silent.asked == 1  # its question is still open
+    assert "sandbox-actor-0 (stalled)" in sampled[-1][1]
+    for task in watching._asking.values():
+        task.cancel()

@@ -1,1 +1,1 @@
-"""Settings of a whole run: its network, its evaluation."""
+"""Settings of a whole run: its hosts, their network, its evaluation, its pages."""

@@ -345,6 +345,17 @@ async def test_stop_ends_everything_soon(bench: Bench, tokenizer: ChatTokenizer)
             await sandbox.exec(["true"], timeout=5)
 
 
+async def test_a_drained_actor_ends_what_it_has_and_takes_nothing_more(bench: Bench, tokenizer: ChatTokenizer) -> None:
+    policy = ScriptedPolicy(tokenizer, knows(), latency_s=0.2)
+    await bench.start([make_lease(n, FIRST) for n in range(50)], policy=policy, num_episodes=3)
+    await bench.until(lambda: bench.actor.status()["episodes_running"] == 3)
+    taken = 3 + len(bench.replay.trajectories)
+    bench.actor.drain()
+    await bench.finish()
+    assert taken <= len(bench.replay.trajectories) <= taken + 3
+    assert not bench.replay.failures
+
+
 async def test_an_actor_that_never_ran_can_be_stopped(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     policy, backend = ScriptedPolicy(tokenizer, knows()), FakeBackend("sandbox-actor-test")
     actor = SandboxActor(

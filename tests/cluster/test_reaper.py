@@ -1,0 +1,123 @@
+"""Whatever ends a launcher, its runs leave nothing on other hosts; no later start is needed for that."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.cluster.hosts import CannotMakeHosts, Network
+
+pytestmark = pytest.mark.slow
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from cluster import run_files
+from cluster.hosts.fleet import Fleet
+from cluster.hosts.plan import Host, Size
+from cluster.hosts.reaper import to_json
+from protocol.config import Settings
+from protocol.sockets import Keys
+settings = Settings(hosts=dict(unreachable_s=5), sandbox=dict(backend="namespace"))
+files = run_files.claim(Path(sys.argv[2]))
+fleet = Fleet(settings, files, Keys.generate(), sys.argv[1])
+fleet._leases.begin("host1", 0.0)
+print(to_json(fleet.watch_of(Host(name="host1", size=Size()))).decode(), flush=True)
+fleet._wait_for_beats({"host1"})
+print("heard", flush=True)
+for _ in sys.stdin:
+    print(sorted(fleet.surely_gone()), flush=True)
+"""
+PART = """
+import subprocess, sys, time
+from cluster.hosts.agent import HostAgent
+from cluster.hosts.reaper import from_json
+from cluster.processes import _Process
+from protocol.config import Settings
+from protocol.weights.segments import Segment, segment_path
+from sandbox.owners import new_owner, state_dir
+watch = from_json(sys.argv[1])
+settings = Settings.model_validate_json(watch.settings)
+prepared = HostAgent().prepare(settings, watch)
+print("prepared", flush=True)
+part = _Process("part", settings, prepared.files, watch.keys)
+Segment.create(segment_path(watch.files.name, "staging"), 100)
+state_dir(new_owner(watch.files.name))
+subprocess.Popen(["sleep", "600"])
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def network():
+    try:
+        with Network(2) as network:
+            yield network
+    except CannotMakeHosts as error:
+        pytest.skip(f"no hosts can be made here: {error}")
+
+
+@pytest.fixture
+def run(network, tmp_path):
+    """A launcher on one host, and on another a part of its run with all that a part leaves when it is killed."""
+    one, other = network.hosts
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    directory = str(tmp_path / "run")
+    launcher = one.start(sys.executable, "-c", LAUNCHER, one.address, directory, **pipes)
+    watch = launcher.stdout.readline().strip()
+    part = other.start(sys.executable, "-c", PART, watch, stdout=subprocess.PIPE)
+    try:
+        assert part.stdout.readline() == "prepared\n"
+        assert launcher.stdout.readline() == "heard\n"
+        until(lambda: {path.split("/")[1] for path in other.left()} == {"tmp", "dev", "run"})
+        until(lambda: "sleep" in {process.name() for process in other.processes()})
+        yield one, other, launcher
+    finally:
+        network.close()
+        for process in (launcher, part):
+            process.communicate(timeout=20)
+
+
+def until(condition, timeout_s=90):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def is_clear(host):
+    try:
+        return not host.left() and not host.processes()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_killed_launcher_leaves_nothing_elsewhere(run):
+    one, other, _ = run
+    for process in one.processes():
+        process.kill()
+    until(lambda: is_clear(other))
+
+
+def test_a_host_that_is_cut_off_clears_itself_before_it_counts_as_gone(run):
+    _, other, launcher = run
+    other.cut()
+    while True:
+        launcher.stdin.write("?\n")
+        launcher.stdin.flush()
+        if launcher.stdout.readline() == "['host1']\n":
+            break
+        time.sleep(0.1)
+    assert is_clear(other)
+    other.mend()
+
+
+def test_a_part_whose_reaper_was_killed_does_not_live_on(run):
+    """Nobody would end it at the end of the lease."""
+    _, other, _ = run
+    reapers = [p for p in other.processes() if "reaper.watch" in " ".join(p.cmdline())]
+    assert len(reapers) == 1
+    reapers[0].kill()
+    until(lambda: not [p for p in other.processes() if "HostAgent" in " ".join(p.cmdline())])
