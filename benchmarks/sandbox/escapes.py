@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +36,7 @@ SHELL: dict[str, str] = {
     "the host's shadow file": "grep -q '^root:[$]' /etc/shadow 2>/dev/null && echo ESCAPED",
     "keys of the host": "cat /root/.ssh/id_* /home/*/.ssh/id_* 2>/dev/null | grep -q PRIVATE && echo ESCAPED",
     "the owner's environment": "cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -q {word} && echo ESCAPED",
-    "processes of the host": "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -q 'bench''marks' &&"
+    "processes of the host": "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -q '{process}' &&"
     " echo ESCAPED",
     "core_pattern": "echo '|/testbed/evil' > /proc/sys/kernel/core_pattern 2>/dev/null && echo ESCAPED",
     "modprobe path": "echo /testbed/evil > /proc/sys/kernel/modprobe 2>/dev/null && echo ESCAPED",
@@ -123,14 +125,16 @@ class Planted(Struct, frozen=True):
     word: str
     port: int
     abstract: str
+    process: str  # a pattern that finds a process of the host's by its command line, and not the one that looks for it
 
 
 @contextmanager
 def planted() -> Iterator[Planted]:
-    """A secret file, an environment variable, a listener and an abstract socket of this process."""
+    """A secret file, an environment variable, a listener, an abstract socket and a child of this process."""
     word = secrets.token_hex(16)
     os.environ["LONGHAUL_BENCHMARK_SECRET"] = word
     abstract = f"longhaul-{secrets.token_hex(4)}"
+    child = subprocess.Popen([word, "600"], executable=shutil.which("sleep"))
     with tempfile.TemporaryDirectory() as folder, socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         path = Path(folder) / "secret"
         path.write_text(word)
@@ -140,7 +144,11 @@ def planted() -> Iterator[Planted]:
         tcp.listen()
         unix.bind(f"\0{abstract}")
         unix.listen()
-        yield Planted(str(path), word, tcp.getsockname()[1], abstract)
+        try:
+            yield Planted(str(path), word, tcp.getsockname()[1], abstract, f"[{word[0]}]{word[1:]}")
+        finally:
+            child.kill()
+            child.wait()
     del os.environ["LONGHAUL_BENCHMARK_SECRET"]
 
 
