@@ -168,6 +168,13 @@ class Sandbox(Protocol):
         """
         raise SandboxError(f"{type(self).__name__} shows no trees", kind="unsupported")
 
+    async def image_id(self) -> str:
+        """What its image is by content, where the backend knows more than the name, which may come to mean another.
+
+        Raises `SandboxError`.
+        """
+        return self.spec.image or ""
+
     async def twin(self) -> Sandbox:
         """Another sandbox started as this one was. Raises `SandboxError`."""
         raise SandboxError(f"{type(self).__name__} shows no trees", kind="unsupported")

@@ -204,7 +204,8 @@ def _marks(task: Task, patch: Patch, verdict: Verdict) -> list[str]:
     if not verdict.resolved:
         return []
     disputed = [f"a second opinion disagrees: {verdict.disputed}"] if verdict.disputed else []
-    return [*disputed, *marks_of(task, patch)]
+    unguarded = ["nothing vouches for the log: code under test can write it"] if verdict.unguarded else []
+    return [*disputed, *unguarded, *marks_of(task, patch)]
 
 
 def _no_turn(task: Task, lease: Lease, episode: Episode) -> LonghaulError:

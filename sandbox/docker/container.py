@@ -74,6 +74,13 @@ class DockerSandbox(GuestSandbox):
         notice, self.notice = self.notice.encode(), ""
         return replace(result, tail=result.tail + notice, total_bytes=result.total_bytes + len(notice))
 
+    async def image_id(self) -> str:
+        """See `Sandbox.image_id`: the digest that the daemon started it from."""
+        try:
+            return str((await self.container.show())["Image"])
+        except (*Failures, KeyError) as error:
+            raise SandboxError(f"{self.host.url} does not name the image of {self.spec.lease}: {error}") from error
+
     async def twin(self) -> Sandbox:
         """See `Sandbox.twin`."""
         return await self._backend.create(twin_spec(self.spec))

@@ -42,7 +42,7 @@ _GIT_COMMAND = (
 _GIT = shlex.join(_GIT_COMMAND)
 _COMMIT = f"{_GIT} commit -q --allow-empty -m base --no-verify --no-gpg-sign"
 # What was tracked stays so, whether or not it is ignored.
-_HIDE_HISTORY = (
+HIDE_HISTORY = (
     f"kept=$(mktemp) && {{ {_GIT} ls-files -z > $kept 2>/dev/null; rm -rf .git; }} && {_GIT} init -q && {_GIT} add -A"
     f" && {_GIT} update-index -q --add --remove -z --stdin < $kept; rm -f $kept; {_COMMIT}"
 )
@@ -81,7 +81,7 @@ async def prepare(sandbox: Sandbox, task: Task, *, grading: bool = False) -> Non
         await git_apply(sandbox, task.setup_patch, f"task {task.task_id!r}: setup_patch")
     if task.tests.applies_tests and grading:  # such commands check test files out of the history
         return
-    result = await sandbox.exec(_HIDE_HISTORY, timeout=_TIMEOUT_S)
+    result = await sandbox.exec(HIDE_HISTORY, timeout=_TIMEOUT_S)
     if result.exit_code != 0:
         raise SandboxError(f"task {task.task_id!r}: cannot reset git in {task.workdir}: {result.text}", kind="git")
 
@@ -173,7 +173,7 @@ async def _given(sandbox: Sandbox, task: Task) -> Given:
     if task.image is None:
         assert source is not None
         return Given(await _work(lambda: list_unchanging_tree(source)), OrderedDict())
-    key = _key(sandbox, task)
+    key = await _key(sandbox, task)
     turn = _turns.setdefault(key, asyncio.Lock())
     async with turn:
         if key not in _given_trees:
@@ -190,9 +190,17 @@ async def _given(sandbox: Sandbox, task: Task) -> Given:
     return given
 
 
-def _key(sandbox: Sandbox, task: Task) -> tuple[object, ...]:
+async def _key(sandbox: Sandbox, task: Task) -> tuple[object, ...]:
     spec = sandbox.spec
-    return (spec.image, spec.source, spec.workdir, task.image, task.checkout, task.removed, task.setup_patch)
+    return (
+        await sandbox.image_id(),
+        spec.source,
+        spec.workdir,
+        task.image,
+        task.checkout,
+        task.removed,
+        task.setup_patch,
+    )
 
 
 async def _states_given(sandbox: Sandbox, task: Task, given: Given, paths: list[str]) -> dict[str, Change | str]:

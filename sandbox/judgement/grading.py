@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from protocol.errors import TaskError
-from sandbox.base import Backend, Limits, Sandbox
-from sandbox.judgement.checkout import BlockedError, prepare, take_patch
+from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
+from sandbox.judgement.checkout import BlockedError, git_apply, prepare, take_patch
 from sandbox.judgement.logs import grade_by_log
 from sandbox.judgement.protection import allowed_changes
 from sandbox.judgement.reports import run_hidden_tests
@@ -49,8 +49,8 @@ async def grade(
     if problem := problem_of(patch):
         return Verdict(resolved=False, reason=problem)
     started = time.monotonic()
+    spec = await asyncio.to_thread(sandbox_spec, task, run, lease, limits, cache_dir)
     for attempt in range(1 + _NUM_RETRIES_OF_FLAKY):
-        spec = await asyncio.to_thread(sandbox_spec, task, run, lease, limits, cache_dir)
         async with await backend.create(spec) as sandbox:
             try:
                 verdict = await _grade_in(sandbox, task, patch, timeout_s, another_way)
@@ -58,17 +58,53 @@ async def grade(
                 if not patch.changes:
                     raise TaskError(f"task {task.task_id!r}: its hidden tests do not fit its tree: {error}") from error
                 return Verdict(resolved=False, reason=str(error))
+        if verdict.resolved and verdict.unguarded and task.tests.absent != "passes":
+            verdict = await _controlled(backend, spec, task, patch, timeout_s, verdict)
         flaked = bool(verdict.failed) and not verdict.tampered and set(verdict.failed) <= set(task.flaky)
         if not flaked or attempt == _NUM_RETRIES_OF_FLAKY:
             break
     return msgspec.structs.replace(verdict, duration_s=time.monotonic() - started)
 
 
-async def _grade_in(sandbox: Sandbox, task: Task, patch: Patch, timeout_s: float, another_way: bool) -> Verdict:
+async def _controlled(
+    backend: Backend, spec: SandboxSpec, task: Task, patch: Patch, timeout_s: float, verdict: Verdict
+) -> Verdict:
+    """What is left of a reward for which nothing in the log vouches, after a run whose tests ask for the opposite.
+
+    Where even the gold patch passes that run, its tests are not those that decide: it says nothing, and the verdict
+    stays unguarded.
+    """
+    async with await backend.create(spec) as sandbox:
+        control = await _grade_in(sandbox, task, patch, timeout_s, turned=True)
+    if not control.resolved:
+        return msgspec.structs.replace(verdict, unguarded=False)
+    if control.unguarded and not control.passed:
+        return verdict  # there was nothing to turn
+    if task.gold_patch:
+        async with await backend.create(spec) as sandbox:
+            gold = await _grade_in(sandbox, task, None, timeout_s, turned=True)
+        if gold.resolved:
+            return verdict
+    reason = "the hidden tests were changed to ask for the opposite, and the outcome is still that they pass"
+    return Verdict(resolved=False, tampered=True, reason=reason, failed=task.fail_to_pass, log=control.log)
+
+
+async def _grade_in(
+    sandbox: Sandbox,
+    task: Task,
+    patch: Patch | None,
+    timeout_s: float,
+    another_way: bool = False,
+    *,
+    turned: bool = False,
+) -> Verdict:
+    """`patch` None: the task's own, put there by git."""
     await prepare(sandbox, task, grading=True)
-    taken, ignored = allowed_changes(task, patch.changes)
+    taken, ignored = allowed_changes(task, patch.changes) if patch is not None else ([], [])
+    if patch is None:
+        await git_apply(sandbox, task.gold_patch, f"task {task.task_id!r}: gold_patch")
     if task.tests.runner in ("log", "expected-output"):
-        verdict = await grade_by_log(sandbox, task, taken, timeout_s, plainly=another_way)
+        verdict = await grade_by_log(sandbox, task, taken, timeout_s, plainly=another_way, turned=turned)
     else:
         seen = await run_hidden_tests(sandbox, task, taken, timeout_s, apart=another_way)
         verdict = msgspec.structs.replace(judge(task, seen.report, seen.nonce, seen.canaries), log=seen.log)

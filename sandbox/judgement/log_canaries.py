@@ -79,7 +79,9 @@ async def plant_for_log(sandbox: Sandbox, task: Task) -> Planted | None:
     directories = sorted({posixpath.dirname(path) for path in (*modules, *paths_of_diff(task.test_patch))})
     style: Style = "functions" if _RUNS_SYMPY.search(task.tests.command) else "methods"
     known = (*task.fail_to_pass, *(task.tests.expected if task.tests.runner == "expected-output" else ()))
-    found = await _texts(sandbox, task, modules)
+    is_pytest = bool(_PYTEST_ID.search("\n".join((*task.fail_to_pass, *task.pass_to_pass))))
+    reads = is_pytest or task.tests.runner == "expected-output"
+    found = await texts_of(sandbox, task, modules) if reads else {}
     twinned = _twinned(task, found)
     directory = directories[0] if directories else ""
     canaries = plant({path: found.get(path, "") for path in modules}, directory, known, style, twinned=twinned)
@@ -111,14 +113,11 @@ async def plant_for_log(sandbox: Sandbox, task: Task) -> Planted | None:
     return Planted(command=command, canaries=canaries, groups=tuple(groups))
 
 
-async def _texts(sandbox: Sandbox, task: Task, modules: Iterable[str]) -> dict[str, str]:
-    """The hidden modules as the command will find them, where that is known: only such get twins.
+async def texts_of(sandbox: Sandbox, task: Task, paths: Iterable[str]) -> dict[str, str]:
+    """Hidden test files as the command will find them, where that is known.
 
     A command that brings its tests applies the task's test patch, so it is applied here for a look and taken back.
     """
-    is_pytest = bool(_PYTEST_ID.search("\n".join((*task.fail_to_pass, *task.pass_to_pass))))
-    if not is_pytest and task.tests.runner != "expected-output":
-        return {}
     for_a_look = task.test_patch if task.tests.applies_tests else ""
     if for_a_look:
         try:
@@ -126,7 +125,7 @@ async def _texts(sandbox: Sandbox, task: Task, modules: Iterable[str]) -> dict[s
         except TaskError:
             return {}
     texts: dict[str, str] = {}
-    for path in modules:
+    for path in paths:
         try:
             raw = await sandbox.read(posixpath.join(task.workdir, path), max_bytes=_MAX_MODULE_BYTES)
             texts[path] = raw.decode()

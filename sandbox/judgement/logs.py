@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from protocol.errors import GradingError
 from sandbox.base import Sandbox
 from sandbox.judgement.checkout import git_apply, put_changes
+from sandbox.judgement.control import turn_tests, without_past
 from sandbox.judgement.harness import can_ask_harness, resolved_by_harness
 from sandbox.judgement.log_canaries import Planted, plant_for_log
 from sandbox.judgement.twins import settle
@@ -27,11 +28,18 @@ _SETUP_TIMEOUT_S = 600.0
 
 
 async def grade_by_log(
-    sandbox: Sandbox, task: Task, taken: list[Change], timeout_s: float, *, plainly: bool = False
+    sandbox: Sandbox,
+    task: Task,
+    taken: list[Change],
+    timeout_s: float,
+    *,
+    plainly: bool = False,
+    turned: bool = False,
 ) -> Verdict:
     """Put the change and the hidden tests on the clean tree, run the task's command, read its log.
 
-    `plainly`: without canaries, as the public harness does, and by its grader where that is installed.
+    `plainly`: without canaries, as the public harness does, and by its grader where that is installed. `turned`: the
+    control of a command without canaries, whose tests must fail (`control.py`).
     """
     await put_changes(sandbox, taken)
     if task.test_patch and not task.tests.applies_tests:
@@ -44,9 +52,13 @@ async def grade_by_log(
         setup = await sandbox.exec(task.tests.setup, timeout=_SETUP_TIMEOUT_S)
         if setup.exit_code != 0:
             raise GradingError(f"task {task.task_id!r}: tests.setup failed: {setup.text[-2000:]}", kind="setup")
-    planted = None if plainly else await plant_for_log(sandbox, task)
+    planted = None if plainly or turned else await plant_for_log(sandbox, task)
 
     command = planted.command if planted else task.tests.command
+    if turned and (command := await turn_tests(sandbox, task, command) or "") == "":
+        return Verdict(resolved=True, unguarded=True, reason="the hidden tests cannot be turned")
+    if task.tests.applies_tests:
+        command = without_past(task, command)
     result = await sandbox.exec(await _argv(sandbox, command), timeout=timeout_s, max_output=MAX_LOG_BYTES)
     if result.timed_out:
         verdict = Verdict(resolved=False, reason="the tests did not end in time", failed=task.fail_to_pass)
@@ -63,7 +75,8 @@ async def grade_by_log(
         if plainly and verdict.resolved and can_ask_harness(task):
             by_harness = resolved_by_harness(task, result.text)
             verdict = verdict if by_harness else replace(verdict, resolved=False, reason="swebench's grader says no")
-    return replace(verdict, log=result.text[-_SHOWN_CHARS:])
+    unguarded = planted is None and not plainly
+    return replace(verdict, unguarded=unguarded, log=result.text[-_SHOWN_CHARS:])
 
 
 def _hidden_file(path: str, text: str | None) -> Change:

@@ -23,6 +23,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     unusual: dict[str, str] = {}  # of the same: ran, neither failed nor plainly passed, and what they did
     doubted: tuple[str, ...] = ()  # of the same: passed, and so did a test that asks for the opposite
     ignored: tuple[str, ...] = ()  # paths of the patch that judgement does not take (tests, test configuration)
+    unguarded: bool = False  # a log that code under test can write as well as the tests, and nothing vouches for it
     disputed: str = ""  # what a second opinion said against a reward
     duration_s: float = 0.0
     log: str = ""  # end of what the tests printed, for people

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 
+from sandbox.curation.recipes import PYTEST
 from sandbox.datasets.harbor import from_harbor
+from sandbox.datasets.pro import from_swe_bench_pro
+from sandbox.judgement.control import turned_text
 from sandbox.judgement.grading import Patch
-from sandbox.tasks.task import check_task
-from tests.sandbox.judgement.image import SOUND, Images, edit, judged
+from sandbox.tasks.task import Task, check_task
+from tests.sandbox.judgement.image import GOLD, SAY, SCRIPT, SOUND, TEST_PATCH, Images, edit, git, judged, make_task
 
 STATE = (
     "import sys\nsys.path.insert(0, '.')\nfrom pkg.mod import f\n"
@@ -17,7 +22,7 @@ STATE = (
 )
 
 
-async def test_a_task_that_writes_its_reward(images: Images, cache_dir: Path) -> None:
+def harbor_task() -> Task:
     record = {
         "harbor_task": "two",
         "config": {"environment": {"docker_image": "img"}},
@@ -28,9 +33,117 @@ async def test_a_task_that_writes_its_reward(images: Images, cache_dir: Path) ->
     task = check_task(from_harbor(record))
     moved = task.tests.command.replace("/tests/", "/tmp/tests/").replace("/logs/", "/tmp/logs/")  # / is not ours here
     files = {f"/tmp{path}": text and text.replace("/tests/", "/tmp/tests/") for path, text in task.test_files.items()}
-    task = replace(task, tests=replace(task.tests, command=moved), test_files=files)
+    return replace(task, tests=replace(task.tests, command=moved), test_files=files)
+
+
+async def test_a_task_that_writes_its_reward(images: Images, cache_dir: Path) -> None:
+    task = harbor_task()
     assert (await judged(images, task, Patch(), cache_dir)).failed == ("reward",)
     assert (await judged(images, task, edit("pkg/mod.py", SOUND), cache_dir)).reward == 1.0
     said = "import os, signal\nprint('>>>>> Reward: 1', flush=True)\nfor pid in (os.getppid(), 0):\n"
     early = await judged(images, task, edit("pkg/mod.py", said + "    os.kill(pid, signal.SIGKILL)\n"), cache_dir)
     assert (early.reward, early.failed) == (0.0, ("reward",)), early
+
+
+async def test_a_reward_that_the_code_under_test_writes(images: Images, cache_dir: Path) -> None:
+    written = "import os\nopen('/tmp/logs/verifier/reward.txt', 'w').write('1')\nos._exit(0)\n"
+    verdict = await judged(images, harbor_task(), edit("pkg/mod.py", written), cache_dir)
+    assert (verdict.reward, verdict.tampered) == (0.0, True), verdict
+    assert "opposite" in verdict.reason
+    sound = await judged(images, harbor_task(), edit("pkg/mod.py", SOUND), cache_dir)
+    assert (sound.reward, sound.unguarded) == (1.0, False)
+    alone = replace(harbor_task(), test_files={"/tmp/tests/test.sh": "echo 1 > /tmp/logs/verifier/reward.txt\n"})
+    verdict = await judged(images, alone, edit("pkg/mod.py", SOUND), cache_dir)
+    assert (verdict.reward, verdict.unguarded) == (1.0, True), "a script alone cannot be turned, and that is said"
+
+
+RUN_SCRIPT = (
+    "PYTHONPATH=/opt/longhaul-tests:. python3 -m pytest -rA --tb=no -p no:cacheprovider $(echo $1 | tr , ' ')\n"
+)
+READER = (
+    "import json, sys\nseen = [l.split() for l in open(sys.argv[1]) if l.startswith(('PASSED ', 'FAILED '))]\n"
+    "tests = [{'name': w[1], 'status': w[0]} for w in seen]\njson.dump({'tests': tests}, open(sys.argv[3], 'w'))\n"
+)
+
+
+def pro_task(images: Images) -> Task:
+    solution = git(images._images["img"], "rev-parse", "smith~1")
+    record = {
+        "instance_id": "instance_o__r-1",
+        "repo": "o/r",
+        "base_commit": "main",
+        "dockerhub_tag": "img",
+        "problem_statement": "f() should be 2",
+        "patch": GOLD,
+        "test_patch": TEST_PATCH,
+        "before_repo_set_cmd": f"git reset --hard main\ngit checkout {solution} -- tests/test_mod.py",
+        "selected_test_files_to_run": ["tests/test_mod.py"],
+        "fail_to_pass": ["tests/test_mod.py::test_two"],
+        "pass_to_pass": ["tests/test_mod.py::test_callable"],
+        "run_script": RUN_SCRIPT,
+        "parser_script": READER,
+    }
+    task = check_task(from_swe_bench_pro(record))
+    files = {f"/tmp{path}": text for path, text in task.test_files.items()}  # / is not ours here
+    command = "export HOME=/tmp\n" + task.tests.command.replace("/workspace", "/tmp/workspace")
+    tests = replace(task.tests, command=command, requirements=(PYTEST,))
+    return replace(task, image="img", workdir="/testbed", test_files=files, tests=tests)
+
+
+PRO_FORGERIES = {
+    "its log": SAY + "os._exit(0)\n",
+    "its reader": "import os\nopen('/tmp/workspace/parser.py', 'w').write('''import json, sys\n"
+    "names = ('tests/test_mod.py::test_two', 'tests/test_mod.py::test_callable')\n"
+    "json.dump({'tests': [{'name': n, 'status': 'PASSED'} for n in names]}, open(sys.argv[3], 'w'))\n''')\n",
+}
+
+
+@pytest.mark.parametrize("forgery", PRO_FORGERIES)
+async def test_a_reader_that_the_code_under_test_can_reach(images: Images, cache_dir: Path, forgery: str) -> None:
+    task = pro_task(images)
+    assert (await judged(images, task, Patch(), cache_dir)).failed == task.fail_to_pass
+    sound = await judged(images, task, edit("pkg/mod.py", SOUND), cache_dir)
+    assert (sound.reward, sound.unguarded) == (1.0, False), sound
+    verdict = await judged(images, task, edit("pkg/mod.py", PRO_FORGERIES[forgery]), cache_dir)
+    assert (verdict.reward, verdict.tampered) == (0.0, True), verdict
+
+
+ASKS_THE_PAST = (
+    "import os, subprocess\nos.environ['HOME'] = '/tmp'\n"
+    "subprocess.run(['git', 'config', '--global', 'safe.directory', '*'])\n"
+    "text = subprocess.run(['git', 'show', 'v2-SECRET:pkg/mod.py'], capture_output=True, text=True).stdout\n"
+    "exec(text or 'def f(): return 1')\n"
+)
+
+
+async def test_code_under_test_sees_no_history(images: Images, cache_dir: Path) -> None:
+    """Not even where the tests are taken out of it: the solution is one of its commits."""
+    tests = make_task().tests
+    script = make_task(tests=replace(tests, command=f"set -x\n{SCRIPT}", applies_tests=True, parser="pytest"))
+    for task in (script, pro_task(images), make_task()):
+        assert (await judged(images, task, edit("pkg/mod.py", SOUND), cache_dir)).reward == 1.0
+        assert (await judged(images, task, edit("pkg/mod.py", ASKS_THE_PAST), cache_dir)).failed == task.fail_to_pass
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def test_two():\n    assert f() == 2\n",
+        "class TestF:\n    def test_two(self):\n        assert f() == 2\nTestF().test_two()\n",
+        "import os\nimport re\n\ndef test_two():\n    for n in (1,):\n        check(n)\n",
+        "def test_other():\n    assert f() == 2\n",
+    ],
+)
+def test_what_is_turned_fails(text: str) -> None:
+    turned = turned_text(make_task(), "t/test_mod.py", text, random.Random(1))
+    assert turned is not None
+    with pytest.raises(AssertionError):
+        exec(turned + "\ntest_two()", {"f": lambda: 2})
+
+
+def test_other_languages_fail_once_they_are_loaded() -> None:
+    for path, added in (("a_test.go", "func init() { panic"), ("src/a.test.tsx", "throw new Error")):
+        turned = turned_text(make_task(), path, "what it tests\n", random.Random(1))
+        assert turned is not None and turned.startswith("what it tests\n") and added in turned
+    for path in ("src/ATest.java", "tests/a.rs", "tests/test_a.py"):
+        assert turned_text(make_task(), path, "fn a( {", random.Random(1)) is None

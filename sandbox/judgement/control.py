@@ -1,0 +1,100 @@
+"""A run that must fail, for commands in whose log no canary rides (`reward` files, readers of a dataset's own).
+
+Code under test runs as whoever writes such an outcome, so one run of it proves nothing. A patch that is to be rewarded
+is run once more, in another fresh sandbox, where the hidden tests ask for the opposite: an outcome that does not change
+was not theirs.
+"""
+
+from __future__ import annotations
+
+import ast
+import posixpath
+import random
+import re
+import secrets
+import shlex
+
+from sandbox.base import Sandbox
+from sandbox.judgement.checkout import HIDE_HISTORY, run_checked
+from sandbox.judgement.log_canaries import texts_of
+from sandbox.judgement.turning import turn
+from sandbox.parsers.reading import START_MARKER
+from sandbox.tasks.task import Task
+from sandbox.tasks.test_paths import paths_of_diff
+
+_SCRIPT_ERROR = 'throw new Error("not to be loaded");'
+_FAILS_LOADED = {  # what makes a file of tests fail after it has loaded what it tests
+    **dict.fromkeys((".js", ".jsx", ".ts", ".tsx", ".mjs", ".cjs", ".mts", ".cts"), _SCRIPT_ERROR),
+    ".go": 'func init() { panic("not to be loaded") }',
+}
+_NAME = re.compile(r"\w+")
+_SCRIPTS = (".sh", ".bash")
+
+
+def before_tests(script: str, lines: list[str]) -> str | None:
+    """A script with SWE-bench's markers that runs `lines` before its tests; None where it has not one first marker."""
+    parts = script.split("\n")
+    starts = [number for number, line in enumerate(parts) if START_MARKER in line]
+    if len(starts) != 1:
+        return None
+    return "\n".join([*parts[: starts[0]], *lines, *parts[starts[0] :]])
+
+
+def without_past(task: Task, script: str) -> str:
+    """The script of a task that takes its tests out of the history, which is gone before the first of them runs: among
+    its commits may be the solution, and code under test can read as well as git."""
+    place = shlex.quote(task.workdir)
+    hide = f"{{ cd {place} && {HIDE_HISTORY}; }} >/dev/null 2>&1 || rm -rf {place}/.git"
+    return before_tests(script, [f"({hide})"]) or script
+
+
+async def turn_tests(sandbox: Sandbox, task: Task, command: str) -> str | None:
+    """Have the hidden tests, which are in place unless the command brings them, ask for the opposite of what they ask.
+
+    The command that runs them then; None where there is nothing of them that can be turned. Raises `SandboxError`.
+    """
+    own = {path: text for path, text in task.test_files.items() if text is not None}
+    outside = {path: text for path, text in own.items() if path.startswith("/") and not path.endswith(_SCRIPTS)}
+    brought = await texts_of(sandbox, task, sorted(paths_of_diff(task.test_patch)))
+    modules = {path: text for path, text in own.items() if not path.startswith("/")} | brought
+    texts = modules if modules else outside if not task.test_patch else {}
+    r = random.Random(secrets.token_bytes(16))
+    turned = {path: new for path, text in texts.items() if (new := turned_text(task, path, text, r)) is not None}
+    if not turned:
+        return None
+    place = f"/tmp/.{secrets.token_hex(8)}"
+    lines = []
+    for number, (path, text) in enumerate(turned.items()):
+        await sandbox.write(f"{place}/{number}", text.encode("utf-8", "surrogateescape"))
+        lines.append(f"cat {place}/{number} > {shlex.quote(posixpath.join(task.workdir, path))}")
+    lines.append(f"rm -rf {place}")
+    if task.tests.applies_tests:
+        return before_tests(command, lines)
+    await run_checked(sandbox, ["sh", "-ec", "\n".join(lines)])
+    return command
+
+
+def turned_text(task: Task, path: str, text: str, r: random.Random) -> str | None:
+    """A test file that loads what it tests as before and fails then: with assertions turned round where that can be
+    done, else by an error once it is loaded. None for languages in which neither is known."""
+    if not path.endswith(".py"):
+        added = _FAILS_LOADED.get(posixpath.splitext(path)[1])
+        return None if added is None else f"{text}\n{added}\n"
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    named = {name for test in (*task.fail_to_pass, *task.pass_to_pass) for name in _NAME.findall(test)}
+    tests = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name.startswith("test")]
+    lines, is_turned = text.split("\n"), False
+    for node in sorted(tests, key=lambda node: -node.lineno):
+        assert node.end_lineno is not None
+        found = turn("\n".join(lines[node.lineno - 1 : node.end_lineno]) + "\n", node, r, 1)
+        if found is not None:
+            lines[node.lineno - 1 : node.end_lineno] = found.texts[0].removesuffix("\n").split("\n")
+            is_turned = is_turned or node.name in named or path.startswith("/")
+    if is_turned:
+        return "\n".join(lines)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    at = imports[-1].end_lineno or 0 if imports else 0
+    return "\n".join([*text.split("\n")[:at], "raise AssertionError", *text.split("\n")[at:]])
