@@ -71,11 +71,18 @@ def make_limits(settings: SandboxSettings) -> Limits:
     )
 
 
+def user_paths(settings: SandboxSettings) -> tuple[str, ...] | None:
+    """What a user without root owns besides the work directory, as set; None where the agent has root."""
+    return tuple(settings.user_paths) if settings.user == "agent" else None
+
+
 async def open_backend(settings: SandboxSettings, run: str) -> Backend:
     """The backend asked for, proved to work; what dead owners left is removed first.
 
     Raises `ConfigError` saying why it does not work and what to do.
     """
+    if settings.user == "agent" and settings.backend == "unisolated-for-debugging":
+        raise ConfigError("sandbox.user: nothing is isolated there, and whoever runs this is the user", kind="user")
     match settings.backend:
         case "namespace":
             return await _proved(_namespace(settings, run), "--sandbox.backend docker")

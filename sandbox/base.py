@@ -67,6 +67,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     workdir: str = "/testbed"
     absent_packages: tuple[str, ...] = ()  # import names of which nothing may be in sight but what the tree holds
     read_only_binds: dict[str, str] = {}  # host path -> path inside, for what tests need and the task does not hold
+    user_paths: tuple[str, ...] | None = None  # handed over to a user without root, with `workdir`; None: there is none
     limits: Limits = Limits()
     ttl_s: float = 60.0  # dies when its owner has been silent for so long
     from_snapshot: Snapshot | None = None
@@ -167,6 +168,12 @@ class Sandbox(Protocol):
         others: blocked, where a link or a file stands in the way; disk_full).
         """
         raise SandboxError(f"{type(self).__name__} shows no trees", kind="unsupported")
+
+    async def hand_over(self) -> None:
+        """From now on whoever uses this sandbox is a user without root, if its spec says so (`user_paths`).
+
+        Where nobody in it ever has root there is nothing to do. Raises `SandboxError` (kind: user).
+        """
 
     async def image_id(self) -> str:
         """What its image is by content, where the backend knows more than the name, which may come to mean another.

@@ -24,7 +24,7 @@ from actors.policy import Policy
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError, TaskError
 from protocol.messages import Lease, Trajectory, Turn, ZeroReason
-from sandbox.backends import make_limits
+from sandbox.backends import make_limits, user_paths
 from sandbox.base import Backend, Sandbox
 from sandbox.judgement.checkout import prepare
 from sandbox.judgement.grading import Verdict, grade, take_patch
@@ -137,10 +137,12 @@ class EpisodeRunner:
     async def _sandbox(self, task: Task, lease: Lease) -> AsyncIterator[Sandbox]:
         """A started, prepared sandbox that is gone afterwards."""
         async with self._turn_for(lease, self._starts, "starting"):
-            limits = make_limits(self._settings.sandbox_of(task.source))
+            settings = self._settings.sandbox_of(task.source)
+            limits = make_limits(settings)
             spec = await asyncio.to_thread(sandbox_spec, task, self._run, lease.lease_id, limits, self._cache_dir)
             shown = spec.read_only_binds | self._player.binds
-            sandbox = await self._backend.create(msgspec.structs.replace(spec, read_only_binds=shown))
+            spec = msgspec.structs.replace(spec, read_only_binds=shown, user_paths=user_paths(settings))
+            sandbox = await self._backend.create(spec)
         async with sandbox:
             await prepare(sandbox, task)
             yield sandbox

@@ -13,6 +13,14 @@ from sandbox.docker.seccomp import seccomp_profile
 GUEST = "/.longhaul-guest"
 # What builds and tests of an image's root need; among the dropped: SYS_*, NET_*, SETUID, MKNOD, AUDIT_WRITE.
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL"]
+# With these the command server starts what an agent calls as a user without root; nothing else has them.
+USER_CAPABILITIES = ["SETUID", "SETGID", "SETPCAP"]
+USER_ID = 1000
+USER_ENVIRONMENT = {"HOME": "/home/agent", "USER": "agent", "LOGNAME": "agent"}
+USER_IS_NAMED = (
+    f"grep -q '^[^:]*:[^:]*:{USER_ID}:' /etc/passwd ||"
+    f" echo 'agent:x:{USER_ID}:{USER_ID}::/home/agent:/bin/sh' >> /etc/passwd"
+)
 WAIT_FOR_OWNER = 'mkdir -p -- "$0"; exec cat > /dev/null'
 
 
@@ -71,7 +79,7 @@ def container_configuration(
             "ShmSize": min(64, limits.disk_mib) << 20,
             "SecurityOpt": security,
             "CapDrop": ["ALL"],
-            "CapAdd": CAPABILITIES,
+            "CapAdd": [*CAPABILITIES, *([] if spec.user_paths is None else USER_CAPABILITIES)],
             "LogConfig": {"Type": "none"},
             "IpcMode": "private",
             "Mounts": mounts,

@@ -75,6 +75,11 @@ class PlainDockerSandbox(DockerSandbox):
         async with asyncio.timeout(START_DEADLINE_S):
             await self.container.start()
 
+    async def hand_over(self) -> None:
+        """See `Sandbox.hand_over`."""
+        if self.spec.user_paths is not None:
+            raise SandboxError("sandbox.user: a user without root needs the command server", kind="user")
+
     async def run(self, command: Command) -> ExecResult:
         """See `Sandbox.run`. A command killed by signal n ends with 128 + n, as the daemon says."""
         self._check_open()

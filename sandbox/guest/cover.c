@@ -5,7 +5,7 @@
  *
  * What is written then is bounded in bytes and in files, whatever way it is written, and gone with the container, whatever
  * it looks like. Mounts of directories keep their places: those that are read-only as they are (binds), the others (volumes
- * of an image) covered as well; mounted files (/etc/hosts) become ordinary ones.
+ * of an image) covered as well; mounted files (/etc/hosts) become ordinary ones. A change of owner alone copies no content.
  */
 #define _GNU_SOURCE
 #define PROGRAM "cover"
@@ -85,7 +85,7 @@ static void cover(const char *path) {
     num_covers++;
     if (stat(path, &s) || mkdir(upper, 0700) || mkdir(work, 0700)) die(path);
     if (chown(upper, s.st_uid, s.st_gid) || chmod(upper, s.st_mode & 07777)) die(upper);
-    char *options = format("lowerdir=%s,upperdir=%s,workdir=%s,xino=off", path, upper, work);
+    char *options = format("lowerdir=%s,upperdir=%s,workdir=%s,xino=off,metacopy=on", path, upper, work);
     if (mount("overlay", path, "overlay", MS_NOSUID | MS_NODEV, options)) die(path);
     free(upper), free(work), free(options);
 }

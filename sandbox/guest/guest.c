@@ -89,8 +89,8 @@ static void handle(uint32_t id, int op, char *payload, size_t len) {
     struct cursor c = {payload, payload + len, 0};
     switch (op) {
     case OP_EXEC: job_start(id, &c); break;
-    case OP_WRITE: file_write(id, &c); break;
-    case OP_READ: file_read(id, &c); break;
+    case OP_WRITE: user_files(1); file_write(id, &c); user_files(0); break;
+    case OP_READ: user_files(1); file_read(id, &c); user_files(0); break;
     case OP_KILL: job_kill(take_u32(&c)); break; /* no reply: the owner has stopped waiting */
     case OP_KILL_ALL: job_kill_all(); reply(id, STATUS_OK, 0, 0, 0, 0, 0, 0); break;
     case OP_STOP:
@@ -103,6 +103,7 @@ static void handle(uint32_t id, int op, char *payload, size_t len) {
     case OP_LIST: tree_list(id, &c); break;
     case OP_FETCH: tree_fetch(id, &c); break;
     case OP_PLACE: tree_place(id, &c); break;
+    case OP_HAND_OVER: user_hand_over(id, &c); break;
     case OP_PING: reply(id, STATUS_OK, 0, 0, 0, 0, 0, 0); break;
     default: reply_errno(id, ENOSYS, "unknown op");
     }

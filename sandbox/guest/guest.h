@@ -3,7 +3,7 @@
  * Frames, both ways, little-endian: u32 length of the rest | u32 id | u8 op (request) or status (reply) | payload.
  * A reply carries the id of its request; id 0 is the hello. Strings are u32 length + bytes + NUL.
  * guest.c: the loop and the frames; jobs.c: commands; files.c: read and write; tree.c: a whole tree, through no link;
- * tunnel.c: a port whose connections the owner takes; filter.c: refused system calls.
+ * tunnel.c: a port whose connections the owner takes; user.c: a user without root; filter.c: refused system calls.
  */
 #ifndef GUEST_H
 #define GUEST_H
@@ -13,7 +13,7 @@
 #include <sys/types.h>
 
 enum { OP_EXEC = 1, OP_WRITE = 2, OP_READ = 3, OP_PING = 4, OP_KILL = 5, OP_KILL_ALL = 6, OP_STOP = 7, OP_CONTINUE = 8,
-       OP_LISTEN = 9, OP_TUNNEL = 10, OP_LIST = 11, OP_FETCH = 12, OP_PLACE = 13 };
+       OP_LISTEN = 9, OP_TUNNEL = 10, OP_LIST = 11, OP_FETCH = 12, OP_PLACE = 13, OP_HAND_OVER = 14 };
 enum { STATUS_OK = 0, STATUS_ERROR = 1 };
 
 #define PROTOCOL_VERSION 1
@@ -65,6 +65,11 @@ void tunnel_feed(const struct pollfd *fds, int num_fds);
 void tree_list(uint32_t id, struct cursor *c);
 void tree_fetch(uint32_t id, struct cursor *c);
 void tree_place(uint32_t id, struct cursor *c);
+
+/* user.c */
+void user_hand_over(uint32_t id, struct cursor *c);
+int user_become(void);    /* 0, or not */
+void user_files(int on);  /* whether files are opened as that user's */
 
 /* sha256.c */
 struct sha256 {

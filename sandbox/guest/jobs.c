@@ -195,6 +195,7 @@ static void run_child(int out, const char *cwd, char **argv, char **env) {
     signal(SIGPIPE, SIG_DFL);
     setsid();
     dup2(out, 1), dup2(out, 2);
+    if (user_become()) _exit(126);
     if (*cwd && chdir(cwd)) {
         dprintf(2, "cannot enter %s: %s\n", cwd, strerror(errno));
         _exit(126);

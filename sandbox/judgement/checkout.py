@@ -62,14 +62,19 @@ _workers = ThreadPoolExecutor(2, thread_name_prefix="patches")
 
 
 async def prepare(sandbox: Sandbox, task: Task, *, grading: bool = False) -> None:
-    """Make a fresh sandbox what the agent may see; nothing to do for a task without an image.
+    """Make a fresh sandbox what the agent may see, and hand it over; see `Sandbox.hand_over`.
 
     For a task with an image: without the files that the task hides, with its set-up patch, and as one commit without a
     past, so that no later commit, tag, reflog, remote or packed object is left to read. For `grading` the hidden
     files stay. Raises `SandboxError`, `TaskError`.
     """
-    if task.image is None:
-        return
+    if task.image is not None:
+        await _prepare_image(sandbox, task, grading)
+    if not grading:
+        await sandbox.hand_over()
+
+
+async def _prepare_image(sandbox: Sandbox, task: Task, grading: bool) -> None:
     if task.checkout:
         await run_checked(sandbox, [*_GIT_COMMAND, "checkout", "-q", "-f", task.checkout])
     if task.removed and not grading:

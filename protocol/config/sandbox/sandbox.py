@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from protocol.section import Amount, Count, Seconds, Section
 
@@ -19,6 +19,12 @@ class SandboxSettings(Section):
     """Docker daemons (`unix:///var/run/docker.sock`, `https://host:2376`); empty: the local one."""
     docker_tls_dir: Path | None = None
     """Directory with ca.pem, cert.pem and key.pem for `https://` daemons."""
+    user: Literal["root", "agent"] = "root"
+    """As whom the agent works in a container: `agent` is a user without root, who owns the work directory, its home and
+    `user_paths`, and can replace no program. In a namespace nobody ever has root; hidden tests run as before."""
+    user_paths: list[str] = []
+    """More directories of an image that `agent` owns: what its tests write to (an environment that they install into,
+    caches). Absolute."""
     memory_mib: Count = 512
     """Memory of one sandbox (swap is off)."""
     max_processes: Count = 128
@@ -37,3 +43,11 @@ class SandboxSettings(Section):
     """Deadline of one run of the hidden tests."""
     share_verdicts: bool = True
     """Judge equal changes to one task once per sandbox actor, unless its tests are known to flake."""
+
+    @field_validator("user_paths")
+    @classmethod
+    def _absolute(cls, paths: list[str]) -> list[str]:
+        for path in paths:
+            if not path.startswith("/") or path.strip("/") == "" or ".." in path.split("/"):
+                raise ValueError(f"expected absolute directories below the root, got {path!r}")
+        return paths
