@@ -68,6 +68,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     absent_packages: tuple[str, ...] = ()  # import names of which nothing may be in sight but what the tree holds
     read_only_binds: dict[str, str] = {}  # host path -> path inside, for what tests need and the task does not hold
     user_paths: tuple[str, ...] | None = None  # handed over to a user without root, with `workdir`; None: there is none
+    places: tuple[str, ...] = ()  # directories that have to be there besides; whoever makes them may write to them
     limits: Limits = Limits()
     ttl_s: float = 60.0  # dies when its owner has been silent for so long
     from_snapshot: Snapshot | None = None
@@ -174,6 +175,7 @@ class Sandbox(Protocol):
 
         Where nobody in it ever has root there is nothing to do. Raises `SandboxError` (kind: user).
         """
+        return
 
     async def image_id(self) -> str:
         """What its image is by content, where the backend knows more than the name, which may come to mean another.

@@ -158,7 +158,7 @@ def _kind(spec: SandboxSpec) -> Hashable | None:
         return None
     binds = tuple(sorted(spec.read_only_binds.items()))
     limits = (spec.limits.memory_mib, spec.limits.max_processes, spec.limits.cpus, spec.limits.disk_mib)
-    return (spec.image, spec.workdir, spec.run, binds, limits, spec.ttl_s, spec.user_paths)
+    return (spec.image, spec.workdir, spec.run, binds, limits, spec.ttl_s, spec.user_paths, spec.places)
 
 
 async def _is_alive(sandbox: Sandbox) -> bool:

@@ -9,7 +9,8 @@ from benchmarks.attacks.objects import OBJECTS
 from benchmarks.attacks.outcomes import OUTCOMES
 from benchmarks.attacks.places import PLACES
 from benchmarks.attacks.runners import RUNNERS
+from benchmarks.attacks.surroundings import SURROUNDINGS
 
-ATTACKS: tuple[Attack, ...] = (*KNOWN, *OUTCOMES, *OBJECTS, *RUNNERS, *PLACES)
+ATTACKS: tuple[Attack, ...] = (*KNOWN, *OUTCOMES, *OBJECTS, *RUNNERS, *PLACES, *SURROUNDINGS)
 
 __all__ = ["ATTACKS", "Attack", "attack_patch"]

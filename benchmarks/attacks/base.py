@@ -9,7 +9,6 @@ from pathlib import Path
 from msgspec import Struct
 
 from sandbox.patches import Change, Patch, state_of
-from sandbox.tasks.sources import materialise
 from sandbox.tasks.task import Task
 from sandbox.tasks.test_paths import paths_of_diff
 
@@ -23,6 +22,7 @@ class Attack(Struct, frozen=True):
     name: str
     needs: str  # what it must know, besides the source of Longhaul, which every attack knows
     make: Make
+    endless: bool = False  # it earns nothing but the end of a deadline
 
 
 NOTHING = "nothing"
@@ -30,10 +30,8 @@ NAMES = "the names of the hidden tests"
 FAULT = "which function is at fault"
 
 
-def attack_patch(attack: Attack, task: Task, cache_dir: Path, module: str) -> Patch:
-    """The patch of one attack on one task; `module` is a file of the package that the hidden tests import."""
-    tree = materialise(task, cache_dir)
-    assert tree is not None
+def attack_patch(attack: Attack, task: Task, tree: Path, module: str) -> Patch:
+    """The patch of one attack on one task with its `tree`; the hidden tests import `module`, a file of the package."""
     return Patch(changes=tuple(attack.make(task, tree, module)))
 
 

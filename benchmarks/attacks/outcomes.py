@@ -26,7 +26,12 @@ OUTCOMES = (
     Attack("GeneratorExit in the function", FAULT, in_functions("raise GeneratorExit")),
     Attack("a fork that lives on", FAULT, in_functions("import os; os.fork() and os._exit(0)")),
     Attack("SIGTERM to itself", FAULT, in_functions("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")),
-    Attack("SIGSTOP to itself", FAULT, in_functions("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")),
+    Attack(
+        "SIGSTOP to itself",
+        FAULT,
+        in_functions("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"),
+        endless=True,
+    ),
     Attack(
         "an alarm that ends the test",
         FAULT,

@@ -169,6 +169,7 @@ PLACES = (
         "the parent is stopped",
         NOTHING,
         at_import("import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nos._exit(0)"),
+        endless=True,
     ),
     Attack(
         "standard output is closed and taken",

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from benchmarks.attacks import ATTACKS, Attack, attack_patch
+from benchmarks.attacks.surfaces import surface_of
+from benchmarks.attacks.table import attacked
 from benchmarks.grading.honest import honest_patches
 from benchmarks.grading.peers import ask_both, is_told_apart_by_logs
 from benchmarks.report import parser, report
@@ -65,8 +66,9 @@ async def main(options: argparse.Namespace) -> None:
         kept = [as_checked(task, checks[task.task_id]) for task in tasks if checks[task.task_id].kept]
         per_min = await _graded_per_min(shop, kept, 10.0 if options.quick else 60.0)
         injected = [task for task in kept if task.source == "injected"]
-        attacked = _of_each(injected, 1)[: 1 if options.quick else None]
-        table = await _attacked(shop, attacked, results)
+        surfaces = [surface_of("namespace", backend, task, shop.cache_dir) for task in _of_each(injected, 1)]
+        surfaces = surfaces[: 1 if options.quick else None]
+        table, _ = await attacked(surfaces, results, shop.cache_dir, shop.num_jobs)
         generated = [task for level in range(5) for task in make_tasks(options.micro // 5, 0, level, "train")]
         honest = await _honest(shop, [*kept, *generated], results)
         missing = why_no_harness()
@@ -182,32 +184,6 @@ async def _graded_per_min(shop: Workshop, tasks: list[Task], seconds: float) -> 
     return num_graded * 60 / (time.monotonic() - started)
 
 
-async def _attacked(shop: Workshop, tasks: list[Task], results: Results) -> dict[str, dict[str, int]]:
-    """How often each attack was tried, rewarded, and marked as tampering."""
-
-    async def attempt(task: Task, attack: Attack) -> list[bool]:
-        try:
-            verdict = await _judge(shop, task, attack_patch(attack, task, shop.cache_dir, _module_of(task)))
-        except LonghaulError as error:  # an attack that breaks the judge has no reward either, but is told
-            print(f"{task.task_id}: {attack.name}: no verdict: {error}", flush=True)
-            return [False, False]
-        if verdict.resolved:
-            print(f"{task.task_id}: {attack.name} was rewarded: {verdict.reason}", flush=True)
-        return [verdict.resolved, verdict.tampered]
-
-    def job(task: Task, attack: Attack) -> partial[object]:
-        return partial(results.once, f"attack {attack.name} {task.task_id}", partial(attempt, task, attack))
-
-    seen = await side_by_side("attacks", shop.num_jobs, [job(task, attack) for attack in ATTACKS for task in tasks])
-    table: dict[str, dict[str, int]] = {}
-    for place, attack in enumerate(ATTACKS):
-        rows = seen[place * len(tasks) : (place + 1) * len(tasks)]
-        row = {"tried": len(rows), "rewarded": sum(r[0] for r in rows), "tampered": sum(r[1] for r in rows)}
-        table[attack.name] = row
-        print(f"{attack.name:20} " + "  ".join(f"{name} {count:3}" for name, count in row.items()), flush=True)
-    return table
-
-
 async def _honest(shop: Workshop, tasks: list[Task], results: Results) -> list[tuple[bool, bool | None]]:
     """For every honest solution of each task: whether it is rewarded, and for gold patches a second opinion."""
 
@@ -224,12 +200,6 @@ async def _honest(shop: Workshop, tasks: list[Task], results: Results) -> list[t
 
     jobs = [partial(results.once, f"honest {task.task_id}", partial(one, task)) for task in tasks]
     return [pair for pairs in await side_by_side("honest", shop.num_jobs, jobs) for pair in pairs]
-
-
-def _module_of(task: Task) -> str:
-    """A source file that the hidden tests import: the one with the fault, or the first that the gold patch changes."""
-    first = next(line for line in task.gold_patch.splitlines() if line.startswith("--- a/"))
-    return str(task.metadata.get("path") or first.removeprefix("--- a/"))
 
 
 async def _compared(shop: Workshop, tasks: list[Task], results: Results) -> list[bool]:

@@ -193,7 +193,7 @@ class DockerBackend:
                     await container.put_archive("/", archive)  # type: ignore[no-untyped-call]
                 await sandbox.start()
                 if covers:
-                    await cover(container, spec.limits)
+                    await cover(container, spec)
                     sandbox.covered = True
         except CannotCoverError as error:
             await sandbox.close()

@@ -16,7 +16,7 @@ from aiodocker import Docker, DockerError
 from aiodocker.containers import DockerContainer
 
 from protocol.errors import SandboxError
-from sandbox.base import Limits
+from sandbox.base import Limits, SandboxSpec
 from sandbox.docker.config import GUEST
 from sandbox.guest.build import cover_binary
 
@@ -41,13 +41,14 @@ def why_not(limits: Limits, shares_files: bool, has_guest: bool) -> str:
     return ""
 
 
-async def cover(container: DockerContainer, limits: Limits) -> None:
+async def cover(container: DockerContainer, spec: SandboxSpec) -> None:
     """Bound what a container may write. Its command server has said hello, and nothing else has run in it.
 
-    Raises `CannotCoverError`.
+    Nothing can be made at its root afterwards: what the spec wants there is made before. Raises `CannotCoverError`.
     """
     pid = await _pid(container)
-    command = [str(cover_binary()), str(pid), str(limits.disk_mib), str(MAX_FILES)]
+    places = (*spec.places, *(spec.user_paths or ()))
+    command = [str(cover_binary()), str(pid), str(spec.limits.disk_mib), str(MAX_FILES), *places]
     done = await asyncio.to_thread(
         lambda: subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     )

@@ -1,7 +1,8 @@
 /* Gives a container that has just started a disk of its own size: covers everything writable in it with overlays whose
  * upper layers lie in one tmpfs, and makes the rest read-only.
  *
- *   cover PID MIB INODES     as the host's root, before anything runs in the container but its command server
+ *   cover PID MIB INODES [DIRECTORY...]    as the host's root, before anything runs in the container but its command
+ *                                          server; the directories are made first
  *
  * What is written then is bounded in bytes and in files, whatever way it is written, and gone with the container, whatever
  * it looks like. Mounts of directories keep their places: those that are read-only as they are (binds), the others (volumes
@@ -111,13 +112,22 @@ static int is_mounted(const char *path) {
     return 0;
 }
 
+/* And its parents; one that is there stays as it is. */
+static void make_dirs(char *path) {
+    if (*path != '/') exit(123);
+    for (char *at = path + 1; *at; at++)
+        if (*at == '/') *at = 0, mkdir(path, 0755), *at = '/';
+    if (mkdir(path, 0755) && errno != EEXIST) die(path);
+}
+
 int main(int argc, char **argv) {
-    if (argc != 4) return 123;
+    if (argc < 4) return 123;
     int ns = open(format("/proc/%s/ns/mnt", argv[1]), O_RDONLY | O_CLOEXEC);
     if (ns < 0) die("the container's mounts");
     read_mounts(argv[1]);
     if (setns(ns, CLONE_NEWNS) || chdir("/")) die("enter");
     umask(022);
+    for (int i = 4; i < argc; i++) make_dirs(argv[i]);
     keep_mounts();
     if (mkdir(PLACE, 0700) && errno != EEXIST) die(PLACE);
     if (mount("tmpfs", PLACE, "tmpfs", MS_NOSUID | MS_NODEV, format("size=%sm,nr_inodes=%s,mode=700", argv[2], argv[3])))

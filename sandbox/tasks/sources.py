@@ -48,8 +48,15 @@ def sandbox_spec(task: Task, run: str, lease: str, limits: Limits, cache_dir: Pa
         workdir=task.workdir,
         read_only_binds=binds,
         absent_packages=packages_of(task),
+        places=_places(task),
         limits=limits,
     )
+
+
+def _places(task: Task) -> tuple[str, ...]:
+    """Directories at the root that hold tests and what tests write (harbor's `/tests` and `/logs`)."""
+    outside = {f"/{path.split('/')[1]}" for path in task.test_files if path.startswith("/")}
+    return tuple(sorted({*outside, "/logs"})) if outside else ()
 
 
 def packages_of(task: Task) -> tuple[str, ...]:

@@ -93,3 +93,12 @@ async def test_without_a_guest_there_is_a_filter(run_name: str) -> None:
     assert {refused.pop(family) for family in ("40", "17", "38")} == {"EAFNOSUPPORT"}
     assert set(refused.values()) == {"EPERM"}
     json.loads(seccomp_profile())
+
+
+async def test_places_at_the_root_are_there_and_bounded(docker_backend: DockerBackend, run_name: str) -> None:
+    """Nothing else can be made there once a container has a disk of its own."""
+    spec = SandboxSpec(run=run_name, lease="l", limits=LIMITS, places=("/tests", "/logs"))
+    async with await docker_backend.create(spec) as sandbox:
+        await sandbox.write("/tests/deep/test.sh", b"echo ran\n")
+        seen = await sandbox.exec("bash /tests/deep/test.sh; mkdir -p /logs/verifier && echo 1 > /logs/verifier/r", 20)
+        assert (seen.exit_code, seen.text) == (0, "ran\n")

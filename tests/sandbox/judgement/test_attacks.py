@@ -8,50 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.attacks import ATTACKS, Attack, attack_patch
+from benchmarks.attacks.surfaces import MODULE, calc_task
 from sandbox.base import Backend, Limits
 from sandbox.curation.gold import gold_patch
-from sandbox.curation.recipes import PYTEST
 from sandbox.judgement.grading import Verdict, grade
 from sandbox.patches import Patch
-from sandbox.tasks.task import RunnerKind, Task, TestSpec, check_task
-
-HIDDEN = """
-from calc.core import add, names
-
-def test_adds_small_numbers():
-    assert add(2, 3) == 5
-
-def test_adds_nothing():
-    assert add(0, 0) == 0
-
-def test_has_names():
-    assert names() == ["a", "b"]
-"""
-
-
-def make_task(runner: RunnerKind) -> Task:
-    """A package with one fault, judged by one of our runners."""
-    requirements = (PYTEST,) if runner == "pytest" else ()
-    return check_task(
-        Task(
-            task_id=f"calc-{runner}",
-            source="micro",
-            repository="calc",
-            issue="add(2, 3) gives -1",
-            files={
-                "calc/__init__.py": "",
-                "calc/core.py": "def add(a, b):\n    return a - b\n\n\ndef names():\n    return ['a', 'b']\n",
-                "tests/test_old.py": "def test_old():\n    pass\n",
-                "setup.cfg": "[metadata]\nname = calc\n",
-            },
-            gold_patch="--- a/calc/core.py\n+++ b/calc/core.py\n@@ -1,3 +1,3 @@\n def add(a, b):\n"
-            "-    return a - b\n+    return a + b\n \n",
-            test_files={"tests/test_core.py": HIDDEN},
-            fail_to_pass=("tests/test_core.py::test_adds_small_numbers",),
-            pass_to_pass=("tests/test_core.py::test_adds_nothing", "tests/test_core.py::test_has_names"),
-            tests=TestSpec(runner=runner, requirements=requirements),
-        )
-    )
+from sandbox.tasks.sources import materialise
+from sandbox.tasks.task import RunnerKind, Task
 
 
 async def judged(backend: Backend, task: Task, patch: Patch, cache_dir: Path) -> Verdict:
@@ -60,9 +23,9 @@ async def judged(backend: Backend, task: Task, patch: Patch, cache_dir: Path) ->
     )
 
 
-@pytest.mark.parametrize("runner", ["functions", "pytest"])
+@pytest.mark.parametrize("runner", ["functions", "pytest", "log"])
 async def test_only_the_solution_is_rewarded(namespace: Backend, cache_dir: Path, runner: RunnerKind) -> None:
-    task = make_task(runner)
+    task = calc_task(runner)
     untouched = await judged(namespace, task, Patch(), cache_dir)
     assert (untouched.reward, untouched.tampered) == (0.0, False), untouched
     assert untouched.failed == task.fail_to_pass
@@ -76,19 +39,22 @@ def test_there_are_many_kinds_of_attacks() -> None:
     assert all(attack.needs for attack in ATTACKS)
 
 
-ENDLESS = {"SIGSTOP to itself", "the parent is stopped"}  # until a deadline: for the benchmark
+def made(attack: Attack, task: Task, cache_dir: Path) -> Patch:
+    tree = materialise(task, cache_dir)
+    assert tree is not None
+    return attack_patch(attack, task, tree, MODULE)
 
 
 @pytest.mark.parametrize("runner", ["functions", "pytest"])
 async def test_attacks_earn_nothing(namespace: Backend, cache_dir: Path, runner: RunnerKind) -> None:
-    task = make_task(runner)
+    task = calc_task(runner)
     room = asyncio.Semaphore(3)
 
     async def attempt(attack: Attack) -> Verdict:
         async with room:
-            return await judged(namespace, task, attack_patch(attack, task, cache_dir, "calc/__init__.py"), cache_dir)
+            return await judged(namespace, task, made(attack, task, cache_dir), cache_dir)
 
-    tried = [attack for attack in ATTACKS if attack.name not in ENDLESS]
+    tried = [attack for attack in ATTACKS if not attack.endless]  # those wait for a deadline: for the benchmark
     verdicts = await asyncio.gather(*map(attempt, tried))
     assert [attack.name for attack, verdict in zip(tried, verdicts, strict=True) if verdict.reward] == []
 
@@ -110,6 +76,6 @@ PYTEST_MARKED = (
 async def test_forging_is_marked(namespace: Backend, cache_dir: Path, name: str, runner: RunnerKind) -> None:
     """What is marked does not hang on the order of two processes; where it would, no mark is promised."""
     attack = next(attack for attack in ATTACKS if attack.name == name)
-    task = make_task(runner)
-    verdict = await judged(namespace, task, attack_patch(attack, task, cache_dir, "calc/__init__.py"), cache_dir)
+    task = calc_task(runner)
+    verdict = await judged(namespace, task, made(attack, task, cache_dir), cache_dir)
     assert verdict.tampered, verdict

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from benchmarks.attacks.surfaces import calc_task
 from sandbox.base import Backend, Limits
 from sandbox.curation.gold import gold_patch
 from sandbox.diffs import git_diff
@@ -15,10 +16,9 @@ from sandbox.judgement.review import lone_solvers, marks_of
 from sandbox.patches import Change, Patch
 from sandbox.tasks.micro import make_tasks
 from sandbox.tasks.task import RunnerKind, Task
-from tests.sandbox.judgement.test_attacks import make_task
 
 GOLD = "--- a/calc/core.py\n+++ b/calc/core.py\n@@ -1,9 +1,9 @@\n" + "".join(f"-old {n}\n+new {n}\n" for n in range(9))
-TASK = replace(make_task("functions"), gold_patch=GOLD)
+TASK = replace(calc_task("functions"), gold_patch=GOLD)
 
 
 def patch_of(path: str, text: str) -> Patch:
@@ -74,7 +74,7 @@ async def second(backend: Backend, task: Task, patch: Patch, cache_dir: Path) ->
 
 
 async def test_a_second_opinion_agrees_with_honest_verdicts(namespace: Backend, cache_dir: Path) -> None:
-    for task in (make_task("functions"), make_task("pytest"), *make_tasks(2, 5, 2, "train")):
+    for task in (calc_task("functions"), calc_task("pytest"), *make_tasks(2, 5, 2, "train")):
         gold = await gold_patch(namespace, task, "test", Limits(), cache_dir)
         assert await second(namespace, task, gold, cache_dir)
         assert not await second(namespace, task, Patch(), cache_dir)
@@ -87,4 +87,4 @@ async def test_a_second_opinion_sees_what_one_test_does_for_another(
     # right from the second call on: only in a process of its own a test sees it wrong
     text = "_n = []\ndef add(a, b):\n    _n.append(1)\n    return a + b if len(_n) > 1 else -9\n"
     patch = patch_of("calc/core.py", f"{text}def names():\n    return ['a', 'b']\n")
-    assert not await second(namespace, make_task(runner), patch, cache_dir)
+    assert not await second(namespace, calc_task(runner), patch, cache_dir)
