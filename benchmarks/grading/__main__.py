@@ -45,6 +45,7 @@ from sandbox.tasks.task import Task
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "configs" / "packages.toml"
 RUN_DIR = ROOT / "runs" / "benchmark-grading"
+PARTS = ("speed", "attacks", "honest", "logs")
 _QUICK_PACKAGES = ("toolz", "schema")
 
 
@@ -60,41 +61,47 @@ async def main(options: argparse.Namespace) -> None:
     shop = Workshop(
         backend=backend, cache_dir=options.cache_dir, run="benchmark", requirements=(PYTEST,), num_jobs=options.jobs
     )
+    wanted = set(options.only or PARTS)
+    figures: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    details: dict[str, object] = {}
     try:
         tasks = await _made(shop, recipes, options.count, options.run_dir / "tasks")
         checks = await _checked(shop, tasks, options.runs, measured / "checks.jsonl")
         kept = [as_checked(task, checks[task.task_id]) for task in tasks if checks[task.task_id].kept]
-        per_min = await _graded_per_min(shop, kept, 10.0 if options.quick else 60.0)
-        injected = [task for task in kept if task.source == "injected"]
-        surfaces = [surface_of("namespace", backend, task, shop.cache_dir) for task in _of_each(injected, 1)]
-        surfaces = surfaces[: 1 if options.quick else None]
-        table, _ = await attacked(surfaces, results, shop.cache_dir, shop.num_jobs)
-        generated = [task for level in range(5) for task in make_tasks(options.micro // 5, 0, level, "train")]
-        honest = await _honest(shop, [*kept, *generated], results)
-        missing = why_no_harness()
-        logs = [] if missing else await _compared(shop, _of_each(filter(is_told_apart_by_logs, kept), 4), results)
+        agreeing = [task for task in kept if _agrees(checks[task.task_id], options.runs)]
+        figures["tasks"] = len(kept)
+        figures["packages"] = len({task.repository for task in kept})
+        figures["validate_agreement"] = len(agreeing) / len(kept) if kept else None
+        if "speed" in wanted:
+            figures["graded_per_min"] = await _graded_per_min(shop, kept, 10.0 if options.quick else 60.0)
+        if "attacks" in wanted:
+            injected = _of_each((task for task in kept if task.source == "injected"), 1)[: 1 if options.quick else None]
+            surfaces = [surface_of("namespace", backend, task, shop.cache_dir) for task in injected]
+            table, _ = await attacked(surfaces, results, shop.cache_dir, shop.num_jobs)
+            figures["attacks_tried"] = len(table)
+            figures["attack_runs"] = sum(row["tried"] for row in table.values())
+            figures["attacks_rewarded"] = sum(row["rewarded"] for row in table.values())
+            details["attacks"] = table
+        if "honest" in wanted:
+            generated = [task for level in range(5) for task in make_tasks(options.micro // 5, 0, level, "train")]
+            honest = await _honest(shop, [*kept, *generated], results)
+            figures["honest_tasks"] = len(kept) + len(generated)
+            figures["honest_tried"] = len(honest)
+            figures["honest_rejected"] = sum(not first for first, _ in honest)
+            figures["second_opinions"] = sum(second is not None for _, second in honest)
+            figures["second_opinion_disagreements"] = sum(second is False for _, second in honest)
+        if "logs" in wanted:
+            missing = why_no_harness()
+            logs = [] if missing else await _compared(shop, _of_each(filter(is_told_apart_by_logs, kept), 4), results)
+            figures["swebench_logs"] = len(logs) or None
+            figures["swebench_disagreements"] = logs.count(False) if logs else None
+            reasons = {"swebench_logs": missing, "swebench_disagreements": missing} if missing else {}
     finally:
         await backend.close()
-    agreeing = [task for task in kept if _agrees(checks[task.task_id], options.runs)]
-    figures: dict[str, float | None] = {
-        "tasks": len(kept),
-        "packages": len({task.repository for task in kept}),
-        "validate_agreement": len(agreeing) / len(kept) if kept else None,
-        "graded_per_min": per_min,
-        "attacks_tried": len(table),
-        "attack_runs": sum(row["tried"] for row in table.values()),
-        "attacks_rewarded": sum(row["rewarded"] for row in table.values()),
-        "honest_tasks": len(kept) + len(generated),
-        "honest_tried": len(honest),
-        "honest_rejected": sum(not first for first, _ in honest),
-        "second_opinions": sum(second is not None for _, second in honest),
-        "second_opinion_disagreements": sum(second is False for _, second in honest),
-        "swebench_logs": len(logs) or None,
-        "swebench_disagreements": logs.count(False) if logs else None,
-    }
-    reasons = {"swebench_logs": missing, "swebench_disagreements": missing} if missing else {}
     settings = {"runs": options.runs, "count": options.count, "jobs": options.jobs, "made": len(tasks)}
-    report("grading", figures, settings, reasons, details={"attacks": table}, save=not options.quick)
+    name = "grading" if wanted == set(PARTS) else "-".join(["grading", *sorted(wanted)])
+    report(name, figures, settings, reasons, details=details, save=not options.quick)
 
 
 async def _made(shop: Workshop, recipes: list[Recipe], count: int, folder: Path) -> list[Task]:
@@ -223,6 +230,9 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     flags.add_argument("--count", type=int, help="most tasks of one package (default 16, quick 2)")
     flags.add_argument("--micro", type=int, help="generated tasks for honest solutions (default 100, quick 20)")
+    flags.add_argument(
+        "--only", choices=PARTS, action="append", help="a part, kept as a result of its own (may repeat)"
+    )
     flags.add_argument("--packages", type=int, help="only the first so many packages (default: all)")
     flags.add_argument("--runs", type=int, help="validation runs (default 3, quick 1)")
     flags.add_argument("--jobs", type=int, default=2, help="sandboxes at the same time (default 2)")
