@@ -105,7 +105,8 @@ def main() -> None:
         settings["peer_episodes_scaled_from_commands"] = sizes.peer_commands
     if options.plot:
         plot(figures, options.plot)
-    report("sandbox", figures, settings, missing, details=details, save=options.save)
+    name = "-".join(["sandbox", *sorted(options.only or ())])  # a part alone does not take the place of all
+    report(name, figures, settings, missing, details=details, save=options.save)
 
 
 def _figure(name: str, kind: str) -> str:

@@ -14,6 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -155,7 +156,7 @@ async def _changes(sandbox: Sandbox, now: Listing, found: Difference, left_out: 
             why = f"the patch is full ({MAX_PATCH_BYTES >> 20} MiB)" if error.kind == "too_large" else "cannot be read"
             left_out.append(f"{path}: {why}")
             continue
-        if hashlib.sha256(change.content).hexdigest().encode() != hashes.get(path.encode()):
+        if await _work(partial(_hash_of, change.content)) != hashes.get(path.encode()):
             left_out.append(f"{path}: changed while it was read")
         elif change.kind == "link" and leads_outside(path, change.content):
             left_out.append(f"{path}: a link that leads out of the tree")
@@ -163,6 +164,10 @@ async def _changes(sandbox: Sandbox, now: Listing, found: Difference, left_out: 
             changes.append(change)
             left -= len(change.content)
     return changes
+
+
+def _hash_of(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _asked_for(now: Listing, found: Difference) -> tuple[list[str], dict[bytes, bytes]]:
