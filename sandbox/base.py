@@ -177,6 +177,13 @@ class Sandbox(Protocol):
         """
         return
 
+    async def seal(self, paths: list[str]) -> None:
+        """Make paths read-only from outside, for root in it, too; those that are not there are left out.
+
+        Where that cannot be had nothing happens. Raises `SandboxError` (kind: seal).
+        """
+        return
+
     async def image_id(self) -> str:
         """What its image is by content, where the backend knows more than the name, which may come to mean another.
 

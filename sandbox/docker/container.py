@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from protocol.errors import SandboxError
 from sandbox.base import Command, ExecResult, Sandbox, SandboxSpec, Snapshot
 from sandbox.docker.config import USER_ENVIRONMENT, USER_ID, USER_IS_NAMED
+from sandbox.docker.covering import CannotCoverError, seal
 from sandbox.docker.daemon import DockerHost, Failures
 from sandbox.docker.layers import clear_layer
 from sandbox.guest.client import GuestClient
@@ -90,6 +91,15 @@ class DockerSandbox(GuestSandbox):
         except SandboxError as error:
             raise SandboxError(f"the image does not allow a user without root: {error}", kind="user") from error
         self._is_users = True
+
+    async def seal(self, paths: list[str]) -> None:
+        """See `Sandbox.seal`: where the container has a disk of its own."""
+        if not self.covered:
+            return
+        try:
+            await seal(self.container, [self._absolute(path) for path in paths])
+        except (*Failures, CannotCoverError) as error:
+            raise SandboxError(f"cannot seal {self.spec.lease}: {error}", kind="seal") from error
 
     async def image_id(self) -> str:
         """See `Sandbox.image_id`: the digest that the daemon started it from."""

@@ -10,6 +10,7 @@ import asyncio
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from aiodocker import Docker, DockerError
@@ -18,7 +19,7 @@ from aiodocker.containers import DockerContainer
 from protocol.errors import SandboxError
 from sandbox.base import Limits, SandboxSpec
 from sandbox.docker.config import GUEST
-from sandbox.guest.build import cover_binary
+from sandbox.guest.build import cover_binary, seal_binary
 
 DEADLINE_S = 30.0
 ARCHIVE_DEADLINE_S = 300.0
@@ -49,11 +50,16 @@ async def cover(container: DockerContainer, spec: SandboxSpec) -> None:
     pid = await _pid(container)
     places = (*spec.places, *(spec.user_paths or ()))
     command = [str(cover_binary()), str(pid), str(spec.limits.disk_mib), str(MAX_FILES), *places]
-    done = await asyncio.to_thread(
-        lambda: subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-    )
-    if done.returncode:
-        raise CannotCoverError(done.stderr.strip() or f"cover ended with {done.returncode}")
+    await _run(command)
+
+
+async def seal(container: DockerContainer, paths: Iterable[str]) -> None:
+    """Make paths of a covered container read-only, for root in it as well; links among them stay as they are.
+
+    Raises `CannotCoverError`.
+    """
+    pid = await _pid(container)
+    await _run([str(seal_binary()), str(pid), *paths])
 
 
 async def commit_covered(
@@ -80,6 +86,14 @@ async def commit_covered(
         with archive.open("rb") as file:
             async with client._query("images/create", "POST", params=parameters, data=file) as response:
                 await response.text()
+
+
+async def _run(command: list[str]) -> None:
+    done = await asyncio.to_thread(
+        lambda: subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    )
+    if done.returncode:
+        raise CannotCoverError(done.stderr.strip() or f"{Path(command[0]).name} ended with {done.returncode}")
 
 
 async def _pid(container: DockerContainer) -> int:

@@ -16,7 +16,7 @@ from protocol.errors import ConfigError
 
 SOURCES = Path(__file__).parent
 GUEST = ["guest.c", "jobs.c", "files.c", "tree.c", "sha256.c", "tunnel.c", "user.c", "filter.c"]
-PROGRAMS = {"guest": GUEST, "stage": ["stage.c"], "cover": ["cover.c"]}
+PROGRAMS = {"guest": GUEST, "stage": ["stage.c"], "cover": ["cover.c"], "seal": ["seal.c"]}
 FLAGS = ["-O2", "-static", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 DEADLINE_S = 120
 
@@ -34,6 +34,11 @@ def stage_binary() -> Path:
 def cover_binary() -> Path:
     """The program that gives a container a disk of its own size; see `guest_binary`."""
     return _binary("cover")
+
+
+def seal_binary() -> Path:
+    """The program that makes paths of a container read-only from outside; see `guest_binary`."""
+    return _binary("seal")
 
 
 def _binary(name: str) -> Path:

@@ -12,6 +12,7 @@ from sandbox.judgement.checkout import git_apply, put_changes
 from sandbox.judgement.control import turn_tests, without_past
 from sandbox.judgement.harness import can_ask_harness, resolved_by_harness
 from sandbox.judgement.log_canaries import Planted, plant_for_log
+from sandbox.judgement.sealing import seal_what_judges
 from sandbox.judgement.twins import settle
 from sandbox.judgement.verdicts import Verdict, reason_of_doubt, reason_of_failure, split_outcomes, unusual_outcomes
 from sandbox.parsers.own import parse_r2e, without_duration
@@ -57,6 +58,7 @@ async def grade_by_log(
     command = planted.command if planted else task.tests.command
     if turned and (command := await turn_tests(sandbox, task, command) or "") == "":
         return Verdict(resolved=True, unguarded=True, reason="the hidden tests cannot be turned")
+    await seal_what_judges(sandbox, task)
     if task.tests.applies_tests:
         command = without_past(task, command)
     result = await sandbox.exec(await _argv(sandbox, command), timeout=timeout_s, max_output=MAX_LOG_BYTES)

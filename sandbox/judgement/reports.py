@@ -14,6 +14,7 @@ from protocol.errors import GradingError
 from sandbox.base import ExecResult, Sandbox
 from sandbox.judgement.canaries import Canaries, plant, twinned_of
 from sandbox.judgement.checkout import put_changes
+from sandbox.judgement.sealing import seal_what_judges
 from sandbox.judgement.verdicts import Report
 from sandbox.patches import Change
 from sandbox.tasks.packages import PYTHON
@@ -60,6 +61,7 @@ async def run_hidden_tests(
     else:  # the functions runner has the modules in its plan; on disk they would only be targets
         hidden = [change for change in hidden if change.path not in modules]
     await put_changes(sandbox, [*taken, *hidden])
+    await seal_what_judges(sandbox, task)
 
     place, nonce = f"/tmp/.{secrets.token_hex(8)}", secrets.token_hex(16)
     files = {**canaries.sources, canaries.own_path: canaries.own_source}

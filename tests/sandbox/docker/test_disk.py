@@ -102,3 +102,28 @@ async def test_places_at_the_root_are_there_and_bounded(docker_backend: DockerBa
         await sandbox.write("/tests/deep/test.sh", b"echo ran\n")
         seen = await sandbox.exec("bash /tests/deep/test.sh; mkdir -p /logs/verifier && echo 1 > /logs/verifier/r", 20)
         assert (seen.exit_code, seen.text) == (0, "ran\n")
+
+
+async def test_what_is_sealed_stays(docker_backend: DockerBackend, run_name: str) -> None:
+    """For root as well, and whatever way it is tried."""
+    spec = SandboxSpec(run=run_name, lease="l", limits=LIMITS, places=("/tests",))
+    async with await docker_backend.create(spec) as sandbox:
+        await sandbox.write("/tests/test.sh", b"echo sound\n")
+        await sandbox.write("hidden.py", b"SOUND = 1\n")
+        await sandbox.exec("ln -s hidden.py link", 20)
+        await sandbox.seal(["/tests/test.sh", "hidden.py", "link", "absent.py", "/usr", "/bin", "/absent"])
+        for attack in (
+            "echo bad > /tests/test.sh",
+            "rm -f /tests/test.sh",
+            "mv hidden.py other.py",
+            "cp /bin/true hidden.py",
+            "ln -sf /bin/true hidden.py",
+            "umount hidden.py",
+            "mount -o remount,rw /usr",
+            "rm -f /usr/bin/env",
+            "rm /usr/local/bin/python3",
+            "touch /bin/new",
+        ):
+            assert (await sandbox.exec(attack, 20)).exit_code != 0, attack
+        seen = await sandbox.exec("bash /tests/test.sh; cat hidden.py; echo mine > beside.py; cat beside.py; ls", 20)
+        assert seen.text == "sound\nSOUND = 1\nmine\nbeside.py\nhidden.py\nlink\n"
