@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 
 from actors.generator.engine import has_gpu
 from cluster.command_line.help import help_text
-from cluster.command_line.presets import Preset, preset_for, under
+from cluster.command_line.presets import Preset, gpus_gib, preset_for, under, with_split
 from protocol.config import Settings
 from protocol.errors import ConfigError
 
@@ -78,20 +78,30 @@ def parse(
     _check_flags(arguments, known)
     config = _flag(arguments, "--config", "a file")
     from_file = _read_toml(Path(config) if config is not None else None, known)
-    preset = _preset_of(arguments, from_file, like)
+    model = _model_path(arguments, from_file, like)
+    preset = _preset_of(model, arguments, from_file)
+    command_line = _merged(arguments, from_file, preset)
+    if preset is not None:
+        given = {*_flatten(from_file), *_flag_names(arguments)}
+        split = with_split(preset, model, command_line, given, gpus_gib() if has_gpu() else [])
+        if split is not preset:
+            command_line = _merged(arguments, from_file, split)
+        command_line._from_preset = list(split.lines(given))
+    settings = Settings.model_validate(command_line.model_dump())
+    return settings, command_line
+
+
+def _merged(arguments: Sequence[str], from_file: Mapping[str, Any], preset: Preset | None) -> CommandLine:
+    """Flags over the file over the preset. Raises `ConfigError`."""
     try:
         flags = CliSettingsSource[Any](CommandLine, cli_parse_args=list(arguments), cli_exit_on_error=False)
-        command_line = CommandLine(_cli_settings_source=flags, **(under(from_file, preset) if preset else from_file))
+        return CommandLine(_cli_settings_source=flags, **(under(from_file, preset) if preset else from_file))
     except ValidationError as error:
         raise ConfigError(_one_line(error), kind="value") from error
     except Exception as error:
         if type(error).__name__ not in ("SettingsError", "ArgumentError"):
             raise
         raise ConfigError(str(error).removeprefix("error parsing CLI: "), kind="value") from error
-    if preset is not None:
-        command_line._from_preset = list(preset.lines({*_flatten(from_file), *_flag_names(arguments)}))
-    settings = Settings.model_validate(command_line.model_dump())
-    return settings, command_line
 
 
 def setting_names(model: type[BaseModel] = CommandLine, prefix: str = "") -> Iterator[str]:
@@ -156,16 +166,23 @@ def _flag_names(arguments: Sequence[str]) -> set[str]:
     return typed | {name.removeprefix("no_") for name in typed}
 
 
-def _preset_of(arguments: Sequence[str], from_file: Mapping[str, Any], like: str | None) -> Preset | None:
-    table = from_file.get("model")
-    model: Mapping[str, Any] = table if isinstance(table, Mapping) else {}
-    path = _flag(arguments, "--model.path") or model.get("path") or like or Settings().model.path
-    context = _flag(arguments, "--model.max-context") or model.get("max_context")
+def _model_path(arguments: Sequence[str], from_file: Mapping[str, Any], like: str | None) -> Path:
+    named = _flag(arguments, "--model.path") or _in_file(from_file, "path") or like
+    return Path(named if isinstance(named, str) else Settings().model.path)
+
+
+def _preset_of(model: Path, arguments: Sequence[str], from_file: Mapping[str, Any]) -> Preset | None:
+    context = _flag(arguments, "--model.max-context") or _in_file(from_file, "max_context")
     try:
         asked = int(context) if context else None
     except (TypeError, ValueError):  # the parser says so
         return None
-    return preset_for(Path(path), asked, on_gpu=has_gpu()) if isinstance(path, str) else None
+    return preset_for(model, asked, on_gpu=has_gpu())
+
+
+def _in_file(from_file: Mapping[str, Any], name: str) -> Any:
+    table = from_file.get("model")
+    return table.get(name) if isinstance(table, Mapping) else None
 
 
 def _read_toml(path: Path | None, known: set[str]) -> dict[str, Any]:

@@ -6,12 +6,16 @@ wants small steps, room to think and to be told of its tools; a large one wants 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from learner.training.plan import Shape
+from learner.training.split import SPLIT_SETTINGS, choose
+from protocol.config import Settings
 from protocol.errors import ConfigError
 from protocol.model_family import ModelFamily
 
@@ -19,7 +23,7 @@ _MADE_HERE = 20_000_000  # parameters, up to which a model was made for `micro` 
 _LARGE = 1_000_000_000
 _LONG_CONTEXT = 8192
 _CONTEXT_ON_CPU, _CONTEXT_ON_GPU = 4096, 32_768
-_LOGITS = 16_384 * 1024  # elements of a chunk: what the default allows a vocabulary of 16k
+_LOGITS = 16_384 * 1024  # elements of a chunk on CPU: what the default allows a vocabulary of 16k
 _MOST_OF_A_TURN = 4  # a turn takes at most this part of an episode's tokens
 _THINKS = ("<think>", "enable_thinking", "reasoning_content")
 
@@ -31,17 +35,21 @@ class Preset:
     Attributes:
         name: `tiny`, `small` or `large`.
         of: the model that it was told from, in words.
+        note: what could not be chosen, and why.
     """
 
     name: str
     of: str
     values: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    note: str = ""
 
     def lines(self, given: set[str]) -> Iterator[str]:
         """For people: what holds because of this preset, for those names that are not `given` otherwise."""
         for key, (value, why) in self.values.items():
             if key not in given:
                 yield f"{key} = {_shown(value)}  # preset {self.name}: {why}"
+        if self.note:
+            yield f"# {self.note}"
 
 
 def preset_for(directory: Path, max_context: int | None, *, on_gpu: bool) -> Preset | None:
@@ -73,12 +81,41 @@ def preset_for(directory: Path, max_context: int | None, *, on_gpu: bool) -> Pre
         (4096, "its chat template lets it think") if thinks(directory) else (1024, "it writes prose beside commands")
     )
     values["episode.max_turn_tokens"] = (min(turn, context // _MOST_OF_A_TURN), why)
-    if family.vocab_size * 1024 > _LOGITS:
+    if not on_gpu and family.vocab_size * 1024 > _LOGITS:
         chunk = max(64, _LOGITS // family.vocab_size // 64 * 64)
         values["learner.logprob_chunk"] = (chunk, f"a vocabulary of {family.vocab_size:,}")
     if parameters >= _LARGE or context >= _LONG_CONTEXT:
         values["learner.gradient_checkpointing"] = (True, f"{_count(parameters)} parameters, {context:,} tokens")
     return Preset("small" if parameters < _LARGE else "large", of, values)
+
+
+def with_split(
+    preset: Preset, directory: Path, settings: Settings, given: set[str], gpus_gib: Sequence[float]
+) -> Preset:
+    """`preset` with this host's GPUs split between generators and learner, where there are two or more and nothing of
+    that is `given` (dotted names); a split that cannot be is left to the defaults, and said."""
+    if len(gpus_gib) < 2 or given & SPLIT_SETTINGS or settings.phase == "eval" or settings.ray_address:
+        return preset
+    why = f"{len(gpus_gib)} GPUs of {min(gpus_gib):.0f} GiB"
+    try:
+        split = choose(Shape.read(directory), settings, len(gpus_gib), min(gpus_gib))
+    except ConfigError as error:
+        return replace(preset, note=str(error))
+    chosen = {name: (value, f"{why}, {split.rank_gib:.0f} GiB a rank") for name, value in split.settings().items()}
+    return replace(preset, values={**preset.values, **chosen})
+
+
+def gpus_gib() -> list[float]:
+    """Memory of this host's NVIDIA GPUs; none where their own program does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        return [float(line) / 1024 for line in said.split()]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
 
 
 def thinks(directory: Path) -> bool:
@@ -96,10 +133,11 @@ def under(given: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
     merged = _copied(given)
     for key, (value, _) in preset.values.items():
         *tables, name = key.split(".")
-        place = merged
+        place: Any = merged
         for table in tables:
-            place = place.setdefault(table, {})
-        place.setdefault(name, value)
+            place = place.setdefault(table, {}) if isinstance(place, dict) else None
+        if isinstance(place, dict):  # else the parser refuses what is given in a table's place
+            place.setdefault(name, value)
     return merged
 
 

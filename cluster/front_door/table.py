@@ -164,12 +164,13 @@ COMMANDS = (
     Command(
         "plan",
         "what fits into the memory of which GPUs, and how long a step takes",
-        "learner.training.plan:main",
+        "cluster.plan:main",
         (
             Example(
                 "longhaul plan --config configs/paper-stage2.toml --model configs/models/qwen2.5-72b",
                 "the 72B recipe, from config.json alone",
             ),
+            Example("longhaul plan --model DIR --gpus 8", "how one host's GPUs are split, with what suits the model"),
             Example("longhaul plan --config my.toml --gpu-gib 74 --gpu-tflops 989", "the same on H100s"),
         ),
         only_prints=True,

@@ -1,19 +1,14 @@
 """Memory and time of a learner before there is one.
 
 Bytes are per GPU with a full micro-batch; every line of the estimate is a formula below, and tests hold the formulas
-against tensors counted in real engines. Throughput is arithmetic from an assumed utilisation, and says so.
+against tensors counted in real engines.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.ranks.layout import Heads
 from protocol.config import Settings
 from protocol.model_family import ModelFamily
 
@@ -38,24 +33,58 @@ class Shape:
     vocabulary: int
     tied: bool
     qkv_bias: bool
+    experts: int = 0  # of a layer that has them
+    experts_per_token: int = 0
+    expert_intermediate: int = 0
+    shared_intermediate: int = 0  # of experts that every token passes
+    dense_layers: int = 0  # first layers without experts
+
+    @property
+    def attention_parameters(self) -> int:
+        """Of one layer's grouped-query attention and its two norms."""
+        query, key = self.heads * self.head_size, self.kv_heads * self.head_size
+        return self.hidden * (2 * query + 2 * key) + (query + 2 * key) * self.qkv_bias + 2 * self.hidden
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one decoder layer with grouped-query attention and a gated MLP."""
-        query, key = self.heads * self.head_size, self.kv_heads * self.head_size
-        attention = self.hidden * (2 * query + 2 * key) + (query + 2 * key) * self.qkv_bias
-        return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        """Parameters of the largest kind of decoder layer, with a gated MLP or experts and their router."""
+        return self._layer(self.experts) if self.experts else self._dense_layer
 
     @property
     def parameters(self) -> int:
         """Parameters of the whole model."""
+        return self._whole(self.layer_parameters)
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token passes."""
+        return self._whole(self._layer(self.experts_per_token) if self.experts else self._dense_layer)
+
+    @property
+    def wide(self) -> int:
+        """Elements of a token between the two halves of the MLP of a layer of the largest kind."""
+        if not self.experts:
+            return self.intermediate
+        return self.experts_per_token * self.expert_intermediate + self.shared_intermediate
+
+    @property
+    def _dense_layer(self) -> int:
+        return self.attention_parameters + 3 * self.hidden * self.intermediate
+
+    def _layer(self, experts: int) -> int:
+        wide = experts * self.expert_intermediate + self.shared_intermediate
+        return self.attention_parameters + 3 * self.hidden * wide + self.hidden * self.experts
+
+    def _whole(self, layer: int) -> int:
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layers * self.layer_parameters + embeddings + self.hidden
+        dense = self.dense_layers if self.experts else 0
+        return (self.layers - dense) * layer + dense * self._dense_layer + embeddings + self.hidden
 
     @staticmethod
     def read(path: Path) -> Shape:
         """From a Hugging Face `config.json` (or its directory). Raises `ConfigError`."""
         family = ModelFamily.read(path if path.is_dir() else path.parent)
+        expert = int(family.text.get("moe_intermediate_size") or family.intermediate)
         return Shape(
             hidden=family.hidden,
             layers=family.layers,
@@ -66,6 +95,11 @@ class Shape:
             vocabulary=family.vocab_size,
             tied=family.tied,
             qkv_bias=bool(family.text.get("attention_bias", family.model_type == "qwen2")),
+            experts=family.num_experts,
+            experts_per_token=int(family.text.get("num_experts_per_tok") or 0),
+            expert_intermediate=expert if family.num_experts else 0,
+            shared_intermediate=int(family.text.get("n_shared_experts") or 0) * expert,
+            dense_layers=int(family.text.get("first_k_dense_replace") or 0),
         )
 
 
@@ -104,11 +138,12 @@ def layer_activation_elements(shape: Shape, tile: int, tokens: int) -> int:
 
     Two norms keep input, normalised input and output (6 h); attention keeps queries, keys and values spread over all
     heads, its output and that output laid out again (5 q); the MLP keeps gate, its activation, up and product (4 i), of
-    one tile only if it is tiled.
+    one tile only if it is tiled. Experts keep their copy of a token and what they make of it, too (2 h each).
     """
     query = shape.heads * shape.head_size
     wide = min(tile, tokens) if tile else tokens
-    return tokens * (6 * shape.hidden + 5 * query) + 4 * shape.intermediate * wide
+    copies = 2 * shape.experts_per_token * shape.hidden if shape.experts else 0
+    return tokens * (6 * shape.hidden + 5 * query) + (4 * shape.wide + copies) * wide
 
 
 def activation_bytes(shape: Shape, settings: Settings, tokens: int, compute_bytes: int) -> int:
@@ -152,77 +187,10 @@ def estimate(
 def step_flops(shape: Shape, lengths: list[int], recompute: bool) -> float:
     """Floating-point operations of one step over sequences of these lengths.
 
-    `6 P` a token for weights and `6 L h` a token and layer for causal attention of length L; a third more to recompute.
+    `6 P` a token for the weights that it passes, `6 L h` a token and layer for causal attention of length L; a third
+    more to recompute.
     """
     query = shape.heads * shape.head_size
     tokens, squares = sum(lengths), sum(length**2 for length in lengths)
-    flops = 6.0 * shape.parameters * tokens + 6.0 * query * shape.layers * squares
+    flops = 6.0 * shape.active_parameters * tokens + 6.0 * query * shape.layers * squares
     return flops * (4 / 3 if recompute else 1)
-
-
-def memory_table(shape: Shape, settings: Settings, ranks: int, gpu_gib: float, tokens: int) -> list[str]:
-    """Markdown: one row a ZeRO stage and number of Ulysses ranks; GiB per GPU with a micro-batch of `tokens`."""
-    heads = Heads(shape.heads, shape.kv_heads)
-    lines = [
-        "| ZeRO | Ulysses | weights | gradients | optimizer | activations | buffers | total GiB | fits |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for stage in (1, 2, 3):
-        for sequence_parallel in (n for n in (1, 2, 4, 8, 16) if ranks % n == 0 and heads.allow(n)):
-            memory = estimate(
-                shape, settings, stage=stage, sequence_parallel=sequence_parallel, ranks=ranks,
-                tokens=tokens,
-            )  # fmt: skip
-            cells = [memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.buffers]
-            numbers = " | ".join(f"{cell / GIB:.1f}" for cell in cells)
-            fits = "yes" if memory.total / GIB <= gpu_gib else "no"
-            lines.append(f"| {stage} | {sequence_parallel} | {numbers} | {memory.total / GIB:.1f} | {fits} |")
-    return lines
-
-
-def report(
-    shape: Shape, settings: Settings, ranks: int, tokens: int, gpu_gib: float, gpu_tflops: float, mfu: float
-) -> list[str]:
-    """The whole plan as Markdown lines, for micro-batches of `tokens`."""
-    learner, context = settings.learner, settings.model.max_context
-    recompute = learner.gradient_checkpointing
-    mean = int(0.45 * context)
-    flops = step_flops(shape, [mean] * settings.replay.batch, recompute)
-    seconds = flops / (ranks * gpu_tflops * 1e12 * mfu)
-    return [
-        f"{shape.parameters / 1e9:.2f}B parameters, {ranks} GPUs of {gpu_gib:g} GiB, micro-batches of {tokens:,} "
-        f"tokens, gradient checkpointing {'on' if recompute else 'off'}, MLP tile {learner.mlp_tile or 'off'}, "
-        f"log-prob chunk {learner.logprob_chunk}. GiB per GPU:",
-        "",
-        *memory_table(shape, settings, ranks, gpu_gib, tokens),
-        "",
-        f"A step of {settings.replay.batch} trajectories of {mean:,} tokens on average is {flops:.2e} operations: "
-        f"{seconds:.0f} s at an assumed utilisation of {mfu:.0%} of {gpu_tflops:g} TFLOP/s, "
-        f"{settings.replay.batch * mean / seconds:,.0f} tokens/s.",
-    ]
-
-
-def main(arguments: Sequence[str], program: str = "python -m learner.training.plan") -> int:
-    """Print the plan of a configuration file."""
-    parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", type=Path, required=True, help="settings file (TOML)")
-    parser.add_argument("--model", type=Path, help="directory with a config.json (default: model.path of the settings)")
-    parser.add_argument("--tokens", type=int, help="tokens of a micro-batch (default: learner.pack_tokens)")
-    parser.add_argument("--gpu-gib", type=float, default=131.0, help="usable memory of a GPU (H200: 131 GiB)")
-    parser.add_argument("--gpu-tflops", type=float, default=989.0, help="its dense bfloat16 peak")
-    parser.add_argument("--mfu", type=float, default=0.4, help="assumed utilisation")
-    options = parser.parse_args(arguments)
-    try:
-        settings = Settings.model_validate(tomllib.loads(options.config.read_text()))
-        shape = Shape.read(options.model or Path(settings.model.path))
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    ranks = settings.learner.ranks or 1
-    tokens = options.tokens or settings.micro_batch_tokens
-    print("\n".join(report(shape, settings, ranks, tokens, options.gpu_gib, options.gpu_tflops, options.mfu)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

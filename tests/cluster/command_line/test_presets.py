@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.command_line.cli import parse
-from cluster.command_line.presets import preset_for
+from cluster.command_line.presets import gpus_gib, preset_for, with_split
 from cluster.front_door.main import main
 from protocol.config import Settings
 
@@ -86,3 +86,31 @@ def test_a_dry_run_says_where_settings_come_from(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr()
     assert json.loads(said.out)["learner"]["lr"] == 1e-6
     assert 'episode.prompt = "full"  # preset small: ' in said.err
+
+
+def test_a_host_of_eight_gpus_is_split_where_nothing_of_that_is_given(tmp_path: Path) -> None:
+    model = directory(tmp_path, **BIG, num_key_value_heads=4, max_position_embeddings=32768)
+    settings, _ = parse([f"--model.path={model}"])
+    preset = preset_for(model, None, on_gpu=True)
+    assert preset is not None
+    split = with_split(preset, model, settings, set(), [139.0] * 8)
+    values = {name: value for name, (value, _) in split.values.items()}
+    assert (values["generator.count"], values["generator.tensor_parallel"], values["learner.ranks"]) == (4, 1, 4)
+    assert any(line.startswith("learner.ranks = 4  # preset large: 8 GPUs of 139 GiB") for line in split.lines(set()))
+    assert with_split(preset, model, settings, {"generator.count"}, [139.0] * 8) is preset
+    assert with_split(preset, model, settings, set(), []) is preset
+    crowded = with_split(preset, model, settings, set(), [12.0] * 8)
+    assert crowded.values == preset.values
+    assert any("do not fit on 8 GPUs of 12 GiB" in line for line in crowded.lines(set()))
+
+
+def test_the_gpus_are_those_that_their_own_program_tells_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 143771\necho 143771\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpus_gib() == [143771 / 1024] * 2
+    program.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+    assert gpus_gib() == []
+    program.unlink()
+    assert gpus_gib() == []
