@@ -76,6 +76,8 @@ class LearnerRank:
         self._records: deque[dict[str, float]] = deque(maxlen=_MAX_RECORDS)
         self._left_out: Counter[str] = Counter()
         self._sampling_difference: float | None = None  # from the generators' log-probs; None: not proved yet
+        self._bound = 0.0  # of the self-test: what rounding explains
+        self._sent_bytes = 0.0  # of weights over sockets, until the last record
         self._resources = contextlib.ExitStack()
         self._feed: BatchFeed | None = None
         self._checkpoints: CheckpointWriter | None = None
@@ -105,7 +107,7 @@ class LearnerRank:
         if resumed is not None:
             self.version = checkpoint.load(resumed, self._policy)
         if settings.learner.self_test:
-            prove_packing(self._policy, settings.model.path)
+            self._bound = prove_packing(self._policy, settings.model.path).bound
         self._trainer = Trainer(self._policy, settings)
         self._replay: BlockingClient | None = None
         self._marks: BlockingClient | None = None  # as `_replay`, for the thread that writes checkpoints
@@ -193,7 +195,7 @@ class LearnerRank:
         if self.settings.learner.self_test and self._sampling_difference is None:
             settings = self.settings
             self._sampling_difference = prove_sampling(
-                self._policy, samples, settings.micro_batch_tokens, settings.model.path
+                self._policy, samples, settings.micro_batch_tokens, settings.model.path, self._bound
             )
         if has_signal(samples, without_rewards=self._trainer.objective.learns_without_rewards):
             figures |= self._trainer.step(samples, self.version)
@@ -208,6 +210,7 @@ class LearnerRank:
             self._replay.request(done, _REQUEST_S)
         self._records.append(
             figures
+            | self._push_figures()
             | batch_figures(batch.trajectories, self.version - 1)
             | {
                 "step": float(self.version),
@@ -221,12 +224,26 @@ class LearnerRank:
 
     def _check_parity(self, figures: dict[str, float]) -> None:
         bound, found = self.settings.strict_parity, figures.get("fresh_mismatch_abs_mean")
+        if bound == "auto":
+            bound = self._bound
         if bound is not None and found is not None and found > bound:
             raise LearnerError(
                 f"log-probs of learner and generator differ by {found:.4g} on average over the tokens that version "
-                f"{self.version} sampled; strict_parity allows {bound:g}",
+                f"{self.version} sampled; strict_parity allows {bound:.3g}",
                 kind="parity",
             )
+
+    def _push_figures(self) -> dict[str, float]:
+        """Bytes of a version, and what went over sockets since the last record; the share that a delta was of its
+        version, where one was sent."""
+        if self._publisher is None:
+            return {}
+        status = self._publisher.status()
+        sent, self._sent_bytes = status["sent_bytes"] - self._sent_bytes, status["sent_bytes"]
+        figures = {"version_bytes": status["bytes"], "sent_bytes": sent}
+        if "delta_share" in status:
+            figures["delta_share"] = status["delta_share"]
+        return figures
 
     def _publish(self) -> None:
         """Gather the weights on all ranks, in buckets, and offer them to the generators."""

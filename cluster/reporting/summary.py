@@ -25,14 +25,17 @@ def summarise(lives: Sequence[tuple[Sequence[Values], Values]], seconds: float) 
     def total(name: str) -> float:
         return sum(system.get(name, 0.0) for system in systems)
 
+    trained = [record for record in steps if not record.get("skipped_batches")]
     figures = {
-        "steps": float(len(steps)),
+        "steps": float(len(trained)),
         "seconds": seconds,
         "episodes": total("actors.episodes_finished"),
         "episodes_failed": total("actors.episodes_failed"),
         "episodes_per_s": total("actors.episodes_finished") / seconds,
         "generated_tok_s": total("generator.generated_tokens") / seconds,
     }
+    if len(trained) < len(steps):
+        figures["skipped_batches"] = float(len(steps) - len(trained))
     if steps:
         fifth = max(1, len(steps) // 5)
         step_s, wait_s = (sum(r.get(key, 0.0) for r in steps) for key in ("step_s", "wait_s"))
@@ -52,6 +55,7 @@ def print_summary(figures: Values, run_directory: object, checkpoint: object | N
     table = Table(title="Run", title_justify="left", show_header=False)
     rows = {
         "steps": "optimizer steps",
+        "skipped_batches": "batches without a signal, which trained nothing",
         "seconds": "wall time, s",
         "episodes": "episodes finished",
         "episodes_failed": "episodes failed (infrastructure; run again)",

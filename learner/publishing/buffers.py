@@ -47,7 +47,7 @@ class WeightBuffers:
         self._delta_lock = threading.Lock()
         self.entries: list[TensorEntry] = []
         self.num_bytes = 0
-        self.delta_share = 1.0
+        self.delta_share: float | None = None  # of the last bucket that was sent as one; None: none was asked for
 
     @property
     def oldest_version(self) -> int | None:

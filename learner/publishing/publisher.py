@@ -150,8 +150,7 @@ class WeightPublisher:
                 "bytes": float(self._current.num_bytes if self._current else 0),
                 "learner_blocked_s": self._blocked_s,
                 "sent_bytes": float(self._sent_bytes + self._caster.sent_bytes),
-                "delta_share": self._buffers.delta_share,
-            }
+            } | ({} if self._buffers.delta_share is None else {"delta_share": self._buffers.delta_share})
 
     def close(self) -> None:
         """Stop listening and remove the segments."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,19 @@ _ROUNDINGS = 4.0  # what is allowed beyond float32, in units of the rounding mea
 _LEAST_ROUNDING = 1e-3
 
 
-def prove_packing(policy: Policy, path: str) -> float:
-    """Compare log-probs of packed documents with the plain model's. Collective. Returns the mean absolute difference.
+class Proof(NamedTuple):
+    """What was found: mean absolute difference of log-probs, and the bound that it had to keep to.
+
+    In float32 the bound is fixed; in lower precision it comes from the rounding that is measured on the plain model,
+    between two attentions that compute the same.
+    """
+
+    difference: float
+    bound: float
+
+
+def prove_packing(policy: Policy, path: str) -> Proof:
+    """Compare log-probs of packed documents with the plain model's. Collective.
 
     Raises:
         ConfigError: they differ by more than rounding; the message names what differs and likely causes.
@@ -57,17 +68,18 @@ def prove_packing(policy: Policy, path: str) -> float:
             f"{_cause(differences, bound)}",
             kind="self_test",
         )
-    return float(np.mean(differences))
+    return Proof(float(np.mean(differences)), bound)
 
 
-def prove_sampling(policy: Policy, samples: Sequence[Sample], budget: int, path: str) -> float | None:
+def prove_sampling(policy: Policy, samples: Sequence[Sample], budget: int, path: str, bound: float) -> float | None:
     """Compare the generators' log-probs of tokens that only the present version sampled with the learner's. Collective:
     every rank has the same samples. Returns the mean absolute difference, None where there are no such tokens.
 
-    In lower precision it says by how much and refuses nothing: engine and learner round in places of their own.
+    Args:
+        bound: of `prove_packing`.
 
     Raises:
-        ConfigError: they differ by more than rounding, in float32.
+        ConfigError: they differ by more than rounding.
     """
     chosen = _fresh(samples, budget)
     if not chosen:
@@ -87,10 +99,10 @@ def prove_sampling(policy: Policy, samples: Sequence[Sample], budget: int, path:
         distance = (logprobs - behaviour).abs()[trained].double().sum()
         sums = group.sum(torch.stack([distance, trained.double().sum()]))
     difference = float(sums[0] / sums[1].clamp(min=1))
-    if policy.dtype == torch.float32 and not difference <= _FLOAT32_BOUND:
+    if not difference <= bound:
         raise ConfigError(
             f"{path}: refused before training: over {int(sums[1])} tokens that the generators sampled with the version "
-            f"in force, the learner's log-probs differ by {difference:.2g} on average (allowed {_FLOAT32_BOUND:.0e}). "
+            f"in force, the learner's log-probs differ by {difference:.2g} on average (allowed {bound:.1g}). "
             "Generator and learner do not compute the same model: look at its attention kernels, rope settings and "
             "logit scales, or lower precision in only one of the two",
             kind="self_test",

@@ -74,8 +74,9 @@ class Settings(Section):
     one before left; flags apply to all of them."""
     ray_address: str | None = None
     """Join this Ray cluster instead of starting one here."""
-    strict_parity: float | None = None
-    """Fail the run when learner and generator log-probs differ by more than this, on average over a step's tokens."""
+    strict_parity: float | Literal["auto"] | None = None
+    """Fail the run when learner and generator log-probs differ by more than this, on average over a step's tokens that
+    the version in force sampled; `auto`: more than the self-test found rounding to explain, in any precision."""
     start_timeout_s: Seconds = 300
     """Every process must report ready within this time."""
     stop_timeout_s: Seconds = 60
@@ -138,6 +139,8 @@ class Settings(Section):
                     f"tasks source {source.name!r}: max_context ({context}) must be above episode.max_turn_tokens "
                     f"({self.episode.max_turn_tokens})"
                 )
+        if self.strict_parity == "auto" and not self.learner.self_test:
+            raise ValueError("strict_parity auto takes its bound from the self-test: leave learner.self_test on")
         if self.episode.max_turn_tokens >= self.model.max_context:
             raise ValueError(
                 f"episode.max_turn_tokens ({self.episode.max_turn_tokens}) must be below model.max_context "

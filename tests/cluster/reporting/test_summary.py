@@ -33,6 +33,14 @@ def test_a_run_of_two_lives_counts_a_step_once_and_every_episode():
     assert figures["reward_last"] == pytest.approx(8 / 9)
 
 
+def test_a_batch_that_trained_nothing_is_no_step():
+    some = records(4)
+    some[2] = {**some[2], "skipped_batches": 1.0}
+    figures = summarise([(some, {})], 10.0)
+    assert (figures["steps"], figures["skipped_batches"]) == (3, 1)
+    assert "skipped_batches" not in summarise([(records(4), {})], 10.0)
+
+
 def test_a_run_without_steps_has_a_summary():
     figures = summarise([([], {})], 3.0)
     assert figures["steps"] == 0

@@ -154,6 +154,9 @@ def test_after_a_kill_the_run_goes_on_from_its_last_checkpoint_to_the_same_weigh
 def test_batches_without_signal_move_the_version_and_never_the_weights(runs: Path) -> None:
     result = outcome(runs, "no_signal")
     assert [record["skipped_batches"] for record in result["records"]] == [1] * STEPS
+    for record in result["records"]:
+        assert record["version_bytes"] > 0 and record["sent_bytes"] == 0
+        assert "delta_share" not in record, "no delta was asked for"
     start = load_file(runs / "model" / "model.safetensors")
     trained = weights(runs / "no_signal")
     for name, tensor in start.items():
