@@ -70,8 +70,16 @@ def check(settings: Settings, model_dir: Path, *, on_gpu: bool) -> ModelFamily:
     weights = list(model_dir.glob("*.safetensors"))
     if not weights:
         raise ConfigError(f"{model_dir} holds no *.safetensors weights", kind="model")
+    fp8 = settings.generator.fp8
+    if fp8 == "weights" and settings.phase != "eval":
+        raise ConfigError(
+            "generator.fp8 weights is for evaluations, since pushed weights are not quantised: training takes kv_cache",
+            kind="fp8",
+        )
     if on_gpu:
         return family
+    if fp8 != "off":
+        raise ConfigError(f"generator.fp8 {fp8} needs a GPU: set it to off here", kind="fp8")
     if family.head_size < _CPU_LEAST_HEAD_SIZE:
         raise ConfigError(
             f"{model_dir} has attention heads of size {family.head_size}; the CPU kernels take {_CPU_LEAST_HEAD_SIZE} "
@@ -132,6 +140,10 @@ def engine_arguments(settings: Settings, model_dir: Path, *, on_gpu: bool) -> di
             arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     elif settings.generator.kv_cache_mib:
         arguments["kv_cache_memory_bytes"] = settings.generator.kv_cache_mib << 20
+    if settings.generator.fp8 != "off":
+        arguments["kv_cache_dtype"] = "fp8"
+    if settings.generator.fp8 == "weights":
+        arguments["quantization"] = "fp8"
     return arguments
 
 

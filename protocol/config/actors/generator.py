@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,10 @@ class GeneratorSettings(Section):
     """GPUs of one engine."""
     kv_cache_mib: Amount = 0
     """KV cache of one engine; 0: 192 MiB on CPU, vLLM's own share of the GPU otherwise."""
+    fp8: Literal["off", "kv_cache", "weights"] = "off"
+    """`kv_cache`: keys and values in FP8, for twice the episodes; `weights`: those, too, in evaluations only, since
+    pushed weights are not quantised. On GPUs; the metrics have the mismatch that it costs, and `learner.self_test`
+    refuses it beyond rounding, unless it is off."""
     max_running: Count = 256
     """Sequences decoded at once by one engine."""
     max_waiting: Count = 1024

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.generator.engine import check, engine_environment, kv_bytes_per_token
+from actors.generator.engine import check, engine_arguments, engine_environment, kv_bytes_per_token
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.errors import ConfigError
 from tiny.model import save_random_model
@@ -74,6 +74,25 @@ def test_a_kv_cache_that_cannot_hold_one_sequence_is_refused(model_dir):
 def test_more_memory_than_the_machine_has_is_refused(model_dir):
     with pytest.raises(ConfigError, match=r"this machine has .* MiB left"):
         check(settings(model_dir, kv_cache_mib=1 << 24), model_dir, on_gpu=False)
+
+
+@pytest.mark.parametrize("fp8", ["kv_cache", "weights"])
+def test_fp8_is_for_gpus_and_quantised_weights_are_for_evaluations(model_dir: Path, fp8: str) -> None:
+    training = Settings(
+        model=ModelSettings(path=str(model_dir), max_context=1024), generator=GeneratorSettings(fp8=fp8)
+    )
+    evaluation = training.model_copy(update={"phase": "eval"})
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        check(evaluation, model_dir, on_gpu=False)
+    check(evaluation, model_dir, on_gpu=True)
+    said = engine_arguments(evaluation, model_dir, on_gpu=True)
+    assert (said["kv_cache_dtype"], said.get("quantization")) == ("fp8", "fp8" if fp8 == "weights" else None)
+    assert "kv_cache_dtype" not in engine_arguments(settings(model_dir), model_dir, on_gpu=True)
+    if fp8 == "weights":
+        with pytest.raises(ConfigError, match="is for evaluations"):
+            check(training, model_dir, on_gpu=True)
+    else:
+        check(training, model_dir, on_gpu=True)
 
 
 def test_a_directory_without_weights_is_refused(model_dir, tmp_path):
