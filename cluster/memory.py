@@ -50,7 +50,7 @@ def rank_gib(settings: Settings, ranks: int, *, on_gpu: bool) -> float:
     if on_gpu:
         return _RANK_GIB
     memory = rank_memory(settings, ranks, on_gpu=False)
-    return max(_RANK_GIB, (memory.total - memory.buffers) / GIB + _RANK_IMPORTS_GIB)
+    return max(_RANK_GIB, memory.total / GIB + _RANK_IMPORTS_GIB)
 
 
 def rank_memory(settings: Settings, ranks: int, *, on_gpu: bool) -> Memory:

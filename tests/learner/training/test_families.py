@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.models.table import table
 from learner.training.attention import register_document_attention
 from learner.training.logprobs import TokenLogprobs
 from learner.training.noise import silence
 from protocol.errors import ConfigError
 from protocol.model_family import ModelFamily
-from tiny.families import FAMILIES, save_random_family
+from tiny.families import FAMILIES, NOISY, save_random_family
 
 REFUSED = {
     "qwen3_next": "linear_attention layers carry a state",
@@ -23,7 +24,6 @@ REFUSED = {
     "opt": "counts positions by itself",
     "llama4_text": "attention in chunks",
 }
-ONLY_THE_SELF_TEST_KNOWS = {"phimoe"}  # it draws its experts at random while it trains
 LENGTHS = (40, 33, 64)
 
 
@@ -55,7 +55,7 @@ def learner_differences(path: Path) -> list[float]:
     return [float((p[:-1] - a).abs().max()) for p, a in zip(packed[0].split(LENGTHS), alone, strict=True)]
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(REFUSED) - ONLY_THE_SELF_TEST_KNOWS))
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(REFUSED) - NOISY))
 def test_packed_log_probs_are_the_models_own(model_of, name: str) -> None:
     path = model_of(name)
     ModelFamily.read(path).check_trained(max_context=512, lora_rank=0)
@@ -68,8 +68,16 @@ def test_a_family_that_would_train_wrongly_is_refused_by_its_configuration(model
         ModelFamily.read(model_of(name)).check_trained(max_context=512, lora_rank=0)
 
 
-@pytest.mark.parametrize("name", sorted(ONLY_THE_SELF_TEST_KNOWS))
+@pytest.mark.parametrize("name", sorted(NOISY))
 def test_what_no_configuration_tells_is_wrong_indeed(model_of, name: str) -> None:
     path = model_of(name)
     ModelFamily.read(path).check_trained(max_context=512, lora_rank=0)
     assert max(learner_differences(path)) > 1e-3
+
+
+def test_the_docs_table_of_families_is_what_the_checks_say() -> None:
+    said = table()
+    refused = {line.split("`")[1] for line in said[2:] if "| refused: " in line.rpartition("| -")[0]}
+    assert refused == set(REFUSED), "what is trained wrongly is refused, and nothing else"
+    page = Path(__file__).parents[3] / "docs" / "30-own-model.md"
+    assert "\n".join(said) in page.read_text(), "python -m benchmarks.models.table"
