@@ -13,6 +13,7 @@ the benchmark stops in order (status 3), and the same command goes on.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,7 +86,9 @@ def _train(run_dir: Path, config: str, flags: list[str], until: float) -> None:
     """One training run, from where it was stopped; SystemExit when the time is over or the run fails."""
     if is_whole(run_dir):
         return
-    goes_on = ["--resume=auto"] if newest_step(run_dir) else []
+    if not newest_step(run_dir):
+        shutil.rmtree(run_dir, ignore_errors=True)  # stopped before its first step
+    goes_on = ["--resume=auto"] if run_dir.exists() else []
     command = [sys.executable, "launch.py", f"--config={config}", *flags, f"--run-dir={run_dir}", *goes_on]
     with subprocess.Popen([*command, "--network.dashboard-port=0"], cwd=ROOT, stdout=sys.stderr) as process:
         try:

@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from actors.agent.chat import ChatTokenizer
 from actors.gateway.reading import HermesReader, ReadCall, Reading
@@ -117,20 +122,51 @@ class _InThisProcess:
         ("llama-3.1", 1),
         ("mistral", None),
         ("glm-4.5", None),
+        ("deepseek-v3", None),
+        ("deepseek-v3.1", None),
+        ("gpt-oss", 1),
     ],
 )
 async def test_what_a_family_s_template_writes_is_read_back(
     family: str, most_calls: int | None, tmp_path: Path
 ) -> None:
     chosen = FAMILIES[family]
-    saved = build_tokenizer()
+    saved = _harmony() if family == "gpt-oss" else build_tokenizer()
+    texts = [control for control in chosen.controls if "tool▁" in control]  # added, and no special tokens of DeepSeek's
+    saved.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts])
+    controls = [control for control in chosen.controls if control not in texts]
     saved.add_special_tokens(
-        {"additional_special_tokens": [*chosen.controls, *MORE.get(family, ())], "eos_token": chosen.ends[0]}
+        {"additional_special_tokens": [*controls, *MORE.get(family, ())], "eos_token": chosen.ends[0]}
     )
     saved.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-    (tmp_path / "chat_template.jinja").write_text((TEMPLATES / f"{chosen.template}.jinja").read_text())
+    template = (TEMPLATES / f"{chosen.template}.jinja").read_text()
+    if family.startswith("deepseek"):  # as those who want tools of it change its template
+        template = template.replace(DEEPSEEK_SYSTEM, DEEPSEEK_SYSTEM + DEEPSEEK_TOOLS)
+    (tmp_path / "chat_template.jinja").write_text(template)
     assert await tools_carried(_of(chosen, tmp_path), _InThisProcess(tmp_path)) == ToolCarrying(most_calls=most_calls)
+
+
+DEEPSEEK_SYSTEM = "{{- bos_token + ns.system }}"
+DEEPSEEK_TOOLS = "{%- for tool in tools or [] %}{{- '\\n' + tool | tojson }}{%- endfor %}"
+
+
+def _harmony() -> PreTrainedTokenizerFast:
+    """Single bytes and control tokens under the ids that gpt-oss has for them: vLLM's parser of it reads ids."""
+    from openai_harmony import HarmonyEncodingName, load_harmony_encoding
+
+    encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+    vocabulary = {_spelled(byte): encoding.encode(chr(byte))[0] for byte in range(128)}
+    controls = FAMILIES["gpt-oss"].controls
+    vocabulary |= {control: encoding.encode(control, allowed_special="all")[0] for control in controls}
+    base = Tokenizer(BPE(vocabulary, []))
+    base.pre_tokenizer, base.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=base)
+
+
+def _spelled(byte: int) -> str:
+    """As tokenizers of bytes write one in their vocabulary."""
+    return chr(byte) if 33 <= byte <= 126 else chr(256 + (byte if byte <= 32 else 33))
 
 
 def _of(family: Family, model_dir: Path) -> ChatTokenizer:
