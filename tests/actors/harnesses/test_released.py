@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from actors.agent.chat import ChatTokenizer
 from actors.episodes.board import Board
 from actors.episodes.episode_runner import EpisodeRunner
+from actors.generator.own_process import GeneratorProcess
 from actors.harnesses.table import RELEASED
+from actors.policies.generator_client import GeneratorClient
 from actors.policies.scripted import Script, ScriptedPolicy
 from protocol.config import Settings
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, TaskError
 from sandbox.base import Backend
+from sandbox.curation.injected import inject_faults
+from sandbox.curation.recipes import PYTEST
+from sandbox.curation.survey import Workshop, open_package
 from sandbox.namespace.backend import NamespaceBackend
+from sandbox.tasks.task import Task
 from tests.actors.episodes.scripted_replay import make_lease
 from tests.actors.gateway.history import TEMPLATE
-from tests.actors.harnesses.test_foreign import TASK, TASKS, solution
+from tests.actors.harnesses.test_foreign import BACKENDS, TASK
+from tests.actors.history.families import TEMPLATES
+from tiny.smollm2 import smollm2
 
 CACHE = Path("~/.cache/longhaul").expanduser()
 SHELL = {
@@ -32,6 +42,7 @@ SHELL = {
     "codex": ("exec_command", "cmd"),
 }
 """Each agent's tool for commands, and its argument."""
+PACKAGE = "toolz==1.0.0"
 EXTRA = {
     "opencode": {"description": "edit"},
     "claude-code": {"description": "edit"},
@@ -39,10 +50,10 @@ EXTRA = {
 }
 
 
-def script_of(name: str) -> Script:
+def script_of(name: str, task: Task) -> Script:
     """One command that solves the task, then the end, in the agent's own tools; whatever else it asks is answered."""
     tool, argument = SHELL[name]
-    fix = solution(TASK)[1].removeprefix("```command\n").removesuffix("\n```")
+    fix = f"git apply <<'END'\n{task.gold_patch}\nEND\n"
 
     def call(command: str) -> str:
         arguments = {argument: command} | EXTRA.get(name, {})
@@ -61,13 +72,14 @@ def script_of(name: str) -> Script:
     return script
 
 
-async def play(name: str, backend: Backend, tmp_path: Path, tokenizer: ChatTokenizer) -> Any:
+async def play(name: str, backend: Backend, tmp_path: Path, tokenizer: ChatTokenizer, task: Task = TASK) -> Any:
     if not (await backend.probe()).available:
         await backend.close()
         pytest.skip(f"no {backend.name} sandboxes here")
     (tmp_path / "cache").mkdir()
-    (CACHE / "agents").mkdir(parents=True, exist_ok=True)
-    (tmp_path / "cache" / "agents").symlink_to(CACHE / "agents")
+    for name_of_part in ("agents", "environments", "sdists"):
+        (CACHE / name_of_part).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cache" / name_of_part).symlink_to(CACHE / name_of_part)
     settings = Settings.model_validate(
         {
             "model": {"max_context": 400_000},
@@ -78,14 +90,14 @@ async def play(name: str, backend: Backend, tmp_path: Path, tokenizer: ChatToken
         }
     )
     tools = tokenizer.with_template(TEMPLATE, "<|im_end|>", ["<|im_start|>", "<|im_end|>"])
-    policy = ScriptedPolicy(tools, script_of(name))
-    runner = EpisodeRunner(settings, policy, backend, TASKS, tools, Board(), "released-test")
+    scripted = ScriptedPolicy(tools, script_of(name, task))
+    runner = EpisodeRunner(settings, scripted, backend, {task.task_id: task}, tools, Board(), "released-test")
     try:
         await runner.start()
     except ConfigError as error:
         await backend.close()
         pytest.skip(f"{name} cannot be had: {error}")
-    lease = make_lease(0, TASK.task_id)
+    lease = make_lease(0, task.task_id)
     lease = msgspec.structs.replace(
         lease, max_turns=12, max_context=400_000, sampling=msgspec.structs.replace(lease.sampling, max_tokens=4000)
     )
@@ -112,3 +124,81 @@ async def test_an_unmodified_agent_solves_a_task_in_a_sandbox_without_network(
     paths = [trajectory.token_ids[trajectory.branches.path(leaf)] for leaf in trajectory.branches.leaves()]
     assert len(paths) == (2 if name == "opencode" else 1)  # a title, asked aside
     assert sum(TASK.issue.strip()[:40] in tokenizer.decode(path) for path in paths) >= 1
+
+
+@pytest.fixture(scope="module")
+def released_task() -> Task:
+    """A fault in a released package, noticed by the package's own tests."""
+
+    async def make() -> Task:
+        async with asyncio.timeout(240):
+            backend = NamespaceBackend("released-task")
+            try:
+                shop = Workshop(backend=backend, cache_dir=CACHE, run="released-task", requirements=(PYTEST,))
+                package = await open_package(shop, PACKAGE)
+                tasks = [task async for task in inject_faults(shop, package, 1, 0)]
+            finally:
+                await backend.close()
+            return tasks[0]
+
+    try:
+        return asyncio.run(make())
+    except (ConfigError, TaskError) as error:
+        pytest.skip(f"{PACKAGE} cannot be had: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BACKENDS)
+async def test_mini_swe_agent_mends_a_released_package(
+    kind: Any, released_task: Task, tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    attempt, status = await play("mini-swe-agent", kind("released-test"), tmp_path, tokenizer, released_task)
+    trajectory = attempt.trajectory
+    assert trajectory.resolved, attempt.verdict
+    assert not trajectory.drift and len(trajectory.turns) == 2
+    sampled = sum(turn.end - turn.start for turn in trajectory.turns)
+    assert sampled == int(trajectory.loss_mask.sum()) == status["gateway_sampled_tokens"]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+async def test_real_weights_play_mini_swe_agent_and_every_sampled_token_is_trained(tmp_path: Path) -> None:
+    """135M parameters solve nothing; how they talk, with calls, without, cut or whole, must not cost a token."""
+    try:
+        weights = smollm2()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    model_dir = tmp_path / "model"
+    shutil.copytree(weights, model_dir)
+    (model_dir / "chat_template.jinja").write_text((TEMPLATES / "qwen2.5.jinja").read_text())  # ChatML, and tools
+    settings = Settings.model_validate(
+        {
+            "model": {"path": str(model_dir), "max_context": 8192},
+            "generator": {"kv_cache_mib": 512},
+            "agent": {"harness": "mini-swe-agent"},
+            "episode": {"max_turn_tokens": 64, "wall_time_s": 240, "max_turns": 3},
+            "sandbox": {"memory_mib": 4096, "max_processes": 512, "disk_mib": 512},
+        }
+    )
+    backend = NamespaceBackend("released-test")
+    if not (await backend.probe()).available:
+        await backend.close()
+        pytest.skip("no namespace sandboxes here")
+    tokenizer = ChatTokenizer.load(model_dir)
+    with GeneratorProcess(settings, "released-test", str(model_dir), f"ipc://{tmp_path}/generator") as process:
+        client = GeneratorClient([await asyncio.to_thread(lambda: process.endpoint)], settings.generator)
+        runner = EpisodeRunner(settings, client, backend, {TASK.task_id: TASK}, tokenizer, Board(), "released-test")
+        try:
+            await runner.start()
+            lease = msgspec.structs.replace(make_lease(0, TASK.task_id), max_turns=3, max_context=8192)
+            attempt, status = await runner.run(lease), runner.status()
+        finally:
+            await runner.stop()
+            await client.close()
+            await backend.close()
+    trajectory = attempt.trajectory
+    assert len(trajectory.turns) == 3 and trajectory.end_reason == "max_turns"
+    assert not trajectory.drift and len(trajectory.branches.leaves()) == 1
+    sampled = sum(turn.end - turn.start for turn in trajectory.turns)
+    assert sampled == int(trajectory.loss_mask.sum()) == status["gateway_sampled_tokens"]
+    assert np.isfinite(trajectory.logprobs).all() and (trajectory.logprobs[trajectory.loss_mask == 1] < 0).all()
