@@ -12,10 +12,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 Message = dict[str, Any]
 """As a chat template takes it: role, content (text), and where they apply tool_calls, reasoning_content, tool_call_id,
 name."""
 
+_ENCODER = msgspec.json.Encoder(order="deterministic")
 MOST_DEPTH = 100
 """Levels of arguments that are read as an object; deeper ones stay a text, which no code of ours walks through."""
 _THOUGHT_ENDS = "</think>"
@@ -46,8 +49,11 @@ def given_key(message: Message) -> bytes:
 
 def digest(*parts: object) -> bytes:
     """A short name for JSON values."""
-    spelled = json.dumps(parts, ensure_ascii=True, sort_keys=True, default=bytes.hex)
-    return hashlib.blake2b(spelled.encode(), digest_size=16).digest()
+    try:
+        spelled = _ENCODER.encode(parts)
+    except (OverflowError, UnicodeEncodeError, TypeError):  # integers of more than 64 bits, halves of characters
+        spelled = json.dumps(parts, ensure_ascii=True, sort_keys=True, default=bytes.hex).encode()
+    return hashlib.blake2b(spelled, digest_size=16).digest()
 
 
 def renamed(message: Message, names: Mapping[str, str]) -> Message:

@@ -35,11 +35,14 @@ class ScriptedPolicy:
     """A `Policy` without a model.
 
     Args:
+        script: what it writes, by the history; or the one text that it always writes, and then reads no history.
         latency_s: seconds that every turn takes.
         version: policy version stamped on the tokens.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, script: Script, *, latency_s: float = 0.0, version: int = 0) -> None:
+    def __init__(
+        self, tokenizer: ChatTokenizer, script: Script | str, *, latency_s: float = 0.0, version: int = 0
+    ) -> None:
         self._tokenizer = tokenizer
         self._script = script
         self._latency_s = latency_s
@@ -56,7 +59,9 @@ class ScriptedPolicy:
         self._turns[episode_id], self._prompt_tokens[episode_id] = turn + 1, len(request.token_ids)
         self.salts[episode_id] = request.cache_salt
         await self._wait(request.timeout_s)
-        text = self._script(episode_id, self._tokenizer.decode(request.token_ids, keep_special=True), turn)
+        text = self._script
+        if not isinstance(text, str):
+            text = text(episode_id, self._tokenizer.decode(request.token_ids, keep_special=True), turn)
         ids = np.append(self._tokenizer.encode(text), np.int32(request.stop_token_ids[0]))
         fits = len(ids) <= max_tokens
         ids = ids[:max_tokens]

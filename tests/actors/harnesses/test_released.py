@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 from actors.agent.chat import ChatTokenizer
 from actors.episodes.board import Board
 from actors.episodes.episode_runner import EpisodeRunner
-from actors.generator.own_process import GeneratorProcess
 from actors.harnesses.table import RELEASED
-from actors.policies.generator_client import GeneratorClient
 from actors.policies.scripted import Script, ScriptedPolicy
 from protocol.config import Settings
 from protocol.errors import ConfigError, TaskError
@@ -30,8 +26,6 @@ from sandbox.tasks.task import Task
 from tests.actors.episodes.scripted_replay import make_lease
 from tests.actors.gateway.history import TEMPLATE
 from tests.actors.harnesses.test_foreign import BACKENDS, TASK
-from tests.actors.history.families import TEMPLATES
-from tiny.smollm2 import smollm2
 
 CACHE = Path("~/.cache/longhaul").expanduser()
 SHELL = {
@@ -158,47 +152,3 @@ async def test_mini_swe_agent_mends_a_released_package(
     assert not trajectory.drift and len(trajectory.turns) == 2
     sampled = sum(turn.end - turn.start for turn in trajectory.turns)
     assert sampled == int(trajectory.loss_mask.sum()) == status["gateway_sampled_tokens"]
-
-
-@pytest.mark.vllm
-@pytest.mark.slow
-async def test_real_weights_play_mini_swe_agent_and_every_sampled_token_is_trained(tmp_path: Path) -> None:
-    """135M parameters solve nothing; how they talk, with calls, without, cut or whole, must not cost a token."""
-    try:
-        weights = smollm2()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    model_dir = tmp_path / "model"
-    shutil.copytree(weights, model_dir)
-    (model_dir / "chat_template.jinja").write_text((TEMPLATES / "qwen2.5.jinja").read_text())  # ChatML, and tools
-    settings = Settings.model_validate(
-        {
-            "model": {"path": str(model_dir), "max_context": 8192},
-            "generator": {"kv_cache_mib": 512},
-            "agent": {"harness": "mini-swe-agent"},
-            "episode": {"max_turn_tokens": 64, "wall_time_s": 240, "max_turns": 3},
-            "sandbox": {"memory_mib": 4096, "max_processes": 512, "disk_mib": 512},
-        }
-    )
-    backend = NamespaceBackend("released-test")
-    if not (await backend.probe()).available:
-        await backend.close()
-        pytest.skip("no namespace sandboxes here")
-    tokenizer = ChatTokenizer.load(model_dir)
-    with GeneratorProcess(settings, "released-test", str(model_dir), f"ipc://{tmp_path}/generator") as process:
-        client = GeneratorClient([await asyncio.to_thread(lambda: process.endpoint)], settings.generator)
-        runner = EpisodeRunner(settings, client, backend, {TASK.task_id: TASK}, tokenizer, Board(), "released-test")
-        try:
-            await runner.start()
-            lease = msgspec.structs.replace(make_lease(0, TASK.task_id), max_turns=3, max_context=8192)
-            attempt, status = await runner.run(lease), runner.status()
-        finally:
-            await runner.stop()
-            await client.close()
-            await backend.close()
-    trajectory = attempt.trajectory
-    assert len(trajectory.turns) == 3 and trajectory.end_reason == "max_turns"
-    assert not trajectory.drift and len(trajectory.branches.leaves()) == 1
-    sampled = sum(turn.end - turn.start for turn in trajectory.turns)
-    assert sampled == int(trajectory.loss_mask.sum()) == status["gateway_sampled_tokens"]
-    assert np.isfinite(trajectory.logprobs).all() and (trajectory.logprobs[trajectory.loss_mask == 1] < 0).all()
