@@ -139,6 +139,14 @@ def _namespace(settings: SandboxSettings, run: str) -> Backend:
 
 def _docker(settings: SandboxSettings, run: str) -> Backend:
     from sandbox.docker.backend import DockerBackend
+    from sandbox.docker.registry import read_mirrors
 
-    backend = DockerBackend(run, settings.docker_hosts, settings.docker_tls_dir, settings.max_starts)
+    backend = DockerBackend(
+        run,
+        settings.docker_hosts,
+        settings.docker_tls_dir,
+        settings.max_starts,
+        mirrors=read_mirrors(settings.image_mirrors),
+        image_disk_gib=settings.image_disk_gib,
+    )
     return Pool(backend, settings.warm)

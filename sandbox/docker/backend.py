@@ -12,7 +12,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from aiodocker import DockerError
@@ -46,9 +46,13 @@ class DockerBackend:
         tls_dir: Path | None = None,
         max_starts: int = 6,
         with_guest: bool = True,
+        mirrors: Mapping[str, str] | None = None,
+        image_disk_gib: int = 0,
     ) -> None:
         self._owner = new_owner(run)
-        self.hosts = [DockerHost(url, tls_dir, max_starts) for url in list(urls) or [default_url()]]
+        self.hosts = [
+            DockerHost(url, tls_dir, max_starts, mirrors, image_disk_gib) for url in list(urls) or [default_url()]
+        ]
         self._living: dict[str, DockerSandbox] = {}
         self._pinger = Pinger(self._living.values)
         self._disk_watch = DiskWatch(self._living)
@@ -93,10 +97,14 @@ class DockerBackend:
             async with host.starts:
                 try:
                     sandbox = await self._create(host, spec, image)
-                except (DockerError, SandboxError):
-                    if host.has_started or not host.shares_files:
+                except (DockerError, SandboxError) as error:
+                    if getattr(error, "status", 0) == 404 and spec.image:  # somebody removed the image
+                        host.images.forget(image)
+                        await host.ensure_image(image)
+                    elif host.has_started or not host.shares_files:
                         raise
-                    host.shares_files = False  # a socket forwarded from elsewhere
+                    else:
+                        host.shares_files = False  # a socket forwarded from elsewhere
                     sandbox = await self._create(host, spec, image)
             host.has_started = True
         except Failures as error:
@@ -137,6 +145,7 @@ class DockerBackend:
         """A sandbox has ended: see that its container is gone."""
         if self._living.pop(sandbox.container.id, None) is not None:
             sandbox.host.num_alive -= 1
+            sandbox.host.images.use(sandbox.image, -1)
             await remove_container(sandbox.container)
 
     async def take_snapshot(self, sandbox: DockerSandbox) -> Snapshot:
@@ -153,7 +162,7 @@ class DockerBackend:
         except (*Failures, CannotCoverError) as error:
             raise SandboxError(f"cannot take a snapshot of {sandbox.spec.lease}: {error}", kind="snapshot") from error
         reference = f"{SNAPSHOT_REPOSITORY}:{tag}"
-        sandbox.host.add_image(reference)
+        sandbox.host.images.add(reference)
         return Snapshot(backend=self.name, reference=reference)
 
     def _disk_limits(self) -> dict[str, str]:
@@ -186,6 +195,8 @@ class DockerBackend:
         sandbox = kind(spec, host, container, self)
         self._living[container.id] = sandbox
         host.num_alive += 1
+        sandbox.image = image
+        host.images.use(image, 1)
         try:
             async with asyncio.timeout(START_DEADLINE_S):
                 archive = await asyncio.to_thread(container_archive, spec, self._guest, host.shares_files)
@@ -209,7 +220,7 @@ class DockerBackend:
         well = [host for host in self.hosts if host.is_well]
         if not well:
             raise SandboxError(f"none of {len(self.hosts)} Docker daemons is well", kind="unavailable")
-        return min(well, key=lambda host: (image is not None and not host.has_image(image), host.num_alive))
+        return min(well, key=lambda host: (image is not None and not host.images.has(image), host.num_alive))
 
     def _labels(self, spec: SandboxSpec) -> dict[str, str]:
         deadline = time.time() + spec.ttl_s

@@ -56,6 +56,7 @@ class DockerSandbox(GuestSandbox):
         self._closed = False
         self._is_users = False
         self.covered = False  # whether it has a disk of its own size
+        self.image = ""  # as the backend asked for it
         self.notice = ""  # what the next reply should say besides
 
     async def start(self) -> None:

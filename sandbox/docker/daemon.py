@@ -6,30 +6,35 @@ import asyncio
 import os
 import ssl
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-from aiodocker import Docker, DockerError
+from aiodocker import Docker
 
-from protocol.errors import ConfigError, SandboxError
+from protocol.errors import ConfigError
+from sandbox.docker.images import Failures, Images
 from sandbox.tasks.images import ensure_host_image
 
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 REQUEST_DEADLINE_S = 60.0
-PULL_DEADLINE_S = 1800.0
-PULL_ATTEMPTS = 4
-PULLS_AT_ONCE = 2
-FIRST_BACKOFF_S = 0.5
 UNWELL_S = 10.0  # a daemon that failed is left alone for so long
 
-Failures = (DockerError, aiohttp.ClientError, OSError, TimeoutError)
+__all__ = ["DockerHost", "Failures", "default_url"]
 
 
 class DockerHost:
     """A daemon by its URL."""
 
-    def __init__(self, url: str, tls_dir: Path | None, max_starts: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        tls_dir: Path | None,
+        max_starts: int,
+        mirrors: Mapping[str, str] | None = None,
+        image_disk_gib: int = 0,
+    ) -> None:
         self.url = url
         self.starts = asyncio.Semaphore(max_starts)
         self.num_alive = 0
@@ -38,11 +43,9 @@ class DockerHost:
         self.has_started = False  # whether a container has
         self._tls_dir = tls_dir
         self._client: Docker | None = None
-        self._images: set[str] = set()
         self._own_image: str | None = None
         self._making_own_image = asyncio.Lock()
-        self._pulls: dict[str, asyncio.Task[None]] = {}
-        self._pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
+        self.images = Images(url, lambda: self.client, mirrors, image_disk_gib << 30)
         self._unwell_until = 0.0
 
     @property
@@ -61,71 +64,29 @@ class DockerHost:
         """Leave this daemon alone for a while."""
         self._unwell_until = time.monotonic() + UNWELL_S
 
-    def has_image(self, image: str) -> bool:
-        """Whether the image is known to be there."""
-        return image in self._images
-
-    def add_image(self, image: str) -> None:
-        """Note that an image is there."""
-        self._images.add(image)
-
     async def info(self) -> dict[str, Any]:
         """What the daemon says of itself. Raises one of `Failures`."""
         async with asyncio.timeout(REQUEST_DEADLINE_S):
             return dict(await self.client.system.info())
 
     async def ensure_image(self, image: str | None) -> str:
-        """Have an image there (None: one made from this host's programs); its name.
-
-        However many ask, one pull is made. Raises `SandboxError` (kind: image).
-        """
-        if image is None:
-            async with self._making_own_image:
-                if self._own_image is None:
-                    self._own_image = await ensure_host_image(self.client)
-                return self._own_image
-        if image not in self._images:
-            task = self._pulls.get(image)
-            if task is None:
-                task = self._pulls[image] = asyncio.create_task(self._pull(image), name=f"pull-{image}")
-                task.add_done_callback(lambda done: self._pulled(image, done))
-            await asyncio.shield(task)
-            self._images.add(image)
-        return image
+        """Have an image there (None: one made from this host's programs); its name. Raises `SandboxError`."""
+        if image is not None:
+            await self.images.ensure(image)
+            return image
+        async with self._making_own_image:
+            if self._own_image is None:
+                self._own_image = await ensure_host_image(self.client)
+            return self._own_image
 
     async def close(self) -> None:
         """Close the client."""
-        for task in list(self._pulls.values()):
-            task.cancel()
+        await self.images.close()
         if self._client is not None:
             connector = self._client.connector
             await self._client.close()
             await connector.close()
             self._client = None
-
-    def _pulled(self, image: str, task: asyncio.Task[None]) -> None:
-        self._pulls.pop(image, None)
-        if not task.cancelled():
-            task.exception()  # seen: all who asked may have gone
-
-    async def _pull(self, image: str) -> None:
-        try:
-            await self.client.images.inspect(image)
-            return
-        except DockerError as error:
-            if error.status != 404:
-                raise SandboxError(f"{self.url} on image {image}: {error}", kind="image") from error
-        async with self._pull_slots:
-            for attempt in range(1, PULL_ATTEMPTS + 1):
-                try:
-                    async with asyncio.timeout(PULL_DEADLINE_S):
-                        await self.client.images.pull(image)
-                    return
-                except Failures as error:
-                    not_there = isinstance(error, DockerError) and error.status in (400, 404)
-                    if not_there or attempt == PULL_ATTEMPTS:
-                        raise SandboxError(f"{self.url} cannot pull {image}: {error}", kind="image") from error
-                await asyncio.sleep(FIRST_BACKOFF_S * 2 ** (attempt - 1))
 
     def _connect(self) -> Docker:
         scheme, _, place = self.url.partition("://")

@@ -25,6 +25,11 @@ class SandboxSettings(Section):
     user_paths: list[str] = []
     """More directories of an image that `agent` owns: what its tests write to (an environment that they install into,
     caches). Absolute."""
+    image_mirrors: list[str] = []
+    """Registries that are asked first, each `registry=mirror`: `docker.io=mirror.example.org`."""
+    image_disk_gib: Amount = 0
+    """Disk for images that the run pulled, on each daemon: beyond it those that no sandbox uses are removed, first
+    those that were not used for longest (0: they stay)."""
     memory_mib: Count = 512
     """Memory of one sandbox (swap is off)."""
     max_processes: Count = 128
@@ -51,3 +56,12 @@ class SandboxSettings(Section):
             if not path.startswith("/") or path.strip("/") == "" or ".." in path.split("/"):
                 raise ValueError(f"expected absolute directories below the root, got {path!r}")
         return paths
+
+    @field_validator("image_mirrors")
+    @classmethod
+    def _name_two_places(cls, mirrors: list[str]) -> list[str]:
+        for mirror in mirrors:
+            registry, _, place = mirror.partition("=")
+            if not registry or not place or "://" in mirror:
+                raise ValueError(f"expected `registry=mirror` without a scheme, got {mirror!r}")
+        return mirrors

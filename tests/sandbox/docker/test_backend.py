@@ -122,7 +122,7 @@ async def test_one_pull_however_many_ask_and_failures_are_tried_again(tmp_path: 
     runner = await daemon.serve(tmp_path / "daemon.sock")
     host = DockerHost(f"unix://{tmp_path}/daemon.sock", None, 4)
     names = await asyncio.gather(*(host.ensure_image("registry/image:1") for _ in range(20)))
-    assert set(names) == {"registry/image:1"} and host.has_image("registry/image:1")
+    assert set(names) == {"registry/image:1"} and host.images.has("registry/image:1")
     assert daemon.requests["create"] == 2
     await host.close()
     await runner.cleanup()
@@ -171,7 +171,7 @@ async def test_placement_prefers_the_daemon_that_is_well_and_has_the_image(tmp_p
     first, second, third = backend.hosts
     first.num_alive, second.num_alive, third.num_alive = 1, 5, 3
     assert backend.place("image") is first
-    second.add_image("image")
+    second.images.add("image")
     assert backend.place("image") is second
     second.failed()
     assert backend.place("image") is first
@@ -231,4 +231,15 @@ async def test_plain_exec_where_there_is_no_guest(docker_backend: Backend, run_n
         assert "sleep\x00740" not in (await sandbox.exec("cat /proc/[0-9]*/cmdline", timeout=30)).text
     capabilities = await backend.probe()
     assert capabilities.available
+    await backend.close()
+
+
+@pytest.mark.docker
+async def test_an_image_that_somebody_removed_is_had_again(docker_backend: Backend, run_name: str) -> None:
+    """A start that finds its image gone asks for it once more; where no registry has it, that is what is said."""
+    backend = DockerBackend(run_name)
+    backend.hosts[0].images.add("localhost:1/gone:1")  # as if it had been there a moment ago
+    with pytest.raises(SandboxError, match="localhost:1/gone:1"):
+        await backend.create(SandboxSpec(run=run_name, lease="x", image="localhost:1/gone:1"))
+    assert not backend.hosts[0].images.has("localhost:1/gone:1")
     await backend.close()
