@@ -1,0 +1,110 @@
+"""The batch script, with stand-ins for Slurm, Ray and Longhaul that note how they were called."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent.parent / "configs" / "slurm" / "longhaul.sbatch"
+NOTE = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >>"$NOTES"\n'
+SRUN = """
+while [[ $1 == --* ]]; do shift; done
+if [[ $1 == hostname ]]; then echo "10.0.0.7 fe80::7"; else exec "$@"; fi
+"""
+LONGHAUL = """#!/usr/bin/env bash
+trap 'echo "longhaul told" >>"$NOTES"; exit 143' TERM
+echo "longhaul $*" >>"$NOTES"
+if [[ $HOLD ]]; then sleep 60 & wait; fi
+"""
+STAND_INS = {
+    "scontrol": NOTE + '[[ $1 != show ]] || printf "node7\\nnode8\\nnode9\\n"',
+    "srun": NOTE + SRUN,
+    "ray": NOTE,
+    "python3": "#!/usr/bin/env bash\necho ${NODES_UP:-3}",
+    "longhaul": LONGHAUL,
+}
+
+
+@pytest.fixture
+def start(tmp_path):
+    for name, text in STAND_INS.items():
+        (tmp_path / name).write_text(text + "\n")
+        (tmp_path / name).chmod(0o755)
+    notes = tmp_path / "notes"
+
+    def start(*flags, **more):
+        notes.unlink(missing_ok=True)
+        environment = os.environ | {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "NOTES": str(notes),
+            "HOLD": "",
+            "SLURM_JOB_NODELIST": "node[7-9]",
+            "SLURM_JOB_NUM_NODES": "3",
+            "SLURM_JOB_ID": "42",
+        }
+        return subprocess.Popen(
+            ["bash", str(SCRIPT), str(tmp_path / "run"), *flags],
+            env=environment | more,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    start.lines = lambda: notes.read_text().splitlines() if notes.exists() else []
+    start.run_dir = tmp_path / "run"
+    if shutil.which("sha256sum") is None:
+        pytest.skip("no coreutils")
+    return start
+
+
+def longhaul(lines):
+    (line,) = [line for line in lines if line.startswith("longhaul run")]
+    return line
+
+
+def test_ray_is_started_on_every_node_and_the_run_joins_it(start):
+    job = start("--steps", "7")
+    assert job.wait(timeout=60) == 0, job.stderr.read()
+    job.stderr.close()
+    lines = start.lines()
+    where = "--ray-address 10.0.0.7:6379 --network.bind 0.0.0.0"
+    assert longhaul(lines) == f"longhaul run --run-dir {start.run_dir} {where} --steps 7"
+    assert any("--nodelist=node7" in line and "ray start --head" in line for line in lines)
+    assert any("--nodes=2" in line and "--exclude=node7" in line and "10.0.0.7:6379" in line for line in lines)
+    assert (start.run_dir / ".ray-token").stat().st_mode & 0o077 == 0
+    assert len((start.run_dir / ".ray-token").read_text().strip()) == 64
+    assert not any("requeue" in line for line in lines)
+
+
+def test_a_requeued_job_goes_on_from_its_checkpoint(start):
+    start.run_dir.mkdir()
+    (start.run_dir / "settings.json").touch()
+    job = start()
+    assert job.wait(timeout=60) == 0
+    job.stderr.close()
+    assert f"--run-dir {start.run_dir} --resume auto" in longhaul(start.lines())
+
+
+def test_a_job_whose_time_is_over_lets_the_run_save_and_goes_back_into_the_queue(start):
+    job = start(HOLD="yes")
+    deadline = time.monotonic() + 60
+    while not any(line.startswith("longhaul run") for line in start.lines()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=60) == 143
+    os.killpg(job.pid, signal.SIGKILL)  # what `sleep` holds on to
+    job.stderr.close()
+    assert start.lines()[-2:] == ["longhaul told", "scontrol requeue 42"]
+
+
+def test_nodes_that_do_not_come_end_the_job_with_a_sentence(start):
+    job = start(NODES_UP="2", RAY_START_S="1")
+    assert job.wait(timeout=60) == 1
+    assert "Ray was not up on all 3 nodes within 1 s" in job.stderr.read()
+    job.stderr.close()
+    assert not any(line.startswith("longhaul") for line in start.lines())
