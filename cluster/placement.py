@@ -231,14 +231,16 @@ def join(address: str, options: dict[str, Any]) -> Any:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         return ray.init(address=address, **options)
-    except AuthenticationError as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+        said = str(error).strip()
+        if not isinstance(error, AuthenticationError) and "InvalidAuthToken" not in said:  # it may be told as another
+            first = said.splitlines()[0] if said else type(error).__name__
+            raise ConfigError(f"--ray-address {address}: no Ray cluster answers there ({first})", kind="ray") from error
         mine = f"that of {token} is not its own" if token.is_file() else f"there is none at {token}"
         raise ConfigError(
             f"--ray-address {address}: that cluster wants Ray's token, and {mine}: copy the file from its head node",
             kind="ray",
         ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"--ray-address {address}: no Ray cluster answers there ({error})", kind="ray") from error
 
 
 def hosts_at(address: str) -> list[Host]:
