@@ -10,6 +10,7 @@ import psutil
 
 from actors.generator import engine
 from cluster.memory import needed_gib
+from cluster.surroundings import check_shared_memory
 from learner.objectives.registry import checked_objective, loss_settings
 from learner.ranks import layout
 from learner.training.reference import checked_reference
@@ -33,6 +34,7 @@ async def check(settings: Settings, run: str) -> list[Task]:
     """
     check_model(settings)
     check_port(settings)
+    check_shared_memory(settings)
     check_memory(settings, psutil.virtual_memory().available)
     backend = await open_backend(settings.sandbox, run)
     await backend.close()

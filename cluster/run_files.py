@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from protocol.config import Settings
 from protocol.errors import ConfigError
+from sandbox.owners import Owner, new_owner
 
 PREFIX = "longhaul-"
 SHARED_MEMORY = Path("/dev/shm")
@@ -116,7 +117,7 @@ def claim_elsewhere(files: RunFiles) -> RunFiles:
 
 def own(private: Path) -> None:
     """This process is the owner of a private directory from now on."""
-    (private / _OWNER_FILE).write_text(f"{os.getpid()} {psutil.Process().create_time()}")
+    (private / _OWNER_FILE).write_text(f"{os.getpid()} {new_owner('run').start} {_boot()}")
 
 
 def has_owner(private: Path) -> bool:
@@ -160,17 +161,19 @@ def _is_mine(private: Path) -> bool:
 
 
 def owner_lives(private: Path) -> bool:
-    """Whether the process that owns a private directory is still there."""
+    """Whether the process that owns a private directory is still there: by its start in ticks since this boot, which
+    no step of the clock moves."""
     try:
-        match = re.fullmatch(r"(\d+) ([\d.]+)", (private / _OWNER_FILE).read_text())
+        match = re.fullmatch(r"(\d+) (\d+) (\S+)", (private / _OWNER_FILE).read_text())
     except OSError:  # it is being removed
         return False
     if not match:  # being written right now, or damaged: only an old one is surely dead
         return time.time() - private.stat().st_mtime < 60
-    try:
-        return abs(psutil.Process(int(match[1])).create_time() - float(match[2])) < 1
-    except psutil.NoSuchProcess:
-        return False
+    return match[3] == _boot() and Owner("run", int(match[1]), int(match[2]), 0).is_alive()
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def processes_in(directory: Path) -> list[psutil.Process]:

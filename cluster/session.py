@@ -26,6 +26,7 @@ from cluster.reporting.summary import print_summary, summarise
 from cluster.run_files import RunFiles
 from cluster.stop_signals import StopSignals
 from cluster.supervisor import Supervisor
+from cluster.surroundings import check_directories, put_foreign_ray_aside
 from console.report.report import write_report
 from console.run_data.run import Run
 from learner.replay.service.account import Account
@@ -95,6 +96,8 @@ def with_whole_paths(settings: Settings) -> Settings:
 
 async def _live(settings: Settings, stop: StopSignals) -> Life:
     """From the checks to nothing left. Raises `ConfigError` for what the user has to mend first."""
+    check_directories(settings)
+    put_foreign_ray_aside(settings)
     await reap_dead_runs(settings)
     files: RunFiles | None = None
     try:
