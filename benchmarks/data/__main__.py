@@ -22,6 +22,7 @@ from benchmarks.data.logs import LOGS
 from benchmarks.data.outage import zeros_under_outage
 from benchmarks.data.outage_run import run_with_outage
 from benchmarks.data.records import RECORDS, SCHEMAS
+from benchmarks.data.validation import validation
 from benchmarks.report import parser, report
 from benchmarks.sandbox.lost_changes import lost_changes
 from protocol.config import SandboxSettings
@@ -51,6 +52,7 @@ def main() -> None:
     except ImportError as error:
         missing["parser_disagreements"] = f"the swebench package is not installed: {error}"
     outage = asyncio.run(_outage(num_gradings, outage_s=5.0 if options.quick else 30.0))
+    validated = asyncio.run(_validation(20 if options.quick else 200))
     report(
         "data",
         {
@@ -63,6 +65,10 @@ def main() -> None:
             "fake_zeros": outage["zeros"] + outage["run_zeros"],
             "run_failed": outage["run_failed"],
             "run_trained": outage["run_trained"],
+            "tasks_validated": validated["checked"],
+            "broken_tasks": validated["broken"],
+            "broken_tasks_found": validated["found"],
+            "sound_tasks_refused": validated["refused"],
             "gradings_broken": outage["broken"],
             "gradings_right": outage["right"],
             "eval_overhead_share": None,
@@ -89,6 +95,15 @@ async def _outage(num: int, outage_s: float) -> dict[str, int]:
             judged = await zeros_under_outage(cast(Backend, backend), num, Path(folder), random.Random(0))
             run = await run_with_outage(cast(Backend, backend), Path(folder), outage_s, random.Random(0))
             return judged | {f"run_{name}": count for name, count in run.items()}
+    finally:
+        await backend.close()
+
+
+async def _validation(num: int) -> dict[str, int]:
+    backend = await open_backend(SandboxSettings(backend="auto"), "data-validation")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return await validation(cast(Backend, backend), Path(folder), num)
     finally:
         await backend.close()
 
