@@ -21,15 +21,20 @@ _CONTEXT = 128
 
 def table() -> list[str]:
     """Markdown: one row a family."""
-    lines = ["| `model_type`, and form | trained | pushes |", "| --- | --- | --- |"]
+    rows = [f"| `{name}` | {trained} | {pushed} |" for name, (trained, pushed) in verdicts().items()]
+    return ["| `model_type`, and form | trained | pushes |", "| --- | --- | --- |", *rows]
+
+
+def verdicts() -> dict[str, tuple[str, str]]:
+    """By family: whether it is trained, and whether generators take new weights of it."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # of token ids that a class assumes and none of these models has
     with tempfile.TemporaryDirectory() as folder:
+        found = {}
         for name in FAMILIES:
-            path = Path(folder) / name
-            family_config(name).save_pretrained(path)
-            lines.append(f"| `{name}` | {' | '.join(_cells(name, path))} |")
-    return lines
+            family_config(name).save_pretrained(Path(folder) / name)
+            found[name] = _cells(name, Path(folder) / name)
+        return found
 
 
 def _cells(name: str, path: Path) -> tuple[str, str]:

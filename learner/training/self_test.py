@@ -30,7 +30,8 @@ _LEAST_ROUNDING = 1e-3
 
 
 class Proof(NamedTuple):
-    """What was found: mean absolute difference of log-probs, and the bound that it had to keep to.
+    """What was found: mean absolute difference of log-probs, the bound that it had to keep to, and in lower precision
+    the rounding that the bound was made from (0 in float32).
 
     In float32 the bound is fixed; in lower precision it comes from the rounding that is measured on the plain model,
     between two attentions that compute the same.
@@ -38,6 +39,7 @@ class Proof(NamedTuple):
 
     difference: float
     bound: float
+    rounding: float
 
 
 def prove_packing(policy: Policy, path: str) -> Proof:
@@ -68,7 +70,7 @@ def prove_packing(policy: Policy, path: str) -> Proof:
             f"{_cause(differences, bound)}",
             kind="self_test",
         )
-    return Proof(float(np.mean(differences)), bound)
+    return Proof(float(np.mean(differences)), bound, rounding)
 
 
 def prove_sampling(policy: Policy, samples: Sequence[Sample], budget: int, path: str, bound: float) -> float | None:

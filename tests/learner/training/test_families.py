@@ -5,13 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
+from benchmarks.models.in_learner import learner_differences
 from benchmarks.models.table import table
-from learner.training.attention import register_document_attention
-from learner.training.logprobs import TokenLogprobs
-from learner.training.noise import silence
 from protocol.errors import ConfigError
 from protocol.model_family import ModelFamily
 from tiny.families import FAMILIES, NOISY, save_random_family
@@ -24,7 +20,6 @@ REFUSED = {
     "opt": "counts positions by itself",
     "llama4_text": "attention in chunks",
 }
-LENGTHS = (40, 33, 64)
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +31,6 @@ def model_of(tmp_path_factory: pytest.TempPathFactory):
         return path if path.exists() else save_random_family(path, name)
 
     return make
-
-
-def learner_differences(path: Path) -> list[float]:
-    """Largest difference of log-probs in each packed document, as the learner computes them, from the plain model's."""
-    plain = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
-    trained = AutoModelForCausalLM.from_pretrained(path, attn_implementation=register_document_attention()).train()
-    silence(trained)
-    drawn = torch.Generator().manual_seed(1)
-    documents = [torch.randint(3, plain.config.vocab_size, (n,), generator=drawn) for n in LENGTHS]
-    ids, positions = torch.cat(documents), torch.cat([torch.arange(n) for n in LENGTHS])
-    targets = torch.cat([d.roll(-1) for d in documents])
-    with torch.no_grad():
-        packed, *_ = TokenLogprobs(trained, chunk=50)(ids[None], positions[None], targets[None])
-        alone = [
-            plain(input_ids=d[None]).logits[0, :-1].log_softmax(-1).gather(1, d[1:, None])[:, 0] for d in documents
-        ]
-    return [float((p[:-1] - a).abs().max()) for p, a in zip(packed[0].split(LENGTHS), alone, strict=True)]
 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(REFUSED) - NOISY))
