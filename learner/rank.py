@@ -24,6 +24,7 @@ from learner.publishing.publisher import WeightPublisher
 from learner.ranks.feed import BatchFeed
 from learner.ranks.group import RankGroup
 from learner.ranks.layout import sequence_parallel
+from learner.step_records import StepRecords
 from learner.training.model import Policy
 from learner.training.self_test import prove_packing, prove_sampling
 from learner.training.trainer import Trainer
@@ -112,6 +113,7 @@ class LearnerRank:
         self._replay: BlockingClient | None = None
         self._marks: BlockingClient | None = None  # as `_replay`, for the thread that writes checkpoints
         self._publisher: WeightPublisher | None = None
+        self._step_records: StepRecords | None = None
         if self.rank == 0:
             self._connect()
         self._checkpoints = CheckpointWriter(settings, self.run_dir, self._policy, self._mark)
@@ -138,6 +140,8 @@ class LearnerRank:
             on_adopted=announcer.announce,
         )
         self._resources.callback(self._publisher.close)
+        self._step_records = StepRecords(self.run_dir, self.settings.actors.trajectory_log_share)
+        self._resources.callback(self._step_records.close)
 
     def run(self) -> None:
         """Train until `settings.steps` steps are done or `stop`; then save a checkpoint and leave the group.
@@ -197,7 +201,8 @@ class LearnerRank:
             self._sampling_difference = prove_sampling(
                 self._policy, samples, settings.micro_batch_tokens, settings.model.path, self._bound
             )
-        if has_signal(samples, without_rewards=self._trainer.objective.learns_without_rewards):
+        learned = has_signal(samples, without_rewards=self._trainer.objective.learns_without_rewards)
+        if learned:
             figures |= self._trainer.step(samples, self.version)
             self._check_parity(figures)
         else:
@@ -208,6 +213,8 @@ class LearnerRank:
         if self._replay is not None:
             done = BatchDone(learner="learner", batch_id=batch.batch_id, version=self.version)
             self._replay.request(done, _REQUEST_S)
+        if self._step_records is not None:
+            self._step_records.write(self.version, batch, samples, self._trainer.logprobs if learned else [])
         self._records.append(
             figures
             | self._push_figures()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -21,6 +20,7 @@ from actors.episodes.players import make_player
 from actors.episodes.zeros import zero_reason
 from actors.gateway.server import Exchange
 from actors.policy import Policy
+from protocol.chance import draw
 from protocol.config import Settings
 from protocol.errors import DeadlineError, LonghaulError, TaskError
 from protocol.messages import Lease, Trajectory, Turn, ZeroReason
@@ -48,6 +48,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     patch: Patch
     verdict: Verdict
     marks: list[str] = []  # why people should look at it, if it was rewarded
+    source: str = ""  # of the task
+    repository: str = ""
 
 
 class EpisodeRunner:
@@ -131,6 +133,8 @@ class EpisodeRunner:
             patch=patch,
             verdict=verdict,
             marks=_marks(task, patch, verdict),
+            source=task.source,
+            repository=task.repository,
         )
 
     @contextlib.asynccontextmanager
@@ -195,11 +199,6 @@ class EpisodeRunner:
         async with slots:
             self._board.enter(lease.episode_id, state)
             yield
-
-
-def draw(episode_id: str, what: str = "") -> float:
-    """A number in [0, 1) that looks random over ids and is the same for one id whenever asked."""
-    return int.from_bytes(hashlib.blake2b((episode_id + what).encode(), digest_size=4).digest()) / 2**32
 
 
 def _marks(task: Task, patch: Patch, verdict: Verdict) -> list[str]:

@@ -9,9 +9,13 @@ import contextlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
-from actors.episodes.episode_runner import Attempt, draw
+import numpy as np
+
+from actors.episodes.episode_runner import Attempt
+from protocol.arrays import pack_arrays
+from protocol.chance import draw
 from protocol.messages import Trajectory
 
 log = logging.getLogger(__name__)
@@ -20,7 +24,7 @@ _MAX_LOG_CHARS = 4000
 
 
 class Records:
-    """Appends to `trajectories/<name>.jsonl` and `predictions/<name>.jsonl` of a run directory.
+    """Appends to `trajectories/<name>.jsonl` (tokens to `<name>.tokens` beside it) and `predictions/<name>.jsonl`.
 
     Args:
         share: of the episodes whose trajectory is written; the same ones whenever asked, by episode id.
@@ -31,13 +35,15 @@ class Records:
         self._share = share
         self._model = model
         self._trajectories = _open(run_dir / "trajectories", name) if share > 0 else None
+        self._tokens = (run_dir / "trajectories" / f"{name}.tokens").open("ab", buffering=0) if share > 0 else None
         self._predictions = _open(run_dir / "predictions", name) if model is not None else None
 
     def write(self, attempt: Attempt) -> None:
         """Record one episode. A disk that takes no more costs the record, never the episode."""
         try:
-            if self._trajectories and draw(attempt.trajectory.episode_id) < self._share:
-                _append(self._trajectories, readable(attempt))
+            if self._trajectories and self._tokens and draw(attempt.trajectory.episode_id) < self._share:
+                where = _append_tokens(self._tokens, attempt.trajectory)
+                _append(self._trajectories, readable(attempt) | {"token_records": where})
             if self._predictions:
                 _append(self._predictions, prediction(attempt, self._model or ""))
         except OSError as error:
@@ -45,7 +51,7 @@ class Records:
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._trajectories, self._predictions):
+        for file in (self._trajectories, self._tokens, self._predictions):
             if file is not None:
                 with contextlib.suppress(OSError):  # a full disk, as in `write`
                     file.close()
@@ -78,6 +84,8 @@ def readable(attempt: Attempt) -> dict[str, Any]:
         "episode_id": trajectory.episode_id,
         "attempt": trajectory.attempt,
         "task_id": trajectory.task_id,
+        "source": attempt.source,
+        "repository": attempt.repository,
         "group_id": trajectory.group_id,
         "member": trajectory.member,
         "resolved": trajectory.resolved,
@@ -126,6 +134,21 @@ def _range(versions: Any) -> list[int]:
 def _open(directory: Path, name: str) -> TextIO:
     directory.mkdir(parents=True, exist_ok=True)
     return (directory / f"{name}.jsonl").open("a", encoding="utf-8", errors="replace", buffering=1)
+
+
+def _append_tokens(file: BinaryIO, trajectory: Trajectory) -> list[int]:
+    """Ids, log-probs, versions and mask of every token of the history. Where they lie: first byte and size."""
+    packed = pack_arrays(
+        {
+            "ids": trajectory.token_ids.astype(np.int32),
+            "logprobs": trajectory.logprobs.astype(np.float16),
+            "versions": trajectory.versions.astype(np.int32),
+            "mask": trajectory.loss_mask.astype(np.uint8),
+        }
+    )
+    start = file.seek(0, 2)
+    file.write(packed)
+    return [start, len(packed)]
 
 
 def _append(file: TextIO, record: dict[str, Any]) -> None:

@@ -61,6 +61,17 @@ COMMANDS = (
         (Example("longhaul report runs/x", "runs/x/report.html, which needs nothing else"),),
     ),
     Command(
+        "replay",
+        "train one step again and compare it with what was logged",
+        "learner.rerun.command:main",
+        (
+            Example("longhaul replay runs/x --step 12", "loss, gradient norm and diagnostics, to the last digit"),
+            Example(
+                "longhaul replay runs/x --step 12 --what-if learner.loss.eps_high=0.2", "and how it might have been"
+            ),
+        ),
+    ),
+    Command(
         "tasks build",
         "make validated tasks of released packages",
         "sandbox.curation.commands:build",

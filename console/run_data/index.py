@@ -9,26 +9,28 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from console.run_data.records import Record, read_record, whole
+from console.run_data.trained import STEP_TABLES, take_step
 
 FILE_NAME = "console.sqlite"
 SEARCHED_CHARS = 1_000_000
 """So much of an episode's text can be searched."""
-_LAYOUT = 3  # raised with every change of the tables: an older file is made anew
+_LAYOUT = 4  # raised with every change of the tables: an older file is made anew
 _BATCH_BYTES = 4 << 20
 _LONGEST_LINE = 512 << 20
 _BUSY_S = 30.0
 _COLUMNS = (
-    *("file", "start", "size", "episode", "attempt", "task", "repository", "grp", "member", "outcome", "reward"),
+    *("file", "start", "size", "episode", "attempt", "task", "source", "repository", "grp", "member", "outcome"),
+    "reward",
     *("end_reason", "turns", "tokens", "format_errors", "branches", "oldest", "version", "logprob"),
     *("started", "finished", "seconds"),
 )
 _INDEXED = (
-    *("grp", "outcome", "repository", "reward", "turns", "tokens", "version", "finished", "seconds"),
+    *("grp", "outcome", "source", "repository", "reward", "turns", "tokens", "version", "finished", "seconds"),
     *("episode", "end_reason"),
 )
 _TABLES = f"""
@@ -37,8 +39,13 @@ CREATE TABLE episodes (row INTEGER PRIMARY KEY, {", ".join(_COLUMNS)});
 CREATE INDEX of_tasks ON episodes (task, repository, outcome, turns, tokens, version, reward);
 CREATE VIRTUAL TABLE texts USING fts5 (text, content='', detail=full);
 {" ".join(f"CREATE INDEX by_{name} ON episodes ({name});" for name in _INDEXED)}
+{STEP_TABLES}
 PRAGMA user_version = {_LAYOUT};
 """
+
+
+Take = Callable[[sqlite3.Connection, str, int, bytes], bool]
+"""Puts a line of a file, which begins at a byte, into the tables; False: it is no record."""
 
 
 class Progress(NamedTuple):
@@ -117,20 +124,26 @@ class Index:
         with self.connect() as db:
             db.execute("PRAGMA synchronous = OFF")
             db.execute("BEGIN IMMEDIATE")
-            read = [_read_on(db, path) for path in self._files()]
+            read = [_read_on(db, path, take) for path, take in self._files()]
             db.execute("COMMIT")
         return any(read)
 
     def progress(self) -> Progress:
         """How much of the files is read."""
-        sizes = {path.name: path.stat().st_size for path in self._files()}
+        sizes = {_key(path): path.stat().st_size for path, _ in self._files()}
         with self.connect() as db:
             rows = db.execute("SELECT * FROM files").fetchall()
         done = sum(row["done"] for row in rows if row["file"] in sizes)
         return Progress(done, sum(sizes.values()), sum(row["unreadable"] for row in rows))
 
-    def _files(self) -> list[Path]:
-        return sorted(path for path in (self.run_dir / "trajectories").glob("*.jsonl") if path.is_file())
+    def _files(self) -> list[tuple[Path, Take]]:
+        """Every file of records, and what takes its lines."""
+        found = [
+            (path, take)
+            for folder, take in (("trajectories", _take_episode), ("steps", take_step))
+            for path in sorted((self.run_dir / folder).glob("*.jsonl"))
+        ]
+        return [(path, take) for path, take in found if path.is_file()]
 
     # --- single episodes ------------------------------------------------------------------------------------------
 
@@ -150,13 +163,18 @@ class Index:
             return None
 
 
-def _read_on(db: sqlite3.Connection, path: Path) -> bool:
+def _key(path: Path) -> str:
+    """Of a file, by which the index knows it."""
+    return path.name if path.parent.name == "trajectories" else f"{path.parent.name}/{path.name}"
+
+
+def _read_on(db: sqlite3.Connection, path: Path, take: Take) -> bool:
     """One batch of a file. Whether there was a whole line."""
-    state = path.stat()
-    known = db.execute("SELECT * FROM files WHERE file = ?", (path.name,)).fetchone()
+    state, key = path.stat(), _key(path)
+    known = db.execute("SELECT * FROM files WHERE file = ?", (key,)).fetchone()
     done, unreadable = (known["done"], known["unreadable"]) if known else (0, 0)
     if known and (known["inode"] != state.st_ino or done > state.st_size):  # another file under this name
-        _forget(db, path.name)
+        _forget(db, key)
         done = unreadable = 0
     if done >= state.st_size:
         return False
@@ -168,14 +186,18 @@ def _read_on(db: sqlite3.Connection, path: Path) -> bool:
     end = block.rfind(b"\n") + 1
     start = done
     for line in block[:end].split(b"\n")[:-1]:
-        record = read_record(line)
-        if record is None:
+        if not take(db, path.name, start, line):
             unreadable += bool(line.strip())
-        else:
-            _insert(db, path.name, start, len(line), record)
         start += len(line) + 1
-    db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (path.name, state.st_ino, done + end, unreadable))
+    db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (key, state.st_ino, done + end, unreadable))
     return end > 0
+
+
+def _take_episode(db: sqlite3.Connection, file: str, start: int, line: bytes) -> bool:
+    record = read_record(line)
+    if record is not None:
+        _insert(db, file, start, len(line), record)
+    return record is not None
 
 
 def _insert(db: sqlite3.Connection, file: str, start: int, size: int, record: Record) -> None:
@@ -187,6 +209,7 @@ def _insert(db: sqlite3.Connection, file: str, start: int, size: int, record: Re
         whole(record.episode_id),
         record.attempt,
         whole(record.task_id),
+        whole(record.source),
         record.where,
         whole(record.group_id),
         record.member,

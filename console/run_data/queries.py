@@ -31,11 +31,15 @@ TASK_SORTS = {
 """The same for tasks."""
 
 
+_TEXTS = ("q", "task", "source", "repository", "outcome", "end", "group")
+
+
 class Filter(NamedTuple):
     """Which episodes, and in which order; what is empty does not filter."""
 
     q: str = ""  # words that the text holds; the last may be a beginning, "a phrase" is one
     task: str = ""  # part of the id
+    source: str = ""
     repository: str = ""
     outcome: str = ""
     end: str = ""
@@ -53,10 +57,11 @@ class Filter(NamedTuple):
     @staticmethod
     def of(query: Mapping[str, str]) -> Filter:
         """From a URL's query. Raises `ValueError` that names what cannot be read."""
-        texts = {name: query.get(name, "").strip() for name in ("q", "task", "repository", "outcome", "end", "group")}
+        texts = {name: query.get(name, "").strip() for name in _TEXTS}
         return Filter(
             q=texts["q"],
             task=texts["task"],
+            source=texts["source"],
             repository=texts["repository"],
             outcome=texts["outcome"],
             end=texts["end"],
@@ -106,6 +111,7 @@ def _where(chosen: Filter) -> tuple[str, list[Any]]:
     values: list[Any] = []
     for condition, value in (
         ("instr(task, ?) > 0", chosen.task),
+        ("source = ?", chosen.source),
         ("repository = ?", chosen.repository),
         ("outcome = ?", chosen.outcome),
         ("end_reason = ?", chosen.end),
@@ -182,7 +188,7 @@ def of_task(db: sqlite3.Connection, task: str, most: int = 500) -> list[sqlite3.
 
 def choices(db: sqlite3.Connection, column: str, most: int = 200) -> list[str]:
     """The values of a column, for a list to choose from."""
-    assert column in ("end_reason", "repository", "outcome")
+    assert column in ("end_reason", "source", "repository", "outcome")
     found = db.execute(
         f"SELECT DISTINCT {column} FROM episodes WHERE {column} != '' ORDER BY 1 LIMIT ?", (most,)
     ).fetchall()

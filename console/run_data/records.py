@@ -67,6 +67,7 @@ class Record(Struct):
     num_branches: int = 1
     drift: dict[str, int] = {}
     mean_logprob: float = 0.0
+    token_records: list[int] = []  # first byte and size of its tokens in the `.tokens` file beside
     started_at: float = 0.0
     finished_at: float = 0.0
     patch: str = ""

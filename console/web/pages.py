@@ -10,11 +10,12 @@ from typing import TypeVar
 from aiohttp import web
 
 from console.plots import figures, svg
-from console.run_data import fleet, queries
+from console.run_data import fleet, queries, trained
 from console.run_data.records import Record
 from console.run_data.run import Run, bottleneck
 from console.run_data.settings import flat, versions
 from console.run_data.story import Story, first_difference, tell
+from console.run_data.tokens import SHOWN, read_tokens
 from console.watchers.watch import watch
 from console.web.templates import PLOTS, RUN, render
 
@@ -28,6 +29,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/", overview),
         web.get("/episodes", episodes),
         web.get("/episode", episode),
+        web.get("/tokens", tokens),
         web.get("/raw", raw),
         web.get("/group", group),
         web.get("/tasks", tasks),
@@ -64,18 +66,20 @@ async def episodes(request: web.Request) -> web.Response:
     """The episodes that fit the query."""
     chosen = queries.Filter.of(request.query)
 
-    def ask(db: sqlite3.Connection) -> tuple[queries.Page, list[str], list[str]]:
-        return queries.episodes(db, chosen), queries.choices(db, "end_reason"), queries.choices(db, "repository")
+    def ask(db: sqlite3.Connection) -> tuple[queries.Page, dict[str, list[str]]]:
+        lists = {name: queries.choices(db, name) for name in ("end_reason", "repository", "source")}
+        return queries.episodes(db, chosen), lists
 
-    page, ends, repositories = await _ask(request, ask)
+    page, lists = await _ask(request, ask)
     progress = await asyncio.to_thread(request.app[RUN].index.progress)
     return render(
         request,
         "episodes.html",
         page=page,
         chosen=chosen,
-        ends=ends,
-        repositories=repositories,
+        ends=lists["end_reason"],
+        repositories=lists["repository"],
+        sources=lists["source"],
         sorts=queries.SORTS,
         progress=progress,
     )
@@ -87,9 +91,33 @@ async def episode(request: web.Request) -> web.Response:
     row = await _row(request)
     record = await _record(run, row)
     later, earlier = await _ask(request, lambda db: queries.neighbours(db, row))
+    trained_at = await _ask(request, lambda db: trained.steps_of(db, row["episode"], row["attempt"]))
     return render(
-        request, "episode.html", row=row, record=record, story=tell(record), later=later, earlier=earlier, whole=False
+        request,
+        "episode.html",
+        row=row,
+        record=record,
+        story=tell(record),
+        later=later,
+        earlier=earlier,
+        trained_at=trained_at,
     )
+
+
+async def tokens(request: web.Request) -> web.Response:
+    """An episode token by token."""
+    run = request.app[RUN]
+    row = await _row(request)
+    record = await _record(run, row)
+    at = _whole(request, "at", -1)
+    steps = await _ask(request, lambda db: trained.steps_of(db, row["episode"], row["attempt"]))
+    model = str(run.settings.get("model", {}).get("path", ""))
+    start = at if at >= 0 else _whole(request, "from", 0)
+    found = await asyncio.to_thread(read_tokens, run.directory, row, record, steps, start, model)
+    if found is None:
+        raise web.HTTPNotFound(text=f"of episode {row['episode'][:80]!r} no tokens are recorded, or they are damaged")
+    chosen = next((token for token in found.shown if token.place == at), None)
+    return render(request, "tokens.html", row=row, tokens=found, chosen=chosen, page_size=SHOWN)
 
 
 async def raw(request: web.Request) -> web.Response:
@@ -121,6 +149,7 @@ async def group(request: web.Request) -> web.Response:
         return [(row, tell(record)) for row, record in found if record is not None]
 
     told = await asyncio.to_thread(read)
+    learned = await _ask(request, lambda db: trained.advantages_of(db, name))
     size = run.settings.get("replay", {}).get("group_size", 0)
     return render(
         request,
@@ -130,6 +159,7 @@ async def group(request: web.Request) -> web.Response:
         size=size,
         differs=first_difference([story for _, story in told]),
         advantages=_advantages([row["reward"] for row, _ in told]),
+        learned=learned,
     )
 
 
@@ -165,12 +195,16 @@ async def steps(request: web.Request) -> web.Response:
 async def step(request: web.Request) -> web.Response:
     """All figures of one step beside those of the step before."""
     metrics = request.app[RUN].metrics
-    text = request.query.get("n", "")
-    number = int(text) if text.isdecimal() and len(text) < 10 else -1
+    number = _whole(request, "n", -1)
     if number not in metrics.steps:
-        raise web.HTTPNotFound(text=f"no step {text[:80]!r} is recorded")
+        raise web.HTTPNotFound(text=f"no step {request.query.get('n', '')[:80]!r} is recorded")
     return render(
-        request, "step.html", number=number, record=metrics.steps[number], before=metrics.steps.get(number - 1, {})
+        request,
+        "step.html",
+        number=number,
+        record=metrics.steps[number],
+        before=metrics.steps.get(number - 1, {}),
+        trained=await _ask(request, lambda db: trained.trained_in(db, number)),
     )
 
 
@@ -213,6 +247,11 @@ async def _row(request: web.Request) -> sqlite3.Row:
     if row is None:
         raise web.HTTPNotFound(text=f"no episode {name[:80]!r} is recorded")
     return row
+
+
+def _whole(request: web.Request, name: str, otherwise: int) -> int:
+    text = request.query.get(name, "")
+    return int(text) if text.isdecimal() and len(text) < 10 else otherwise
 
 
 async def _record(run: Run, row: sqlite3.Row) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -44,6 +45,7 @@ def environment() -> Environment:
         "side_by_side": side_by_side,
         "pretty": lambda value: json.dumps(value, ensure_ascii=False, indent=2, default=str),
         "bytes": in_bytes,
+        "ratio": ratio,
     }
     found.globals |= {"url": url}
     return found
@@ -92,6 +94,11 @@ def seconds(value: float | None) -> str:
     if value < 120:
         return f"{value:.1f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def ratio(token: Mapping[str, float]) -> str:
+    """Learner's probability of a token over the sampler's."""
+    return svg.short(math.exp(min(max(token["learner"] - token["sampler"], -50.0), 50.0)))
 
 
 def in_bytes(size: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class Sample:
     staleness: np.ndarray  # int32, learner's version minus the target's version (0 where not trained on)
     behind_older: np.ndarray  # bool, keys and values of older weights than the target's may lie behind it
     share: float = 1.0  # of its episode: the shares of an episode's samples add up to 1
+    source: int = 0  # its trajectory's place in the batch
+    path: np.ndarray | None = None  # int64, places of its tokens in that trajectory; None: all, in their order
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -49,8 +51,8 @@ def make_samples(
     could not be read). Advantages are taken over the usable members of a group only.
     """
     left_out: Counter[str] = Counter()
-    usable = []
-    for trajectory in trajectories:
+    usable, sources = [], []
+    for source, trajectory in enumerate(trajectories):
         reason = unusable(trajectory, settings.model.max_context, vocab_size)
         if reason:
             left_out[reason] += 1
@@ -58,6 +60,7 @@ def make_samples(
             left_out["unsolved"] += 1
         else:
             usable.append(trajectory)
+            sources.append(source)
     if settings.phase == "rft":
         advantages = [_on_readable_turns(trajectory) for trajectory in usable]
         masks = [advantage > 0 for advantage in advantages]
@@ -66,13 +69,14 @@ def make_samples(
         masks = [trajectory.loss_mask == 1 for trajectory in usable]
     averaging, context = averaging_of(loss_settings(settings)), settings.model.max_context
     samples: list[Sample] = []
-    for trajectory, advantage, mask in zip(usable, advantages, masks, strict=True):
+    for source, trajectory, advantage, mask in zip(sources, usable, advantages, masks, strict=True):
         paths = _trained_paths(trajectory, mask)
         counts = [int(trained[1:].sum()) for _, trained in paths]
         weight = token_weight(averaging, sum(counts), context)
         for (path, trained), count in zip(paths, counts, strict=True):
             share = count / sum(counts) if len(paths) > 1 else 1.0
-            samples.append(_sample(trajectory, advantage, path, trained, version, weight, share))
+            sample = _sample(trajectory, advantage, path, trained, version, weight)
+            samples.append(replace(sample, share=share, source=source, path=path if len(paths) > 1 else None))
     return samples, left_out
 
 
@@ -130,7 +134,6 @@ def _sample(
     trained: np.ndarray,
     version: int,
     weight: float,
-    share: float,
 ) -> Sample:
     token_ids = trajectory.token_ids[path].astype(np.int64)
     return Sample(
@@ -141,7 +144,6 @@ def _sample(
         advantages=_from_next(advantages[path].astype(np.float32)),
         staleness=_from_next(np.where(trained, version - trajectory.versions[path], 0).astype(np.int32)),
         behind_older=_from_next(trained & _behind_older(trajectory)[path]),
-        share=share,
     )
 
 

@@ -22,6 +22,7 @@ from learner.objectives.registry import averaging_of, checked_objective, loss_se
 from learner.objectives.samples import Sample
 from learner.packing import plan_bins, row_length, used_share
 from learner.training.diagnostics import Diagnostics
+from learner.training.learned import LearnedLogprobs
 from learner.training.micro_batch import MicroBatch, collate
 from learner.training.model import Policy
 from learner.training.schedule import learning_rate
@@ -30,7 +31,11 @@ from protocol.errors import LearnerError
 
 
 class Trainer:
-    """Runs steps on this rank; all ranks call `step` with the same samples."""
+    """Runs steps on this rank; all ranks call `step` with the same samples.
+
+    Attributes:
+        logprobs: of the last step's samples, as the policy before its update saw their targets (float32 [tokens] each).
+    """
 
     def __init__(self, policy: Policy, settings: Settings) -> None:
         self.policy = policy
@@ -40,6 +45,7 @@ class Trainer:
         self.objective = checked_objective(self.loss)
         self.averaging = averaging_of(self.loss)
         self.budget = settings.micro_batch_tokens
+        self.logprobs: list[np.ndarray] = []
 
     def step(self, samples: Sequence[Sample], version: int) -> dict[str, float]:
         """Make version `version + 1` out of `version`; returns the step's figures, the same on every rank.
@@ -53,12 +59,14 @@ class Trainer:
         assert divisor > 0, "a batch without a trained token does not reach the trainer"
         most_documents = max(len(members) for row in plan for members in row)
         diagnostics = Diagnostics(self.group.device)
+        learned = LearnedLogprobs(self.group, plan, lengths)
         self.policy.engine.train()
         for index, row in enumerate(plan):
             with self.group.doing(f"training micro-batch {index + 1} of {len(plan)} on version {version}"):
                 num_positions = row_length(row, lengths, self.group.sequence_parallel)
                 batch = collate(samples, row[self.group.data_index], num_positions)
-                loss = self._forward(batch, diagnostics, most_documents)
+                loss, logprobs = self._forward(batch, diagnostics, most_documents)
+                learned.put(index, logprobs)
                 if not torch.isfinite(loss):
                     raise LearnerError(f"the loss of version {version} is {float(loss)}", kind="not_finite")
                 self.policy.backward(loss / divisor, is_last=index == len(plan) - 1)
@@ -66,6 +74,7 @@ class Trainer:
         with self.group.doing(f"updating the weights of version {version}"):
             norm = self.policy.update(rate)
             self.group.sum(diagnostics.sums)
+            self.logprobs = learned.gather()
         if not norm < float("inf"):
             raise LearnerError(f"the gradient norm of version {version} is {norm}", kind="not_finite")
         return diagnostics.figures() | {
@@ -76,8 +85,8 @@ class Trainer:
             "packing_used_share": used_share(plan, lengths, self.group.sequence_parallel),
         }
 
-    def _forward(self, batch: MicroBatch, diagnostics: Diagnostics, most_documents: int) -> Tensor:
-        """Weighted loss summed over this rank's positions of a micro-batch."""
+    def _forward(self, batch: MicroBatch, diagnostics: Diagnostics, most_documents: int) -> tuple[Tensor, Tensor]:
+        """Weighted loss summed over this rank's positions of a micro-batch, and their log-probs."""
         inputs = self._mine(batch.token_ids), self._mine(batch.positions), self._mine(batch.targets)
         logprobs, entropy, values = self.policy.logprobs(*inputs)
         tokens = TokenTensors(
@@ -94,7 +103,7 @@ class Trainer:
             tokens = self._with_sequence_ratio(tokens, batch, most_documents)
         losses = token_losses(tokens, self.loss)
         diagnostics.add(tokens, entropy, self._mine(batch.staleness), losses, self.loss, self._mine(batch.behind_older))
-        return (tokens.weights * losses).sum()
+        return (tokens.weights * losses).sum(), logprobs
 
     def _mine(self, array: np.ndarray) -> Tensor:
         """This rank's slice of an array over the micro-batch's positions."""

@@ -32,6 +32,8 @@ PAGES = (
     "/episodes",
     "/episodes?q=FAILED&outcome=solved&sort=tokens",
     "/episode?id=g3/2",
+    "/tokens?id=tokens/0",
+    "/tokens?id=tokens/0&at=2500",
     "/group?id=g3",
     "/tasks",
     "/task?id=owner3__project3-3",
@@ -70,7 +72,7 @@ def driver(address: str) -> Iterator[WebDriver]:
     found = WebDriver(options=options, service=Service(str(DRIVER)))
     found.set_page_load_timeout(60)
     found.get(f"{address}/episodes")
-    WebDriverWait(found, 60).until(lambda _: _reloaded_count(found) == "247")
+    WebDriverWait(found, 60).until(lambda _: _reloaded_count(found) == "248")
     found.get_log("performance")
     yield found
     found.quit()
@@ -104,12 +106,29 @@ def test_filters_filter_and_the_address_says_so(driver: WebDriver, address: str)
     press(driver, "FAILED", Keys.ENTER)
     WebDriverWait(driver, 20).until(lambda d: d.current_url == f"{address}/episodes?q=FAILED")
     everything = int(driver.find_element(By.CSS_SELECTOR, "h1 .count").text.split()[0])
-    assert 0 < everything <= 241
+    assert 0 < everything <= 242
     driver.get(f"{address}/episodes?q=FAILED&outcome=solved")
     outcomes = {cell.text for cell in driver.find_elements(By.CSS_SELECTOR, "td .outcome")}
     assert outcomes == {"solved"}
     driver.get(f"{address}/episodes?page=x")
     assert "expected a whole number" in driver.find_element(By.TAG_NAME, "main").text
+
+
+def test_a_steps_worst_token_leads_to_it_in_its_episode(driver: WebDriver, address: str) -> None:
+    driver.get(f"{address}/step?n=5")
+    assert [chip.text for chip in driver.find_elements(By.CSS_SELECTOR, ".chip")] == ["1 +1.50", "0 -1.50"]
+    driver.find_element(By.CSS_SELECTOR, "a[href*='/tokens']").click()
+    WebDriverWait(driver, 20).until(lambda d: "/tokens" in d.current_url)
+    shown = driver.find_element(By.ID, "chosen").text.split("\n")
+    facts = dict(zip(shown[::2], shown[1::2], strict=True))
+    assert (facts["place"], facts["mask"], facts["version"]) == ("2500", "sampled", "4")
+    assert (facts["log-prob"], facts["learner's"], facts["advantage"]) == ("-0.5000", "-0.2500", "+1.5000")
+    assert driver.find_element(By.CSS_SELECTOR, ".tok.here").get_attribute("id") == "at"
+    assert len(driver.find_elements(By.CSS_SELECTOR, ".tokens .tok")) == 1000  # the second page
+    driver.get(f"{address}/episodes?source=made")
+    assert driver.find_element(By.CSS_SELECTOR, "h1 .count").text.split()[0] == "1"
+    driver.get(f"{address}/episode?id=tokens/0")
+    assert "trained in step 5" in driver.find_element(By.TAG_NAME, "main").text
 
 
 def test_keys_go_through_rows_and_pages(driver: WebDriver, address: str) -> None:

@@ -9,30 +9,18 @@ from __future__ import annotations
 
 import errno
 import itertools
-import mmap
 import os
 import secrets
 import threading
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from learner.replay.journal.format import (
-    HEADER_BYTES,
-    MAGIC,
-    SALT_BYTES,
-    Frame,
-    Record,
-    pack_header,
-    parse_header,
-    record_bytes,
-    split,
-)
+from learner.replay.journal.format import SALT_BYTES, Frame, pack_header, record_bytes
+from learner.replay.journal.reader import EVENTS, SNAPSHOT, JournalReader
 from protocol.errors import JournalError
 
 Fsync = Literal["always", "interval", "never"]
-EVENTS, SNAPSHOT = 0, 1
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _IOV_MAX = 1024
 
@@ -44,7 +32,7 @@ class _Queued(NamedTuple):
     frames: Sequence[Frame]
 
 
-class Journal:
+class Journal(JournalReader):
     """A log in one directory, which only one process may have open.
 
     Args:
@@ -57,7 +45,6 @@ class Journal:
     """
 
     def __init__(self, directory: Path, fsync: Fsync = "interval", segment_bytes: int = 1 << 28) -> None:
-        self.directory = directory
         self.num_syncs = 0
         self.blocked = False  # the last commit failed
         self._fsync = fsync
@@ -71,11 +58,8 @@ class Journal:
         self._file_base = -1
         self._lock_file = -1
         directory.mkdir(parents=True, exist_ok=True)
-        self._lock()
-        self._salt = self._load_salt()
-        self._bases = sorted(int(path.stem) for path in directory.glob("*.log"))
-        if not self._bases:
-            self._bases = [0]
+        self._lock(directory)
+        super().__init__(directory)
         self.end = self._bases[-1] + self._size(self._bases[-1])
         self._written = self.end  # everything before is in the file
 
@@ -218,100 +202,23 @@ class Journal:
         finally:
             os.close(descriptor)
 
-    # --- reading --------------------------------------------------------------------------------------------------
-
-    def read(self, position: int) -> list[memoryview]:
-        """Frames of the committed record at `position`. Raises `JournalError` (kinds `corrupt`, `forgotten`)."""
-        if position < self._bases[0]:
-            raise JournalError(f"offset {position} of {self.directory} was compacted away", kind="forgotten")
-        base = self._base_of(position)
-        with self._path(base).open("rb") as file:
-            file.seek(position - base)
-            header = parse_header(file.read(HEADER_BYTES), self._salt, position)
-            content = memoryview(file.read(header.num_bytes)) if header else memoryview(b"")
-        frames = split(header, content) if header else None
-        if frames is None:
-            raise JournalError(f"the record at offset {position} of {self.directory} is damaged", kind="corrupt")
-        return frames
-
-    def recover(self, skip_corrupt: bool = False) -> Iterator[Record]:
-        """All records from the newest snapshot on; a torn tail is cut off. Call it once, before `append`.
-
-        Args:
-            skip_corrupt: go on behind a damaged record in the middle instead of raising.
-
-        Raises:
-            JournalError: kind `corrupt`, with the offset.
-        """
-        start = len(self._bases) - 1
-        while start > 0 and not self._begins_with_snapshot(self._bases[start]):
-            start -= 1
-        for base in self._bases[start:]:
-            yield from self._scan(base, skip_corrupt)
-
-    def _scan(self, base: int, skip_corrupt: bool) -> Iterator[Record]:
-        data = _mapped(self._path(base))
-        offset = 0
-        while offset < len(data):
-            record = self._parse(data, offset, base + offset)
-            if record is not None:
-                yield record
-                offset += record_bytes(record.frames)
-                continue
-            following = self._next_valid(data, offset, base)
-            if following is None and base == self._bases[-1]:
-                os.truncate(self._path(base), offset)
-                self.end = self._written = base + offset
-                return
-            if not skip_corrupt:
-                raise JournalError(
-                    f"the record at offset {base + offset} of {self.directory} is damaged and newer ones follow it; "
-                    "start with replay.skip_corrupt to go on without it",
-                    kind="corrupt",
-                )
-            offset = len(data) if following is None else following
-
-    def _next_valid(self, data: memoryview, offset: int, base: int) -> int | None:
-        """Offset of the next whole record behind a damaged one."""
-        content, mark = bytes(data), MAGIC + self._salt
-        candidate = content.find(mark, offset + 1)
-        while candidate >= 0:
-            if self._parse(data, candidate, base + candidate) is not None:
-                return candidate
-            candidate = content.find(mark, candidate + 1)
-        return None
-
-    def _parse(self, data: memoryview, offset: int, position: int) -> Record | None:
-        start = offset + HEADER_BYTES
-        header = parse_header(data[offset:start], self._salt, position)
-        frames = split(header, data[start : start + header.num_bytes]) if header else None
-        return Record(position, header.kind, frames) if header and frames is not None else None
-
-    def _begins_with_snapshot(self, base: int) -> bool:
-        with self._path(base).open("rb") as file:
-            header = parse_header(file.read(HEADER_BYTES), self._salt, base)
-            if header is None or header.kind != SNAPSHOT:
-                return False
-            return split(header, memoryview(file.read(header.num_bytes))) is not None
-
     # --- files ----------------------------------------------------------------------------------------------------
 
-    def _base_of(self, position: int) -> int:
-        return self._bases[bisect_right(self._bases, position) - 1]
-
-    def _path(self, base: int) -> Path:
-        return self.directory / f"{base:020d}.log"
+    def _cut(self, base: int, offset: int) -> None:
+        """What follows was never acknowledged: it goes, and writing goes on there."""
+        os.truncate(self._path(base), offset)
+        self.end = self._written = base + offset
 
     def _size(self, base: int) -> int:
         return self._path(base).stat().st_size if self._path(base).exists() else 0
 
-    def _lock(self) -> None:
-        self._lock_file = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    def _lock(self, directory: Path) -> None:
+        self._lock_file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.lockf(self._lock_file, os.F_TLOCK, 0)
         except OSError as error:
             os.close(self._lock_file)
-            raise JournalError(f"another process has the journal in {self.directory} open", kind="locked") from error
+            raise JournalError(f"another process has the journal in {directory} open", kind="locked") from error
 
     def _load_salt(self) -> bytes:
         path = self.directory / "salt"
@@ -319,20 +226,7 @@ class Journal:
             temporary = path.with_suffix(".new")
             temporary.write_bytes(secrets.token_bytes(SALT_BYTES))
             temporary.replace(path)
-        salt = path.read_bytes()
-        if len(salt) != SALT_BYTES:
-            raise JournalError(f"{path} holds {len(salt)} bytes, expected {SALT_BYTES}", kind="damaged")
-        return salt
-
-
-def _mapped(path: Path) -> memoryview:
-    """A file's content, read as it is looked at."""
-    if not path.exists() or not path.stat().st_size:
-        return memoryview(b"")
-    with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    content.madvise(mmap.MADV_SEQUENTIAL)
-    return memoryview(content)
+        return super()._load_salt()
 
 
 def _rest(buffers: list[Frame], wrote: int) -> list[Frame]:

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import msgspec
 
 from learner.replay import events
-from learner.replay.filters import mask_format_errors
-from learner.replay.journal.journal import EVENTS, SNAPSHOT, Journal
+from learner.replay.journal.journal import Journal
+from learner.replay.journal.reader import EVENTS, SNAPSHOT
 from learner.replay.machine import Replay
 from learner.replay.service import pass_rates
 from learner.replay.service.account import Account, News, account, news
+from learner.replay.service.batches import load_batch, positions_of
 from learner.replay.service.speed import Speed
 from learner.replay.service.status import measure
 from learner.replay.state import FormedBatch, State
@@ -36,7 +37,6 @@ from protocol.messages import (
     Submit,
     SubmitReply,
     TaskRef,
-    Trajectory,
 )
 from protocol.sockets import Keys, Peer, Server
 from protocol.wire import Codec
@@ -313,13 +313,4 @@ class ReplayServer:
         pass_rates.write(self._rates_file, self.replay.state.rates)
 
     def _load_batch(self, batch: FormedBatch) -> Batch:
-        codec = Codec()
-        trajectories: list[Trajectory] = []
-        for item in batch.items:
-            for finished in item.finished:
-                message = codec.decode(self.journal.read(finished.position)[1:])
-                assert isinstance(message, Submit)
-                trajectories.append(message.trajectory)
-        if self._settings.phase == "rft":
-            trajectories = [mask_format_errors(trajectory) for trajectory in trajectories]
-        return Batch(batch_id=batch.step, trajectories=trajectories)
+        return load_batch(self.journal, batch.step, positions_of(batch), self._settings.phase)

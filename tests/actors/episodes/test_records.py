@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.agent.episode import Step
 from actors.episodes.episode_runner import Attempt
 from actors.episodes.records import Records, prediction, readable
 from actors.episodes.show import main
+from protocol.arrays import pack_arrays, unpack_arrays
+from protocol.errors import WireError
 from protocol.messages import Trajectory, Turn
 from sandbox.judgement.grading import Verdict
 from sandbox.patches import Patch
@@ -111,6 +116,32 @@ def test_branches_are_recorded_and_shown(tmp_path: Path, capsys: pytest.CaptureF
     assert "8 tokens, branches: 2, tokens rendered anew: 4 template\n" in shown
     assert "=== branch: goes on from the beginning\n--- user\nname it\n--- assistant\nA title\n" in shown
     assert '=== branch: goes on from turn 1\n--- tool\nok\n[shell {"command": "ls"}]\n--- assistant\ndone\n' in shown
+
+
+def test_tokens_lie_beside_the_record_that_names_their_place(tmp_path: Path) -> None:
+    records = Records(tmp_path, "actor", share=1.0)
+    for name in ("g/0", "g/1"):
+        records.write(attempt(name))
+    records.close()
+    packed = (tmp_path / "trajectories" / "actor.tokens").read_bytes()
+    for line in (tmp_path / "trajectories" / "actor.jsonl").read_text().splitlines():
+        start, size = json.loads(line)["token_records"]
+        arrays = unpack_arrays(packed[start : start + size])
+        assert arrays["ids"].tolist() == list(range(8))
+        assert arrays["versions"].tolist() == [-1, -1, -1, 4, 5, -1, -1, 6]
+        assert arrays["mask"].tolist() == [0, 0, 0, 1, 1, 0, 0, 1]
+        assert arrays["logprobs"].tolist() == [0, 0, 0, -1, -2, 0, 0, -3]
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_arrays_are_refused(content: bytes) -> None:
+    with pytest.raises(WireError):
+        unpack_arrays(content)
+    whole = pack_arrays({"a": np.arange(9, dtype=np.int32)})
+    with pytest.raises(WireError):
+        unpack_arrays(whole[:-5])
+    with pytest.raises(WireError):
+        unpack_arrays(zlib.compress(msgspec.msgpack.encode({"a": ("O8", b"12345678")})))
 
 
 def test_every_field_is_documented() -> None:

@@ -3,8 +3,8 @@
 Importing torch, transformers and DeepSpeed takes longer than the tests, so it happens once. A job is a list of runs:
 {"name", "settings", "world", "batches_until", "kill_rank_after"}; the server answers with the batch `version` from a
 seed until `batches_until`, then lets the learner wait; with `hold_marks` it acknowledges a checkpoint only after a
-later step. The writer of rank `full_disk` finds no space for version 2. Every process writes what became of it to
-`NAME/`.
+later step. With `journal` it is the real replay buffer, which random episodes fill. The writer of rank `full_disk`
+finds no space for version 2. Every process writes what became of it to `NAME/`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError
 
 from learner.checkpoints import checkpoint
 from learner.checkpoints import writer as checkpoint_writer
 from learner.rank import LearnerRank
+from learner.replay.service.server import ReplayServer
 from learner.training.model import import_deepspeed
 from protocol.config import Settings
 from protocol.messages import (
@@ -34,10 +36,13 @@ from protocol.messages import (
     BatchWait,
     CheckpointMark,
     CheckpointMarkReply,
+    LeaseRequest,
+    Submit,
+    TaskRef,
     VersionReady,
     VersionReadyReply,
 )
-from protocol.sockets import Peer, Server
+from protocol.sockets import Client, Peer, Server
 from tiny.trajectories import random_batch, random_trajectory
 
 LENGTHS = [60, 90, 41, 120]
@@ -78,6 +83,27 @@ async def serve(run: dict, folder: Path) -> None:
                 await server.send(marker, CheckpointMarkReply(journal_offset=100 * version))
                 log.write(json.dumps({"mark": version}) + "\n")
                 held.remove((marker, version))
+
+
+async def serve_journal(run: dict, folder: Path) -> None:
+    """The real buffer, and an actor whose episodes are random."""
+    settings = Settings.model_validate(run["settings"])
+    tasks = [TaskRef(task_id=f"t{i}", source="made", repository="r") for i in range(4)]
+    server = ReplayServer(settings, tasks, f"ipc://{folder}/replay", folder)
+    endpoint = await server.start()
+    serving = asyncio.create_task(server.run())
+    (folder / "listening").touch()
+    rng = np.random.default_rng(0)
+    async with Client(endpoint) as client:
+        while not (reply := await client.request(LeaseRequest(actor="a", capacity=4), 30)).done:
+            for lease in reply.leases:
+                made = random_trajectory(rng, int(rng.integers(40, 120)), resolved=lease.member % 2 == 0)
+                names = {name: getattr(lease, name) for name in ("episode_id", "lease_id", "task_id", "group_id")}
+                names |= {"member": lease.member, "attempt": lease.attempt}
+                trajectory = msgspec.structs.replace(made, **names)
+                await client.request(Submit(actor="a", trajectory=trajectory), 30)
+            await asyncio.sleep(0.05)
+    await serving
 
 
 def run_rank(run: dict, rank: int, port: int, folder: Path) -> None:
@@ -142,7 +168,8 @@ def run_learner(run: dict, folder: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    server = forked(lambda: asyncio.run(serve(run, folder)))
+    serving = serve_journal if run.get("journal") else serve
+    server = forked(lambda: asyncio.run(serving(run, folder)))
     ranks: list[int] = []
     try:
         wait_for(folder / "listening", 30)

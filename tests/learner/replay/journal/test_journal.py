@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from learner.replay.journal.journal import SNAPSHOT, Journal
+from learner.replay.journal.journal import Journal
+from learner.replay.journal.reader import SNAPSHOT
 from protocol.errors import JournalError
 
 
