@@ -26,6 +26,7 @@ from cluster.reporting.progress import Progress
 from cluster.reporting.troubles import Troubles
 from cluster.stop_signals import StopSignals
 from cluster.waits import all_of, deadline, within
+from console.run_data.held_out import held_out
 from console.watchers.watch import watch
 from learner.replay.service.account import Account
 from protocol.config import Settings
@@ -38,6 +39,7 @@ _SAMPLE_S = 1.0
 _STATUS_TIMEOUT_S = 10.0
 _STALLED_AFTER_S = 60.0
 _MAX_RESTARTS = 5
+_MOST_SAMPLES = 1000
 _LEARNER_LAST_WORDS_S = 5.0
 _PART_STOP_S = 3.0
 _FOLLOW_S = 2.0
@@ -64,6 +66,7 @@ class Supervisor:
         self.account: Account | None = None  # what the buffer said last of the run's episodes
         self._troubles = Troubles()
         self._told: set[str] = set()  # findings
+        self._samples: list[Values] = []  # for the watchers, thinned when they become many
         self._replay: Part
         self._generators: list[Part] = []
         self._learners: list[Part] = []
@@ -297,6 +300,9 @@ class Supervisor:
         stalled = [part.name for part in parts if now - part.answered_at > _STALLED_AFTER_S]
         self.system = self._observer.sample(by_role, now - self._started_at, len(stalled))
         step = int(self.steps[-1]["step"]) if self.steps else 0
+        self._samples.append(self.system | {"step": float(step)})
+        if len(self._samples) > _MOST_SAMPLES:
+            self._samples = self._samples[::2]
         for sink in self.sinks:
             sink.write("system", self.system, step)
         self.progress.sample(self.system, ", ".join(f"{name} (stalled)" for name in stalled))
@@ -357,11 +363,11 @@ class Supervisor:
 
     def _watch_over(self, step: int) -> None:
         """Say what the watchers see, once each; in the metrics it is the step since which it holds."""
-        found = watch(self.steps)
+        found = watch(self.steps, self._samples, held_out(self.cluster.files.directory))
         for finding in found:
             if finding.name not in self._told:
                 self._told.add(finding.name)
-                self.progress.note(finding.line)
+                self.progress.warn(finding.line)
         if found:
             for sink in self.sinks:
                 sink.write("watch", {finding.name: float(finding.since) for finding in found}, step)

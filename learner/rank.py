@@ -278,9 +278,12 @@ class LearnerRank:
 
 def batch_figures(trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
     """What the batch of the step from `version` looked like."""
+    tasks = Counter(t.task_id for t in trajectories)
     ages = [version - t.oldest_version for t in trajectories if t.loss_mask.any()] or [0]
     return {
         "num_trajectories": float(len(trajectories)),
+        "num_groups": float(len({t.group_id for t in trajectories})),
+        "largest_task_share": max(tasks.values(), default=0) / max(len(trajectories), 1),
         "reward_mean": float(np.mean([t.reward for t in trajectories])),
         "resolved_share": float(np.mean([t.resolved for t in trajectories])),
         "turns_mean": float(np.mean([len(t.turns) for t in trajectories])),

@@ -55,6 +55,22 @@ COMMANDS = (
         ),
     ),
     Command(
+        "compare",
+        "two runs or more: settings that differ, and what they amounted to",
+        "console.commands:compare",
+        (
+            Example("longhaul compare runs/a runs/b", "two tables"),
+            Example("longhaul console runs/a runs/b", "their curves, on the page Compare"),
+        ),
+        only_prints=True,
+    ),
+    Command(
+        "top",
+        "the screen of a running run, from another terminal",
+        "cluster.reporting.top:main",
+        (Example("longhaul top runs/x", "progress, the loop with its rates, what holds it up"),),
+    ),
+    Command(
         "report",
         "write what a run amounted to as one page",
         "console.commands:report",

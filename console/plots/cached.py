@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from markupsafe import Markup
 
 from console.plots.figures import Axis, Drawn, draw
@@ -13,14 +15,16 @@ class Plots:
     """The last ones of each axis."""
 
     def __init__(self) -> None:
-        self._drawn: dict[Axis, tuple[int, list[tuple[Drawn, Markup]]]] = {}
+        self._drawn: dict[Axis, tuple[object, list[tuple[Drawn, Markup]]]] = {}
 
-    def of(self, metrics: Metrics, axis: Axis) -> list[tuple[Drawn, Markup]]:
+    def of(
+        self, metrics: Metrics, axis: Axis, held_out: Sequence[tuple[int, float]] = ()
+    ) -> list[tuple[Drawn, Markup]]:
         """Figures with their SVG."""
-        known = self._drawn.get(axis)
-        if known is None or known[0] != metrics.revision:
-            figures = draw(metrics, axis)
+        known, revision = self._drawn.get(axis), (metrics.revision, tuple(held_out))
+        if known is None or known[0] != revision:
+            figures = draw(metrics, axis, held_out)
             span = span_of(figures)
-            known = metrics.revision, [(figure, plot(figure, axis, span)) for figure in figures]
+            known = revision, [(figure, plot(figure, axis, span)) for figure in figures]
             self._drawn[axis] = known
         return known[1]

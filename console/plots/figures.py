@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from console.run_data.metrics import Line, Metrics
@@ -96,24 +97,35 @@ FIGURES = (
 )
 
 
-def draw(metrics: Metrics, axis: Axis) -> list[Drawn]:
+HELD_OUT = Figure("Held-out score", "pass@1", (Series("pass@1", "held_out"),), share=True)
+"""Of evaluations, which are no lines of the metrics."""
+
+
+def draw(metrics: Metrics, axis: Axis, held_out: Sequence[tuple[int, float]] = ()) -> list[Drawn]:
     """The figures that this run has points for.
 
     Over steps, samples of the system that follow the same step are averaged; time is in minutes since the first line.
     """
-    records, samples = metrics.records, metrics.samples
-    began = min((line["time"] for line in (*records[:1], *samples[:1])), default=0.0)
     found = []
     for figure in FIGURES:
         lines = []
         for series in figure.series:
-            source = records if series.kind == "step" else samples
-            points = _points(source, series.metric, axis, began)
+            points = points_of(metrics, series, axis)
             if points:
                 lines.append((series.label, series.metric, points))
         if lines:
             found.append(Drawn(figure, lines))
+    if held_out and axis == "step":
+        points = [(float(step), score) for step, score in held_out]
+        found.insert(1, Drawn(HELD_OUT, [("pass@1", "held_out", points)]))
     return found
+
+
+def points_of(metrics: Metrics, series: Series, axis: Axis) -> Points:
+    """The points of one line; none where the run lacks the metric."""
+    records, samples = metrics.records, metrics.samples
+    began = min((line["time"] for line in (*records[:1], *samples[:1])), default=0.0)
+    return _points(records if series.kind == "step" else samples, series.metric, axis, began)
 
 
 def _points(lines: list[Line], metric: str, axis: Axis, began: float) -> Points:

@@ -13,6 +13,7 @@ from console.plots.figures import Axis, Drawn, Points
 WIDTH, HEIGHT = 480, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 20
 _MOST_POINTS = 400
+_COLOURS = 4  # of the style sheet
 
 
 def plot(drawn: Drawn, axis: Axis, span: tuple[float, float]) -> Markup:
@@ -36,7 +37,7 @@ def plot(drawn: Drawn, axis: Axis, span: tuple[float, float]) -> Markup:
             continue
         parts.append(f'<text class="tick mid" x="{across(tick):.1f}" y="{HEIGHT - 4}">{short(tick)}</text>')
     data = []
-    for number, (label, _, points) in enumerate(drawn.lines):
+    for number, (label, _, points) in ((place % _COLOURS, line) for place, line in enumerate(drawn.lines)):
         shown = thin(points)
         path = " ".join(f"{across(x):.1f},{up(min(max(y, low), high)):.1f}" for x, y in shown)
         if len(shown) > 1:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from console.run_data.held_out import held_out
 from console.run_data.index import Index
 from console.run_data.metrics import Line, Metrics
 from protocol.errors import ConfigError
@@ -26,12 +27,18 @@ class Run:
     @staticmethod
     def open(directory: Path) -> Run:
         """Raises `ConfigError` where no run is."""
+        Run.check(directory)
+        return Run(directory)
+
+    @staticmethod
+    def check(directory: Path) -> Mapping[str, Any]:
+        """The settings of a run. Raises `ConfigError` where no run is."""
         if not (directory / "settings.json").is_file() and not (directory / "metrics.jsonl").is_file():
             raise ConfigError(
                 f"{directory}: expected a run directory (with settings.json and metrics.jsonl), found none",
                 kind="run_dir",
             )
-        return Run(directory)
+        return _read_object(directory / "settings.json")
 
     @property
     def name(self) -> str:
@@ -48,19 +55,29 @@ class Run:
         """The figures at its end; empty before."""
         return _read_object(self.directory / "summary.json")
 
+    @property
+    def held_out(self) -> list[tuple[int, float]]:
+        """Scores of its checkpoints on held-out tasks, by step."""
+        return held_out(self.directory)
+
     def state(self, now: float | None = None) -> str:
-        """`live`, `over` (it wrote its summary), `silent` (neither that nor a sample for a while), `starting`."""
-        last = self.metrics.last_time
-        ended = self.directory / "summary.json"
-        if ended.is_file() and ended.stat().st_mtime >= last:
-            return "over"
-        if not last:
-            return "starting"
-        return "live" if (now or time.time()) - last < _SILENT_S else "silent"
+        """See `state_of`."""
+        return state_of(self.directory, self.metrics, now)
 
     def sentence(self) -> str:
         """What it does now, or did."""
         return describe(self.state(), self.metrics, self.settings, self.summary)
+
+
+def state_of(directory: Path, metrics: Metrics, now: float | None = None) -> str:
+    """`live`, `over` (it wrote its summary), `silent` (neither that nor a sample for a while), `starting`."""
+    last = metrics.last_time
+    ended = directory / "summary.json"
+    if ended.is_file() and ended.stat().st_mtime >= last:
+        return "over"
+    if not last:
+        return "starting"
+    return "live" if (now or time.time()) - last < _SILENT_S else "silent"
 
 
 def describe(state: str, metrics: Metrics, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:

@@ -14,8 +14,8 @@ _PACKAGES = ("longhaul", "torch", "vllm", "deepspeed", "transformers", "tokenize
 
 def flat(settings: Mapping[str, Any]) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
     """Those that differ from the defaults, as (value, default), and all others; by dotted name."""
-    defaults = dict(_leaves(Settings().model_dump(mode="json")))
-    given = dict(_leaves(settings))
+    defaults = dict(leaves(Settings().model_dump(mode="json")))
+    given = dict(leaves(settings))
     changed = {name: (v, defaults.get(name)) for name, v in given.items() if defaults.get(name) != v}
     return changed, {name: value for name, value in given.items() if name not in changed}
 
@@ -31,9 +31,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted name."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

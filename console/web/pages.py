@@ -10,14 +10,16 @@ from typing import TypeVar
 from aiohttp import web
 
 from console.plots import figures, svg
+from console.plots.compared import curves
 from console.run_data import fleet, queries, trained
+from console.run_data.compare import compare
 from console.run_data.records import Record
 from console.run_data.run import Run, bottleneck
 from console.run_data.settings import flat, versions
 from console.run_data.story import Story, first_difference, tell
 from console.run_data.tokens import SHOWN, read_tokens
 from console.watchers.watch import watch
-from console.web.templates import PLOTS, RUN, render
+from console.web.templates import COMPARED, PLOTS, RUN, render
 
 Result = TypeVar("Result")
 _LOG_LINES = 2000
@@ -39,6 +41,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/fleet", processes),
         web.get("/log", process_log),
         web.get("/settings", settings),
+        web.get("/compare", compared),
     ]
 
 
@@ -52,8 +55,8 @@ async def overview(request: web.Request) -> web.Response:
         request,
         "overview.html",
         sentence=run.sentence(),
-        findings=watch(run.metrics.records, run.metrics.samples),
-        plots=request.app[PLOTS].of(run.metrics, axis),
+        findings=watch(run.metrics.records, run.metrics.samples, run.held_out),
+        plots=request.app[PLOTS].of(run.metrics, axis, run.held_out),
         axis=axis,
         system=run.metrics.newest,
         last=run.metrics.records[-1] if run.metrics.steps else {},
@@ -230,6 +233,17 @@ async def settings(request: web.Request) -> web.Response:
     """The resolved settings, those that differ from the defaults first."""
     changed, others = flat(request.app[RUN].settings)
     return render(request, "settings.html", changed=changed, others=others, versions=versions())
+
+
+async def compared(request: web.Request) -> web.Response:
+    """This run beside the others that the console was opened with."""
+    runs = request.app[COMPARED]
+    found = await asyncio.to_thread(compare, runs)
+    axis: figures.Axis = "time" if request.query.get("x") == "time" else "step"
+    drawn = curves(runs, axis)
+    span = svg.span_of(drawn)
+    plots = [(figure, svg.plot(figure, axis, span)) for figure in drawn]
+    return render(request, "compare.html", found=found, plots=plots, axis=axis)
 
 
 async def _ask(request: web.Request, question: Callable[[sqlite3.Connection], Result]) -> Result:

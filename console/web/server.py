@@ -10,7 +10,7 @@ import contextlib
 import hmac
 import ipaddress
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from aiohttp import web
@@ -19,7 +19,7 @@ from aiohttp.typedefs import Handler, Middleware
 from console.plots.cached import Plots
 from console.run_data.run import Run
 from console.web import pages
-from console.web.templates import PLOTS, RUN, page_of_error
+from console.web.templates import COMPARED, PLOTS, RUN, page_of_error
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +36,16 @@ _HEADERS = {
 _EVERY_S = 2.0
 
 
-def application(run: Run, token: str | None) -> web.Application:
+def application(run: Run, token: str | None, others: Sequence[Run] = ()) -> web.Application:
     """The console of a run.
 
     Args:
         token: asked of everybody; None asks nobody, which is for loopback only.
+        others: further runs, with which the page Compare compares it.
     """
     app = web.Application(middlewares=[_headers, _errors, _admit(token)])
     app[RUN] = run
+    app[COMPARED] = [run, *others]
     app[PLOTS] = Plots()
     app.add_routes(pages.routes())
     app.router.add_static("/static", Path(__file__).parent / "static")
@@ -81,7 +83,8 @@ async def _keep_up(app: web.Application) -> AsyncIterator[None]:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    run.index.close()
+    for each in app[COMPARED]:
+        each.index.close()
 
 
 @web.middleware

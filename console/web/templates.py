@@ -21,6 +21,7 @@ from console.text.diffs import side_by_side
 from console.text.inert import cut, plain, terminal, visible
 
 RUN = web.AppKey("run", Run)
+COMPARED = web.AppKey("compared", list[Run])
 PLOTS = web.AppKey("plots", Plots)
 
 
@@ -58,7 +59,14 @@ def render(request: web.Request, template: str, status: int = 200, **values: Any
     text = (
         environment()
         .get_template(template)
-        .render(run=run, state=state, path=request.path, query=dict(request.query), **values)
+        .render(
+            run=run,
+            state=state,
+            path=request.path,
+            query=dict(request.query),
+            num_compared=len(request.app[COMPARED]),
+            **values,
+        )
     )
     return web.Response(body=text.encode("utf-8", "replace"), content_type="text/html", charset="utf-8", status=status)
 

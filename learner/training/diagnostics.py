@@ -32,6 +32,8 @@ _SUMS = (
     "ratio",
     "ratio_squared",
     "staleness",
+    "positive_advantages",
+    "negative_advantages",
     "valued_tokens",
     "value_error_squared",
 )
@@ -84,6 +86,8 @@ class Diagnostics:
             ratio.double().sum(),
             ratio.double().square().sum(),
             age.sum(),
+            (advantages > 0).sum(),
+            (advantages < 0).sum(),
             *_of_values(tokens, trained),
         )
         self._sums[: len(_SUMS)] += torch.stack([value.double() for value in sums])
@@ -116,6 +120,8 @@ class Diagnostics:
         for kind in ("fresh", "fresh_behind_older"):  # no such token, no figure
             if s[f"{kind}_tokens"]:
                 figures[f"{kind}_mismatch_abs_mean"] = s[f"{kind}_mismatch_abs"] / s[f"{kind}_tokens"]
+        if signed := s["positive_advantages"] + s["negative_advantages"]:
+            figures["positive_advantage_share"] = s["positive_advantages"] / signed
         if s["valued_tokens"]:
             figures["value_error_rms"] = (s["value_error_squared"] / s["valued_tokens"]) ** 0.5
         histograms = self._sums[len(_SUMS) :].reshape(NUM_AGES, _NUM_BINS).cpu()

@@ -77,7 +77,10 @@ class Trainer:
             self.logprobs = learned.gather()
         if not norm < float("inf"):
             raise LearnerError(f"the gradient norm of version {version} is {norm}", kind="not_finite")
-        return diagnostics.figures() | {
+        figures = diagnostics.figures()
+        if self.settings.phase == "rft":  # nothing but successes: the sign is no news
+            figures.pop("positive_advantage_share", None)
+        return figures | {
             "gradient_norm": norm,
             "learning_rate": rate,
             "tokens": float(sum(lengths)),

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -19,6 +20,7 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from benchmarks.console.made_run import make_run
 from tests.console.conftest import HOSTILE
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -42,13 +44,18 @@ PAGES = (
     "/fleet",
     "/log?name=learner-0",
     "/settings",
+    "/compare",
 )
 
 
 @pytest.fixture(scope="module")
 def address(made_run: Path) -> Iterator[str]:
     """Of a console of the made run, in a process of its own as a person starts it."""
-    command = [sys.executable, "-m", "cluster.front_door", "console", str(made_run), "--until-eof"]
+    other = make_run(made_run.parent / "other <i>run", 16, num_steps=12, seed=1)
+    settings = json.loads((other / "settings.json").read_text())
+    settings["learner"]["lr"] = 1e-6
+    (other / "settings.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "cluster.front_door", "console", str(made_run), str(other), "--until-eof"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         yield process.stdout.readline().strip().rstrip("/")
@@ -162,6 +169,16 @@ def test_one_cursor_crosses_all_plots(driver: WebDriver, address: str) -> None:
     assert len(places) == 1 and float(places.pop()) > 0
 
 
+def test_two_runs_are_compared_with_the_settings_that_differ_on_top(driver: WebDriver, address: str) -> None:
+    driver.get(f"{address}/compare")
+    first = driver.find_element(By.CSS_SELECTOR, "main table tbody").text.splitlines()
+    assert first == ["steps 20 12", "learner.lr 0.0005 1e-06"]
+    plot = driver.find_element(By.CSS_SELECTOR, "figure.card")
+    assert len(plot.find_elements(By.CSS_SELECTOR, "polyline")) == 2
+    labels = [label.text for label in plot.find_elements(By.CSS_SELECTOR, ".label")]
+    assert labels == ["run<b>", "other <i>run"]
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_output_is_inert(driver: WebDriver, address: str, name: str) -> None:
     driver.get_log("browser")
@@ -197,3 +214,35 @@ def test_the_report_is_one_page_without_a_script(driver: WebDriver, made_run: Pa
     titles = [title.text for title in driver.find_elements(By.TAG_NAME, "h2")]
     assert {"Solved episodes", "Unsolved episodes", "Versions"} <= set(titles)
     assert "owned" not in driver.title
+
+
+def test_the_numbers_of_a_live_run_move_by_themselves(driver: WebDriver, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "live", 8, num_steps=3, is_over=False)
+    log = run / "metrics.jsonl"
+    last = json.loads(log.read_text().splitlines()[-1])
+
+    def say(version: int) -> None:
+        line = last | {"time": time.time(), "step": 3, "replay.trained_version": version}
+        with log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    command = [sys.executable, "-m", "cluster.front_door", "console", str(run), "--until-eof"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            say(1)
+            driver.get(process.stdout.readline().strip())
+
+            def shows(version: int) -> bool:
+                say(version)  # a run that falls silent is live no more
+                return f"version {version}" in driver.find_element(By.ID, "now").text
+
+            WebDriverWait(driver, 60).until(lambda d: d.find_element(By.ID, "state").text == "live" or d.refresh())
+            driver.execute_script("window.untouched = true")
+            WebDriverWait(driver, 60).until(lambda _: shows(41))
+            WebDriverWait(driver, 60).until(lambda _: shows(42))
+            assert driver.execute_script("return window.untouched")  # it was never loaded anew
+        finally:
+            driver.get("about:blank")
+            process.stdin.close()
+            process.wait(timeout=30)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from console.plots.figures import draw
 from console.run_data import fleet, queries
+from console.run_data.held_out import held_out
 from console.run_data.index import FILE_NAME, Index
 from console.run_data.metrics import Metrics
 from console.run_data.queries import Filter, match_of
@@ -215,3 +217,16 @@ def test_a_turn_is_taken_apart() -> None:
     two = "```command\na\n```\n```command\nb\n```"
     assert take_apart(two) == ("", two, "")
     assert take_apart("````command\na\n```\nb\n````")[2] == "a\n```\nb"
+
+
+def test_held_out_scores_are_those_of_the_runs_evaluated_checkpoints(tmp_path: Path) -> None:
+    for name, model, score in (("b", "/r/checkpoints/step-20/hf", 0.5), ("a", "/r/checkpoints/step-5/hf", 0.25)):
+        folder = tmp_path / "evaluations" / name
+        folder.mkdir(parents=True)
+        (folder / "settings.json").write_text(json.dumps({"model": {"path": model}}))
+        (folder / "evaluation.json").write_text(json.dumps({"pass_at_1": {"mean": score, "se": 0.1}}))
+    torn = tmp_path / "evaluations" / "torn"
+    torn.mkdir()
+    (torn / "evaluation.json").write_text('{"pass_at_1": {"me')
+    assert held_out(tmp_path) == [(5, 0.25), (20, 0.5)]
+    assert [d.figure.title for d in draw(Metrics(tmp_path / "none"), "step", held_out(tmp_path))] == ["Held-out score"]

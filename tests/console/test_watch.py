@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from console.watchers.watch import WATCHERS, watch
+from console.watchers.watch import OTHERS, WATCHERS, watch
 
 Line = dict[str, float]
 
@@ -25,6 +25,9 @@ HEALTHY = {
     "trajectory_tokens_mean": lambda n: 2000 + 10.0 * n,
     "gradient_norm": lambda n: 0.5,
     "reward_mean": lambda n: n / 50,
+    "positive_advantage_share": lambda n: 0.5,
+    "largest_task_share": lambda n: 0.25,
+    "num_groups": lambda n: 8,
 }
 
 
@@ -40,10 +43,13 @@ def falls(at: int, before: float, after: float) -> Callable[[int], float]:
         ("mismatch_grows", "fresh_mismatch_abs_mean", falls(20, 0.001, 0.05)),
         ("much_is_clipped", "clipped_high_share", falls(20, 0.01, 0.4)),
         ("off_policy", "effective_sample_share", falls(20, 0.9, 0.2)),
-        ("lengths_drift", "trajectory_tokens_mean", falls(20, 1000, 4000)),
-        ("lengths_drift", "trajectory_tokens_mean", falls(20, 1000, 200)),
+        ("longer_episodes", "trajectory_tokens_mean", falls(20, 1000, 4000)),
+        ("shorter_episodes", "trajectory_tokens_mean", falls(20, 1000, 200)),
         ("gradients_explode", "gradient_norm", falls(20, 0.5, 90)),
         ("reward_falls", "reward_mean", falls(20, 0.6, 0.1)),
+        ("one_sided_advantages", "positive_advantage_share", falls(20, 0.5, 0.99)),
+        ("one_sided_advantages", "positive_advantage_share", falls(20, 0.5, 0.01)),
+        ("one_task_dominates", "largest_task_share", falls(20, 0.25, 0.75)),
     ],
 )
 def test_a_change_is_seen_with_its_step_and_nothing_else_is_said(
@@ -104,5 +110,20 @@ def test_samples_are_watched_too(name: str, curves: dict[str, Callable[[int], fl
     assert [finding.name for finding in watch([], samples(**curves))] == [name]
 
 
+def test_reward_that_rises_alone_is_seen_where_checkpoints_were_evaluated() -> None:
+    rising = steps(**HEALTHY)
+    scores = [(4, 0.30), (12, 0.31), (20, 0.29), (36, 0.30)]
+    (finding,) = watch(rising, (), scores)
+    assert (finding.name, finding.since) == ("reward_without_gain", 12)
+    assert watch(rising, (), scores[:2]) == []  # two scores are no trend
+    assert watch(rising, (), [(step, 0.3 + step / 60) for step, _ in scores]) == []
+    assert watch(steps(**HEALTHY | {"reward_mean": lambda n: 0.4}), (), scores) == []
+
+
+def test_a_batch_of_few_groups_may_be_of_one_task() -> None:
+    assert watch(steps(**HEALTHY | {"largest_task_share": lambda n: 1.0, "num_groups": lambda n: 2})) == []
+
+
 def test_every_watcher_is_held_here() -> None:
-    assert len({watcher.__name__ for watcher in WATCHERS}) == len(WATCHERS) == 12
+    names = [watcher.name for watcher in WATCHERS] + [other.__name__ for other in OTHERS]
+    assert len(set(names)) == len(names) == 16

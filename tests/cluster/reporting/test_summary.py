@@ -3,8 +3,11 @@ import math
 
 import pytest
 
-from cluster.reporting.progress import LineProgress, LiveProgress, describe_step, sparkline
+from benchmarks.console.made_run import make_run
+from cluster.reporting.progress import LineProgress, LiveProgress
+from cluster.reporting.screen import describe_step, remaining_s, sparkline
 from cluster.reporting.summary import print_summary, summarise
+from cluster.reporting.top import main as top
 
 
 def records(num_steps):
@@ -57,7 +60,7 @@ def test_the_summary_shows_where_the_results_lie(capsys):
 def test_plain_progress_is_one_line_a_step(capsys):
     with LineProgress(4) as progress:
         progress.note("ready")
-        progress.step({"step": 2, "reward_mean": 0.5, "loss": 0.25})
+        progress.step({"step": 2, "reward_mean": 0.5, "loss_mean": 0.25})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("ready")
     assert lines[1].endswith("step 2/4  reward 0.5  loss 0.25")
@@ -69,11 +72,20 @@ def test_the_live_screen_shows_steps_system_and_notes():
     console = Console(width=100, height=30, force_terminal=True, record=True, file=io.StringIO())
     with LiveProgress(4, "run", console) as progress:
         progress.note("generator-0 is ready")
-        progress.step({"step": 2, "reward_mean": 0.5, "loss": 0.25})
-        progress.sample({"replay.version": 2.0, "actors.episodes_running": 12.0}, "learner-1 (stalled)")
+        progress.warn("Entropy fell")
+        progress.step({"step": 2, "reward_mean": 0.5, "loss_mean": 0.25})
+        progress.sample({"replay.version": 2.0, "actors.episodes_executing": 12.0}, "learner-1 (stalled)")
         console.print(progress._render())
     shown = console.export_text()
-    for text in ("step 2/4", "reward", "generator-0 is ready", "learner-1 (stalled)", "12"):
+    for text in (
+        "step 2/4",
+        "reward",
+        "generator-0 is ready",
+        "Entropy fell",
+        "learner-1 (stalled)",
+        "12 executing",
+        "version 2",
+    ):
         assert text in shown
 
 
@@ -81,3 +93,22 @@ def test_a_sparkline_scales_between_its_own_ends():
     assert sparkline([0.0, 0.5, 1.0]) == "▁▅█ 1.00"
     assert sparkline([math.nan]) == ""
     assert describe_step({"step": 1, "tokens": 12000.0}) == "tokens 12000"
+
+
+def test_the_rest_is_estimated_from_the_last_steps():
+    steps = [{"step": n, "wait_s": 100.0 if n < 5 else 1.0, "step_s": 2.0} for n in range(1, 21)]
+    assert remaining_s(50, steps) == 30 * 3.0
+    assert remaining_s(20, steps) == 0
+    assert remaining_s(20, []) is None
+
+
+def test_top_shows_a_run_of_another_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    run = make_run(tmp_path / "run [b]", 8, num_steps=40, is_over=False)
+    assert top([str(run), "--once"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in ("run [b]", "step 40/40", "generators ◀ slowest", "The learner waits for the generators"):
+        assert words in shown
+    assert "Entropy fell from" in shown  # what a watcher saw
+    assert top([str(tmp_path)]) == 2
+    assert "expected a run directory" in capsys.readouterr().err
