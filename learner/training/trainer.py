@@ -21,8 +21,8 @@ from learner.objectives.parts.ratios import old_policy
 from learner.objectives.registry import averaging_of, checked_objective, loss_settings, needs_reference
 from learner.objectives.samples import Sample
 from learner.packing import plan_bins, row_length, used_share
+from learner.ranks.learned import LearnedLogprobs
 from learner.training.diagnostics import Diagnostics
-from learner.training.learned import LearnedLogprobs
 from learner.training.micro_batch import MicroBatch, collate
 from learner.training.model import Policy
 from learner.training.schedule import learning_rate
