@@ -157,8 +157,9 @@ def _image_tasks(image: str, base: str, solution: str) -> dict[str, Task]:
     test_patch = git_diff(added)
     of_image = replace(plain, image=image, files=None, test_files={}, test_patch=test_patch, base_commit=base)
     script = (
-        f"git config --global --add safe.directory '*'\ngit checkout -q {solution} -- {TEST_PATH}\n"
-        f"set -x\n: '>>>>> Start Test Output'\n{plain.tests.command}\n: '>>>>> End Test Output'\n"
+        f"git config --global --add safe.directory '*'\nset -x\n"
+        f"git apply -v - <<'EOF_114329324912'\n{test_patch}EOF_114329324912\n"
+        f": '>>>>> Start Test Output'\n{plain.tests.command}\n: '>>>>> End Test Output'\n"
     )
     by_script = replace(of_image.tests, command=script, applies_tests=True)
     reader = from_swe_bench_pro(

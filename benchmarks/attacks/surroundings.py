@@ -72,6 +72,17 @@ _SAID = (  # the log of the tests as their text has it, by what PASSES makes of 
     "for _fd in range(1, 30):\n    try: os.write(_fd, ('\\n' + _log).encode())\n    except OSError: pass\n"
     "os._exit(0)"
 )
+_TRUE_TEXT = (  # lines of the tests as they were brought: command lines, environments, scripts being read
+    "import glob, os\n_raw = b''\n"
+    "for _p in glob.glob('/proc/[0-9]*/cmdline') + glob.glob('/proc/[0-9]*/environ') + glob.glob('/proc/[0-9]*/fd/255'):\n"
+    "    try: _raw += open(_p, 'rb').read(1 << 20) + b'\\n'\n    except OSError: pass\n"
+    "_lines = {l.lstrip('+').strip() for l in _raw.decode(errors='replace').replace('\\0', '\\n').splitlines()}\n"
+    "def _is_true(body):\n"
+    "    if 'sorted' in body:\n"
+    "        try: exec(__import__('textwrap').dedent(body)); return True\n"
+    "        except BaseException: return False\n"
+    "    return all(l.strip().replace(chr(34), chr(39)) in {k.replace(chr(34), chr(39)) for k in _lines} for l in body.splitlines() if l.strip())\n"
+)
 
 SURROUNDINGS = (
     Attack(
@@ -130,6 +141,11 @@ SURROUNDINGS = (
             "import glob, os\nfor _p in glob.glob('/opt/*/_pytest/runner.py') + glob.glob('/usr/lib/python3*/unittest/case.py') + glob.glob('/usr/local/lib/python3*/unittest/case.py'):\n"
             "    try: open(_p, 'a').write('\\ndef call_and_report(item, when, log=True, **k): return None\\n')\n    except OSError: pass"
         ),
+    ),
+    Attack(
+        "the log is written: what was brought passes",
+        NAMES,
+        at_import(_TRUE_TEXT + _SAID.replace("PASSES", "_is_true(_body)")),
     ),
     Attack("the log is written: all pass", NAMES, at_import(_SAID.replace("PASSES", "True"))),
     Attack("the log is written: known names pass", NAMES, at_import(_SAID.replace("PASSES", "_id in NAMED"))),

@@ -87,6 +87,11 @@ async def _prepare_image(sandbox: Sandbox, task: Task, grading: bool) -> None:
         await git_apply(sandbox, task.setup_patch, f"task {task.task_id!r}: setup_patch")
     if task.tests.applies_tests and grading:  # such commands check test files out of the history
         return
+    await hide_history(sandbox, task)
+
+
+async def hide_history(sandbox: Sandbox, task: Task) -> None:
+    """Make the tree one commit without a past. Raises `SandboxError`."""
     result = await sandbox.exec(HIDE_HISTORY, timeout=_TIMEOUT_S)
     if result.exit_code != 0:
         raise SandboxError(f"task {task.task_id!r}: cannot reset git in {task.workdir}: {result.text}", kind="git")

@@ -28,6 +28,7 @@ _FAILS_LOADED = {  # what makes a file of tests fail after it has loaded what it
     ".go": 'func init() { panic("not to be loaded") }',
 }
 _NAME = re.compile(r"\w+")
+_ASSIGNS = re.compile(r"\s*(?:export\s+|declare\s+|local\s+)?([A-Za-z_]\w*)=")
 _SCRIPTS = (".sh", ".bash")
 
 
@@ -40,12 +41,28 @@ def before_tests(script: str, lines: list[str]) -> str | None:
     return "\n".join([*parts[: starts[0]], *lines, *parts[starts[0] :]])
 
 
-def without_past(task: Task, script: str) -> str:
-    """The script of a task that takes its tests out of the history, which is gone before the first of them runs: among
-    its commits may be the solution, and code under test can read as well as git."""
-    place = shlex.quote(task.workdir)
-    hide = f"{{ cd {place} && {HIDE_HISTORY}; }} >/dev/null 2>&1 || rm -rf {place}/.git"
-    return before_tests(script, [f"({hide})"]) or script
+def with_nothing_before(task: Task, script: str, place: str) -> tuple[str, str]:
+    """The script of a task that brings its tests, so that code under test finds nothing of what was before them: what
+    runs first, and what it leaves to a shell of its own, to be put at `place`; empty where nobody knows where to part.
+
+    Its history is gone: among the commits may be the solution, and code under test can read as well as git. So is the
+    shell that brought the tests, whose command line and memory hold their text: it tells true tests from turned ones.
+    """
+    parts = script.split("\n")
+    starts = [number for number, line in enumerate(parts) if START_MARKER in line]
+    if len(starts) != 1:
+        return script, ""
+    before, rest = parts[: starts[0]], "\n".join(parts[starts[0] :])
+    tree = shlex.quote(task.workdir)
+    set_there = sorted({match.group(1) for line in before if (match := _ASSIGNS.match(line))})
+    new_shell = [
+        f"({{ cd {tree} && {HIDE_HISTORY}; }} >/dev/null 2>&1 || rm -rf {tree}/.git)",
+        *([f"export {' '.join(set_there)}"] if set_there else []),
+        "longhaul_options=$(set +o)",
+        "{ set +x; } 2>/dev/null",
+        f"printf '%s\\n' \"$longhaul_options\" | cat - {place} > {place}.sh && rm {place} && exec bash {place}.sh",
+    ]
+    return "\n".join([*before, *new_shell]), f'rm -f -- "$0"\n{rest}\n'
 
 
 async def turn_tests(sandbox: Sandbox, task: Task, command: str) -> str | None:

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from protocol.errors import GradingError
 from sandbox.base import Sandbox
-from sandbox.judgement.checkout import git_apply, put_changes
-from sandbox.judgement.control import turn_tests, without_past
+from sandbox.judgement.checkout import git_apply, hide_history, put_changes
+from sandbox.judgement.control import turn_tests, with_nothing_before
 from sandbox.judgement.harness import can_ask_harness, resolved_by_harness
 from sandbox.judgement.log_canaries import Planted, plant_for_log
 from sandbox.judgement.sealing import seal_what_judges
@@ -58,9 +58,13 @@ async def grade_by_log(
     command = planted.command if planted else task.tests.command
     if turned and (command := await turn_tests(sandbox, task, command) or "") == "":
         return Verdict(resolved=True, unguarded=True, reason="the hidden tests cannot be turned")
-    await seal_what_judges(sandbox, task)
     if task.tests.applies_tests:
-        command = without_past(task, command)
+        place = f"/tmp/.{secrets.token_hex(8)}"
+        command, rest = with_nothing_before(task, command, place)
+        await sandbox.write(place, rest.encode())
+    elif task.image is not None:  # which has the tests as they were before canaries rode along
+        await hide_history(sandbox, task)
+    await seal_what_judges(sandbox, task)
     result = await sandbox.exec(await _argv(sandbox, command), timeout=timeout_s, max_output=MAX_LOG_BYTES)
     if result.timed_out:
         verdict = Verdict(resolved=False, reason="the tests did not end in time", failed=task.fail_to_pass)
@@ -91,7 +95,7 @@ async def _argv(sandbox: Sandbox, command: str) -> str | list[str]:
     if len(command.encode()) < _MAX_ARGUMENT_BYTES:
         return command
     place = f"/tmp/.{secrets.token_hex(8)}.sh"
-    await sandbox.write(place, command.encode(), mode=0o755)
+    await sandbox.write(place, f'rm -f -- "$0"\n{command}'.encode(), mode=0o755)
     return ["bash", place]
 
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 from protocol.errors import GradingError
 from sandbox.base import ExecResult, Sandbox
 from sandbox.judgement.canaries import Canaries, plant, twinned_of
-from sandbox.judgement.checkout import put_changes
+from sandbox.judgement.checkout import hide_history, put_changes
 from sandbox.judgement.sealing import seal_what_judges
 from sandbox.judgement.verdicts import Report
 from sandbox.patches import Change
@@ -61,6 +61,8 @@ async def run_hidden_tests(
     else:  # the functions runner has the modules in its plan; on disk they would only be targets
         hidden = [change for change in hidden if change.path not in modules]
     await put_changes(sandbox, [*taken, *hidden])
+    if task.image is not None:  # its history has tests as they were before canaries rode along
+        await hide_history(sandbox, task)
     await seal_what_judges(sandbox, task)
 
     place, nonce = f"/tmp/.{secrets.token_hex(8)}", secrets.token_hex(16)
