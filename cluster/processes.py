@@ -134,10 +134,11 @@ class SandboxActor(_AsyncProcess):
     async def start(self, num_episodes: int, replay_endpoint: str, generator_endpoints: list[str]) -> None:
         from actors.episodes.sandbox_actor import SandboxActor as Host
         from actors.policies.open_policy import open_policy
-        from sandbox.backends import open_backend
+        from sandbox.backends import KeptFor, open_backend
         from sandbox.datasets.loading import load_tasks
 
-        self._backend = await open_backend(self.settings.sandbox, self.files.name)
+        kept_for = KeptFor(self.name, self.files.logs / "keeper.log")
+        self._backend = await open_backend(self.settings.sandbox, self.files.name, kept_for)
         self._policy, tokenizer = open_policy(self.settings, generator_endpoints, self.keys)
         self._host = Host(
             self.settings,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
+from typing import NamedTuple
 
 from protocol.config import SandboxSettings
 from protocol.errors import ConfigError, SandboxError
 from sandbox.base import Backend, Capabilities, Limits, Sandbox, SandboxSpec, Snapshot
 from sandbox.fake import FakeBackend
+from sandbox.keeper.kept import KeptBackend
 from sandbox.namespace.backend import NamespaceBackend
 from sandbox.pool import Pool
 
@@ -76,7 +79,14 @@ def user_paths(settings: SandboxSettings) -> tuple[str, ...] | None:
     return tuple(settings.user_paths) if settings.user == "agent" else None
 
 
-async def open_backend(settings: SandboxSettings, run: str) -> Backend:
+class KeptFor(NamedTuple):
+    """Whose sandboxes outlive it, held by the host's keeper, for whoever has its name next."""
+
+    actor: str
+    keeper_log: Path
+
+
+async def open_backend(settings: SandboxSettings, run: str, kept_for: KeptFor | None = None) -> Backend:
     """The backend asked for, proved to work; what dead owners left is removed first.
 
     Raises `ConfigError` saying why it does not work and what to do.
@@ -85,17 +95,17 @@ async def open_backend(settings: SandboxSettings, run: str) -> Backend:
         raise ConfigError("sandbox.user: nothing is isolated there, and whoever runs this is the user", kind="user")
     match settings.backend:
         case "namespace":
-            return await _proved(_namespace(settings, run), "--sandbox.backend docker")
+            return await _proved(_namespace(settings, run, kept_for), "--sandbox.backend docker")
         case "unisolated-for-debugging":
             return await _proved(FakeBackend(run), "--sandbox.backend namespace")
         case "docker":
             return await _proved(_docker(settings, run), "--sandbox.backend namespace")
         case "auto":
-            return await _auto(settings, run)
+            return await _auto(settings, run, kept_for)
 
 
-async def _auto(settings: SandboxSettings, run: str) -> Backend:
-    namespace = _namespace(settings, run)
+async def _auto(settings: SandboxSettings, run: str, kept_for: KeptFor | None) -> Backend:
+    namespace = _namespace(settings, run, kept_for)
     docker = _docker(settings, run)
     inside, outside = await asyncio.gather(namespace.probe(), docker.probe())
     if inside.available:
@@ -133,7 +143,9 @@ async def _proved(backend: Backend, alternative: str) -> Backend:
     )
 
 
-def _namespace(settings: SandboxSettings, run: str) -> Backend:
+def _namespace(settings: SandboxSettings, run: str, kept_for: KeptFor | None) -> Backend:
+    if kept_for is not None:
+        return Pool(KeptBackend(run, kept_for.actor, kept_for.keeper_log, settings.max_starts), 0)
     return Pool(NamespaceBackend(run, settings.max_starts), 0)
 
 

@@ -72,6 +72,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     ttl_s: float = 60.0  # dies when its owner has been silent for so long
     from_snapshot: Snapshot | None = None
+    kept: bool = False  # where a keeper holds it (`sandbox/keeper/`): outlives the process that asked for it
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -233,8 +234,8 @@ class Backend(Protocol):
         ...
 
     async def adopt(self, lease: str) -> Sandbox | None:
-        """The living sandbox of a lease, for whoever takes the lease over in this process; None when there is none (a
-        sandbox never outlives the process that made it)."""
+        """The living sandbox of a lease, for whoever takes the lease over; None when there is none. Where a keeper
+        holds it, another process may have made it, to be `kept`; else it has not outlived the one that did."""
         ...
 
     async def purge(self, run: str) -> int:

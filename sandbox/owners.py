@@ -6,15 +6,20 @@ registry and can never touch what a living owner holds.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
 NAME = re.compile(r"(?P<run>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})@(?P<pid>\d+)\.(?P<start>\d+)\.(?P<number>\d+)")
+KEEPER_SOCKET = "keeper"
+"""In the directory of an owner that is a keeper (`sandbox/keeper/`): where it is asked for sandboxes."""
 _numbers = itertools.count(1)
 
 
@@ -30,6 +35,11 @@ class Owner(Struct, frozen=True):
     def name(self) -> str:
         """Name under which everything of this owner is filed."""
         return f"{self.run}@{self.pid}.{self.start}.{self.number}"
+
+    @property
+    def keeper(self) -> Path:
+        """The socket file that it has if it is a keeper."""
+        return state_root() / self.name / KEEPER_SOCKET
 
     def is_alive(self) -> bool:
         """Whether that very process still runs on this machine."""
@@ -77,6 +87,28 @@ def state_dir(owner: Owner) -> Path:
 def is_leftover(owner: Owner, run: str) -> bool:
     """Whether a purge of `run` removes this owner's things: those of the run; empty: of the dead."""
     return owner.run == run if run else not owner.is_alive()
+
+
+def keeper_of(run: str) -> Owner | None:
+    """The living keeper of a run on this host."""
+    return next(_keepers(run), None)
+
+
+def end_keepers(run: str) -> int:
+    """Kill the keepers of a run, and with them their sandboxes; how many. Its directory stays for `purge_state`."""
+    ended = 0
+    for owner in _keepers(run):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(owner.pid, signal.SIGKILL)
+            ended += 1
+    return ended
+
+
+def _keepers(run: str) -> Iterator[Owner]:
+    for path in state_root().glob(f"{run}@*/{KEEPER_SOCKET}"):
+        owner = parse_owner(path.parent.name)
+        if owner is not None and owner.is_alive():
+            yield owner
 
 
 def purge_state(run: str) -> int:

@@ -52,6 +52,14 @@ class TextFile(Struct, frozen=True, kw_only=True):
         return TextFile(lines=lines, newline=self.newline, ends_with_newline=self.ends_with_newline or not self.lines)
 
 
+class OpenFile(Struct, frozen=True, kw_only=True):
+    """Which file is open, and the lines of it that were shown last."""
+
+    path: str
+    first: int
+    last: int
+
+
 class FileTools:
     """State of one episode's file tools: which file is open and where its window stands.
 
@@ -66,6 +74,18 @@ class FileTools:
         self._window = Window(window, max_chars)
         self._context = context
         self._open: str | None = None
+
+    @property
+    def state(self) -> OpenFile | None:
+        """All that the tools remember; to be set where they go on for other ones."""
+        if self._open is None:
+            return None
+        return OpenFile(path=self._open, first=self._window.first, last=self._window.last)
+
+    @state.setter
+    def state(self, state: OpenFile | None) -> None:
+        if state is not None:
+            self._open, self._window.first, self._window.last = state.path, state.first, state.last
 
     async def open(self, path: str, line: int = 1) -> str:
         """Show a window of `path` around `line`."""

@@ -15,13 +15,15 @@ from msgspec import Struct
 from actors.agent.chat import ChatTokenizer
 from actors.agent.commands import CUT, FormatError
 from actors.agent.episode import Activity, Episode, Limits, Step
+from actors.agent.journal import NO_JOURNAL, Answered, Journal, Over, Turned
 from actors.agent.prefix import Prefix
+from actors.agent.progress import Progress
 from actors.agent.scaffold import Scaffold
-from actors.agent.tokens import History
 from actors.agent.tools import Outcome, Toolbox
+from actors.agent.tree import check_sampled
 from actors.policy import Policy, Request, Sampled
 from protocol.config import EpisodeSettings
-from protocol.errors import GeneratorError
+from protocol.errors import AgentError, GeneratorError
 from protocol.messages import EndReason, FinishReason, Sampling
 from sandbox.base import Sandbox
 
@@ -38,16 +40,39 @@ class Agent(Struct, frozen=True):
     on_activity: Callable[[str, Activity], None] = lambda episode_id, activity: None
 
     async def run(
-        self, issue: str, sandbox: Sandbox, *, episode_id: str, version: int, sampling: Sampling, limits: Limits
+        self,
+        issue: str,
+        sandbox: Sandbox,
+        *,
+        episode_id: str,
+        version: int,
+        sampling: Sampling,
+        limits: Limits,
+        journal: Journal = NO_JOURNAL,
     ) -> Episode:
         """Work on `issue` in `sandbox`; reuse no KV of weights older than `version`, the policy's at the start.
 
-        Raises `GeneratorError`, `DeadlineError` or `SandboxError` when these fail.
+        What happens is written to `journal`; where that has a past, go on behind it, in the same sandbox.
+
+        Raises `GeneratorError`, `DeadlineError` or `SandboxError` when these fail, `AgentError` (kind: resume) if the
+        past is not one of this episode.
         """
-        attempt = _Attempt(self, sandbox, episode_id, version, sampling, limits)
-        attempt.history.open(self.scaffold.open(issue), self.scaffold.tools)
-        end_reason = await attempt.play()
-        return Episode(history=attempt.history, steps=attempt.steps, end_reason=end_reason)
+        progress = self._progress(issue, journal, episode_id, version, limits)
+        await _Attempt(self, sandbox, episode_id, sampling, limits, progress).play()
+        return progress.finished()
+
+    def recall(self, issue: str, journal: Journal, *, episode_id: str, version: int, limits: Limits) -> Episode:
+        """The episode of a journal that tells it to its end. Raises `AgentError` as `run` does."""
+        progress = self._progress(issue, journal, episode_id, version, limits)
+        if progress.ended is None:
+            raise AgentError(f"the journal of episode {episode_id} does not tell its end", kind="resume")
+        return progress.finished()
+
+    def _progress(self, issue: str, journal: Journal, episode_id: str, version: int, limits: Limits) -> Progress:
+        prefix = Prefix(episode_id, version, self.reuse_versions)
+        progress = Progress(self.tokenizer, self.scaffold, self.settings, limits, prefix, journal)
+        progress.open(issue)
+        return progress
 
 
 class _Ended(Exception):
@@ -56,91 +81,90 @@ class _Ended(Exception):
 
 
 class _Attempt:
-    """The state of one episode while it runs."""
+    """What moves one episode on."""
 
     def __init__(
-        self, agent: Agent, sandbox: Sandbox, episode_id: str, version: int, sampling: Sampling, limits: Limits
+        self, agent: Agent, sandbox: Sandbox, episode_id: str, sampling: Sampling, limits: Limits, progress: Progress
     ) -> None:
-        self.history = History(agent.tokenizer)
-        self.steps: list[Step] = []
-        self._agent, self._limits, self._sampling = agent, limits, sampling
+        self._agent, self._limits, self._sampling, self._progress = agent, limits, sampling, progress
         self._episode_id = episode_id
-        self._prefix = Prefix(episode_id, version, agent.reuse_versions)
         self._toolbox = Toolbox(sandbox, agent.settings)
-        self._deadline = time.monotonic() + limits.wall_time_s
-        self._errors_in_a_row = 0
+        self._toolbox.state = progress.open_file
+        self._deadline = time.monotonic() + limits.wall_time_s - progress.elapsed_s
 
-    async def play(self) -> EndReason:
-        try:
-            while True:
-                step, finish_reason = await self._think()
-                observation = await self._act(step, finish_reason)
-                self._observe(observation)
-        except _Ended as end:
-            return end.reason
+    async def play(self) -> None:
+        """Turn after turn, until the episode has ended."""
+        is_known = self._progress.unanswered is None
+        while self._progress.ended is None:
+            if self._progress.unanswered is None:
+                await self._think()
+            else:
+                await self._act(*self._progress.unanswered, is_known=is_known)
+                is_known = True
 
-    async def _think(self) -> tuple[Step, FinishReason]:
+    async def _think(self) -> None:
         """The next model turn. A turn that the context cuts ends the episode: half a command is not run."""
-        room = self._limits.max_context - len(self.history)
-        if room <= 0:
-            raise _Ended("context")
-        max_tokens = min(room, self._sampling.max_tokens, self._agent.settings.max_turn_tokens)
-        self._agent.on_activity(self._episode_id, "generating")
-        began = time.monotonic()
-        sampled = await self._sample(max_tokens)
-        cached_version = self._prefix.reused(sampled)
-        self._prefix.saw(sampled.versions)
-        start, end = self.history.append_sampled(sampled)
-        step = Step(
-            start=start,
-            end=end,
-            text=self._agent.tokenizer.decode(sampled.token_ids),
-            cached_version=cached_version,
-            generate_s=time.monotonic() - began,
+        try:
+            if (over := self._progress.observe()) is not None:
+                raise _Ended(over)
+            room = self._limits.max_context - len(self._progress.history)
+            if room <= 0:
+                raise _Ended("context")
+            max_tokens = min(room, self._sampling.max_tokens, self._agent.settings.max_turn_tokens)
+            self._agent.on_activity(self._episode_id, "generating")
+            began = time.monotonic()
+            sampled = await self._sample(max_tokens)
+        except _Ended as end:
+            self._progress.add(Over(reason=end.reason))
+            return
+        check_sampled(sampled)
+        self._progress.add(
+            Turned.of(
+                sampled,
+                is_last=sampled.finish_reason == "length" and max_tokens == room,
+                cached_version=self._progress.prefix.reused(sampled),
+                generate_s=time.monotonic() - began,
+                elapsed_s=self._elapsed_s,
+            )
         )
-        if sampled.finish_reason == "length" and max_tokens == room:
-            self.steps.append(step)
-            raise _Ended("context")
-        return step, sampled.finish_reason
 
-    async def _act(self, step: Step, finish_reason: FinishReason) -> str:
-        """Run the turn's command; its observation. Records the turn."""
+    async def _act(self, step: Step, finish_reason: FinishReason, *, is_known: bool) -> None:
+        """Carry out a turn's command.
+
+        Args:
+            is_known: that nobody has begun it before.
+        """
         self._agent.on_activity(self._episode_id, "executing")
         began = time.monotonic()
+        is_readable = True
         try:
-            outcome = await self._execute(step, finish_reason)
-            self._errors_in_a_row = 0
+            outcome = await self._execute(step, finish_reason, is_known)
         except FormatError as error:
-            outcome = Outcome(text=str(error))
-            self._errors_in_a_row += 1
-        result = {"observation": outcome.text, "format_error": self._errors_in_a_row > 0}
-        self.steps.append(msgspec.structs.replace(step, **result, execute_s=time.monotonic() - began))
-        if outcome.submitted:
-            raise _Ended("submitted")
-        if self._errors_in_a_row >= self._agent.settings.max_format_errors:
-            raise _Ended("format_errors")
-        return outcome.text
+            outcome, is_readable = Outcome(text=str(error)), False
+        self._progress.add(
+            Answered(
+                text=outcome.text,
+                format_error=not is_readable,
+                submitted=outcome.submitted,
+                execute_s=time.monotonic() - began,
+                elapsed_s=self._elapsed_s,
+                open_file=self._toolbox.state,
+            )
+        )
 
-    def _observe(self, observation: str) -> None:
-        """Add the observation to the history, if another turn may follow. It is added whole or not at all."""
-        if len(self.steps) >= self._limits.max_turns:
-            raise _Ended("max_turns")
-        if time.monotonic() >= self._deadline:
-            raise _Ended("wall_time")
-        ids = self.history.encode_observation(self._agent.scaffold.answer_role, observation)
-        if len(self.history) + len(ids) >= self._limits.max_context:
-            raise _Ended("context")
-        self.history.append_observation(ids)
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._deadline + self._limits.wall_time_s
 
     async def _sample(self, max_tokens: int) -> Sampled:
         agent, seed = self._agent, self._sampling.seed
-        turn_seed = None if seed is None else seed + len(self.steps)  # else every turn would draw the same
+        turn_seed = None if seed is None else seed + len(self._progress.steps)  # else every turn would draw the same
         request = Request(
             episode_id=self._episode_id,
-            token_ids=self.history.token_ids,
+            token_ids=self._progress.history.token_ids,
             sampling=msgspec.structs.replace(self._sampling, max_tokens=max_tokens, seed=turn_seed),
             stop_token_ids=agent.tokenizer.stop_token_ids,
-            cache_salt=self._prefix.salt,
+            cache_salt=self._progress.prefix.salt,
             timeout_s=agent.request_timeout_s,
         )
         try:
@@ -158,11 +182,11 @@ class _Attempt:
             raise GeneratorError(f"the generator cancelled a turn of episode {self._episode_id}", kind="lost")
         return sampled
 
-    async def _execute(self, step: Step, finish_reason: FinishReason) -> Outcome:
+    async def _execute(self, step: Step, finish_reason: FinishReason, is_known: bool) -> Outcome:
         try:
             command = self._agent.scaffold.parse(step.text)
         except FormatError:
             if finish_reason == "length":
                 raise FormatError(CUT.format(num_tokens=step.end - step.start)) from None
             raise
-        return await self._toolbox.run(command, timeout_s=max(self._deadline - time.monotonic(), 0.001))
+        return await self._toolbox.run(command, max(self._deadline - time.monotonic(), 0.001), is_known=is_known)

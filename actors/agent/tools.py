@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from msgspec import Struct
 
 from actors.agent.commands import Command
-from actors.agent.files import FileTools, ToolError, split_replacement
+from actors.agent.files import FileTools, OpenFile, ToolError, split_replacement
 from actors.agent.find import FindTools
 from protocol.config import EpisodeSettings
 from sandbox.base import ExecResult, Sandbox
@@ -59,6 +59,11 @@ TOOLS: dict[str, ToolHelp] = {
 }
 
 
+_ONLY_READ = frozenset({"open", "goto", "scroll", "search_file", "search_dir", "find_file"})
+INTERRUPTED = "[interrupted: the result of this command is not known]"
+"""Answer to a command that another process had begun when it died: all, some or nothing of its work may be done."""
+
+
 class Toolbox:
     """The tools of one episode, working inside its sandbox.
 
@@ -88,14 +93,26 @@ class Toolbox:
             "find_file": self._find_file,
         }
 
-    async def run(self, command: Command, timeout_s: float) -> Outcome:
+    @property
+    def state(self) -> OpenFile | None:
+        """See `FileTools.state`."""
+        return self._files.state
+
+    @state.setter
+    def state(self, state: OpenFile | None) -> None:
+        self._files.state = state
+
+    async def run(self, command: Command, timeout_s: float, *, is_known: bool = True) -> Outcome:
         """Run one command; its answer is at most `max_observation_chars` long, plus a line that says what was cut.
 
         Args:
             timeout_s: what is left of the episode; a command is given no more.
+            is_known: that nobody has begun it before; else it is not run if it might change something.
         """
         if command.tool == "submit":
             return Outcome(text="", submitted=True)
+        if not is_known and command.tool not in _ONLY_READ:
+            return Outcome(text=INTERRUPTED)
         try:
             if command.tool == "shell":
                 text = await self._shell(command.body, min(timeout_s, self._settings.command_timeout_s))

@@ -58,6 +58,10 @@ class Board:
         """An episode could not be run through."""
         self._failed[error.label] += 1
 
+    def went_on(self) -> None:
+        """An episode that an earlier process left half done goes on."""
+        self._totals["went_on"] += 1
+
     def dropped(self) -> None:
         """The replay buffer no longer wants an episode: its lease ran out."""
         self._totals["dropped"] += 1
@@ -75,6 +79,7 @@ class Board:
             "episodes_finished": finished,
             "episodes_failed": sum(self._failed.values()),
             "episodes_dropped": self._totals["dropped"],
+            "episodes_continued": self._totals["went_on"],
             "episodes_tampered": self._totals["tampered"],
             "sampled_tokens": self._totals["tokens"],
             "format_errors": self._totals["format_errors"],

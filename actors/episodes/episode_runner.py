@@ -15,6 +15,7 @@ from msgspec import Struct
 from actors.agent.chat import ChatTokenizer
 from actors.agent.episode import Episode, Limits, Step
 from actors.episodes.board import Board, State
+from actors.episodes.episode_journal import EpisodeJournal, Judged, Ready, Taken
 from actors.episodes.judgements import Judgements
 from actors.episodes.players import make_player
 from actors.episodes.zeros import zero_reason
@@ -22,7 +23,7 @@ from actors.gateway.server import Exchange
 from actors.policy import Policy
 from protocol.chance import draw
 from protocol.config import Settings
-from protocol.errors import DeadlineError, LonghaulError, TaskError
+from protocol.errors import DeadlineError, LonghaulError, SandboxError, TaskError
 from protocol.messages import Lease, Trajectory, Turn, ZeroReason
 from sandbox.backends import make_limits, user_paths
 from sandbox.base import Backend, Sandbox
@@ -102,32 +103,45 @@ class EpisodeRunner:
             "second_opinion_disagreements": float(self._num_disagreements),
         }
 
-    async def run(self, lease: Lease) -> Attempt:
-        """Run `lease` through. Raises a `LonghaulError` when the infrastructure, not the agent, failed."""
+    async def run(self, lease: Lease, journal: EpisodeJournal | None = None) -> Attempt:
+        """Run `lease` through, from where its journal ends.
+
+        Raises a `LonghaulError` when the infrastructure, not the agent, failed.
+        """
+        journal = journal or EpisodeJournal.unwritten(lease)
         task = self._tasks.get(lease.task_id)
         if task is None:
             raise TaskError(f"lease {lease.lease_id} names task {lease.task_id!r}, which is not loaded", kind="unknown")
-        started_at = time.time()
-        async with self._sandbox(task, lease) as sandbox:
-            episode = await self._player.run(
-                task.issue,
-                sandbox,
-                episode_id=lease.episode_id,
-                version=lease.version,
-                sampling=lease.sampling,
-                limits=Limits(
-                    max_turns=lease.max_turns,
-                    max_context=lease.max_context,
-                    wall_time_s=self._settings.episode.wall_time_s,
-                ),
+        limits = Limits(
+            max_turns=lease.max_turns, max_context=lease.max_context, wall_time_s=self._settings.episode.wall_time_s
+        )
+        if journal.patch is None:
+            async with self._sandbox(task, journal) as sandbox:
+                episode = await self._player.run(
+                    task.issue,
+                    sandbox,
+                    episode_id=lease.episode_id,
+                    version=lease.version,
+                    sampling=lease.sampling,
+                    limits=limits,
+                    journal=journal,
+                )
+                if not episode.steps:
+                    raise _no_turn(task, lease, episode)
+                self._board.enter(lease.episode_id, "executing")
+                patch = await take_patch(sandbox, task)
+                journal.add(Taken(patch=patch))
+        else:
+            patch = journal.patch
+            episode = self._player.recall(
+                task.issue, journal, episode_id=lease.episode_id, version=lease.version, limits=limits
             )
-            if not episode.steps:
-                raise _no_turn(task, lease, episode)
-            self._board.enter(lease.episode_id, "executing")
-            patch = await take_patch(sandbox, task)
-        verdict = await self._judge(task, lease, patch)
+        verdict = journal.verdict
+        if verdict is None:
+            verdict = await self._judge(task, lease, patch)
+            journal.add(Judged(verdict=verdict))
         return Attempt(
-            trajectory=to_trajectory(lease, episode, verdict, started_at, zero_reason(verdict, patch)),
+            trajectory=to_trajectory(lease, episode, verdict, journal.started_at, zero_reason(verdict, patch)),
             opening=self._player.opening(task.issue),
             steps=episode.steps,
             patch=patch,
@@ -138,18 +152,37 @@ class EpisodeRunner:
         )
 
     @contextlib.asynccontextmanager
-    async def _sandbox(self, task: Task, lease: Lease) -> AsyncIterator[Sandbox]:
-        """A started, prepared sandbox that is gone afterwards."""
+    async def _sandbox(self, task: Task, journal: EpisodeJournal) -> AsyncIterator[Sandbox]:
+        """The episode's sandbox, prepared, which is gone afterwards."""
+        async with await self._adopted(journal) or await self._fresh(task, journal.lease) as sandbox:
+            if not journal.is_ready:
+                await prepare(sandbox, task)
+                journal.add(Ready())
+            yield sandbox
+
+    async def _adopted(self, journal: EpisodeJournal) -> Sandbox | None:
+        """The one that the process that began the episode has left; None: it had not come so far."""
+        if not journal.is_taken_over:
+            return None
+        left = await self._backend.adopt(journal.lease.lease_id) if self._player.goes_on else None
+        if journal.is_ready and left is None:
+            lost = f"the sandbox of episode {journal.lease.episode_id} is gone with the process that worked in it"
+            raise SandboxError(lost, kind="lost")
+        if left is not None and not journal.is_ready:
+            await left.close()
+            return None
+        return left
+
+    async def _fresh(self, task: Task, lease: Lease) -> Sandbox:
         async with self._turn_for(lease, self._starts, "starting"):
             settings = self._settings.sandbox_of(task.source)
             limits = make_limits(settings)
             spec = await asyncio.to_thread(sandbox_spec, task, self._run, lease.lease_id, limits, self._cache_dir)
             shown = spec.read_only_binds | self._player.binds
-            spec = msgspec.structs.replace(spec, read_only_binds=shown, user_paths=user_paths(settings))
-            sandbox = await self._backend.create(spec)
-        async with sandbox:
-            await prepare(sandbox, task)
-            yield sandbox
+            spec = msgspec.structs.replace(
+                spec, read_only_binds=shown, user_paths=user_paths(settings), kept=self._player.goes_on
+            )
+            return await self._backend.create(spec)
 
     async def _judge(self, task: Task, lease: Lease, patch: Patch) -> Verdict:
         if not patch.changes and not patch.problem:

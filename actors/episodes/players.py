@@ -7,6 +7,7 @@ from typing import Protocol
 
 from actors.agent.chat import Chat, ChatTokenizer
 from actors.agent.episode import Activity, Episode, Limits
+from actors.agent.journal import NO_JOURNAL, Journal
 from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.gateway.server import Exchange
@@ -23,6 +24,9 @@ OnActivity = Callable[[str, Activity], None]
 
 class Player(Protocol):
     """Plays episodes, many at once."""
+
+    goes_on: bool
+    """Whether it goes on with an episode that another process began, from the journal."""
 
     @property
     def binds(self) -> dict[str, str]:
@@ -46,15 +50,28 @@ class Player(Protocol):
         ...
 
     async def run(
-        self, issue: str, sandbox: Sandbox, *, episode_id: str, version: int, sampling: Sampling, limits: Limits
+        self,
+        issue: str,
+        sandbox: Sandbox,
+        *,
+        episode_id: str,
+        version: int,
+        sampling: Sampling,
+        limits: Limits,
+        journal: Journal = NO_JOURNAL,
     ) -> Episode:
         """See `Agent.run`."""
+        ...
+
+    def recall(self, issue: str, journal: Journal, *, episode_id: str, version: int, limits: Limits) -> Episode:
+        """See `Agent.recall`."""
         ...
 
 
 class BuiltIn:
     """The loop of `actors/agent/`; see `Player`."""
 
+    goes_on = True
     binds: dict[str, str] = {}  # noqa: RUF012  (never changed: it needs no files)
 
     def __init__(self, settings: Settings, policy: Policy, tokenizer: ChatTokenizer, on_activity: OnActivity) -> None:
@@ -85,12 +102,30 @@ class BuiltIn:
         return {}
 
     async def run(
-        self, issue: str, sandbox: Sandbox, *, episode_id: str, version: int, sampling: Sampling, limits: Limits
+        self,
+        issue: str,
+        sandbox: Sandbox,
+        *,
+        episode_id: str,
+        version: int,
+        sampling: Sampling,
+        limits: Limits,
+        journal: Journal = NO_JOURNAL,
     ) -> Episode:
         """See `Player.run`."""
         return await self._agent.run(
-            issue, sandbox, episode_id=episode_id, version=version, sampling=sampling, limits=limits
+            issue,
+            sandbox,
+            episode_id=episode_id,
+            version=version,
+            sampling=sampling,
+            limits=limits,
+            journal=journal,
         )
+
+    def recall(self, issue: str, journal: Journal, *, episode_id: str, version: int, limits: Limits) -> Episode:
+        """See `Player.recall`."""
+        return self._agent.recall(issue, journal, episode_id=episode_id, version=version, limits=limits)
 
 
 def make_player(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from actors.agent.chat import ChatTokenizer
 from actors.episodes.board import Board
+from actors.episodes.episode_journal import EpisodeJournal, read_journals, recipe_of
 from actors.episodes.episode_runner import Attempt, EpisodeRunner
 from actors.episodes.host_load import host_load
 from actors.episodes.records import Records
@@ -33,7 +34,8 @@ class SandboxActor:
     """One process's share of the run's episodes.
 
     Every lease ends as a submitted trajectory, a reported failure, or (when the buffer says that the lease is no longer
-    ours) not at all. A failure of one episode harms no other.
+    ours) not at all. A failure of one episode harms no other. What an earlier process of this name left half done
+    goes on here: its leases are ours, its episodes' journals say how far they are, and a keeper has their sandboxes.
 
     Args:
         num_episodes: episodes that may run at once here.
@@ -71,6 +73,8 @@ class SandboxActor:
             model=(settings.eval.model or settings.model.path) if evaluates else None,
         )
         self._review = ReviewLog(run_dir, name)
+        self._journals = run_dir / "episodes" / name
+        self._recipe = recipe_of(settings)
         self._running: dict[str, asyncio.Task[None]] = {}  # by lease id
         self._delivering: set[str] = set()
         self._rest = Backoff()  # of a place whose episode failed: a broken host must not use up the attempts of all
@@ -83,7 +87,7 @@ class SandboxActor:
         await self._runner.start()
 
     async def run(self) -> None:
-        """Run episodes until the buffer needs no more.
+        """Run episodes until the buffer needs no more; first those that were begun before.
 
         Waits for leases while there is room (asking again after the buffer's hint, or with growing pauses while it
         cannot be reached), and for an episode to end while there is none. `stop` unblocks it.
@@ -91,6 +95,7 @@ class SandboxActor:
         self._begun = True
         heartbeats = asyncio.create_task(self._send_heartbeats(), name="heartbeats")
         try:
+            await self._take_up()
             await self._take_leases()
         finally:
             heartbeats.cancel()
@@ -128,6 +133,30 @@ class SandboxActor:
         await self._replay.close()
         self._records.close()
         self._review.close()
+        with contextlib.suppress(OSError):  # an episode is left in it, or it was never made
+            self._journals.rmdir()
+            self._journals.parent.rmdir()
+
+    async def _take_up(self) -> None:
+        """Go on with the episodes that an earlier process of this name left, as far as their leases are still ours."""
+        self._journals.mkdir(parents=True, exist_ok=True)
+        left = await asyncio.to_thread(lambda: list(read_journals(self._journals, self._recipe)))
+        unreachable = Backoff()
+        while left and not self._stopping:
+            try:
+                unknown = await self._replay.heartbeat([journal.lease.lease_id for journal in left])
+            except (DeadlineError, WireError) as error:
+                log.warning("no word on the leases that were left: %s", error)
+                await self._wait_for_leases(unreachable.next())
+                continue
+            for journal in left:
+                if journal.lease.lease_id in unknown:
+                    journal.discard()
+                else:
+                    log.info("episode %s goes on behind turn %d", journal.lease.episode_id, journal.num_turns)
+                    self._board.went_on()
+                    self._begin(journal)
+            return
 
     async def _take_leases(self) -> None:
         unreachable = Backoff()
@@ -144,7 +173,8 @@ class SandboxActor:
                 continue
             unreachable.reset()
             for lease in reply.leases:
-                self._begin(lease)
+                if lease.lease_id not in self._running:  # else given twice after a lost answer
+                    self._begin(EpisodeJournal.begin(self._journals, lease, time.time(), self._recipe))
             if reply.done:
                 if not self._running:
                     return
@@ -165,23 +195,25 @@ class SandboxActor:
                 await self._changed.wait()
         self._changed.clear()  # only now: what happened before the wait counts, too
 
-    def _begin(self, lease: Lease) -> None:
-        if lease.lease_id in self._running:
-            return  # given twice after a lost answer: it runs already
-        task = asyncio.create_task(self._host(lease), name=f"episode {lease.episode_id}")
+    def _begin(self, journal: EpisodeJournal) -> None:
+        lease = journal.lease
+        task = asyncio.create_task(self._host(journal), name=f"episode {lease.episode_id}")
         self._running[lease.lease_id] = task
-        task.add_done_callback(lambda _: self._end(lease))
+        task.add_done_callback(lambda _: self._end(journal))
 
-    def _end(self, lease: Lease) -> None:
+    def _end(self, journal: EpisodeJournal) -> None:
+        lease = journal.lease
+        journal.discard()
         del self._running[lease.lease_id]
         self._delivering.discard(lease.lease_id)
         self._board.leave(lease.episode_id)
         self._changed.set()
 
-    async def _host(self, lease: Lease) -> None:
+    async def _host(self, journal: EpisodeJournal) -> None:
         """One episode with its delivery: the boundary at which every error becomes a record."""
+        lease = journal.lease
         try:
-            attempt = await self._runner.run(lease)
+            attempt = await self._runner.run(lease, journal)
             await self._submit(lease, attempt)
             self._rest.reset()
         except LonghaulError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from actors.agent.chat import Chat, ChatTokenizer
 from actors.agent.episode import Activity, Episode, Limits, Step
+from actors.agent.journal import NO_JOURNAL, Journal
 from actors.gateway.reading import Reader
 from actors.gateway.round_trip import ToolCarrying, tools_carried
 from actors.gateway.seat import Seat
@@ -23,7 +24,7 @@ from actors.history.conversation import Conversation
 from actors.history.turns import Turn
 from actors.policy import Policy
 from protocol.config import Settings
-from protocol.errors import ConfigError, GeneratorError
+from protocol.errors import AgentError, ConfigError, GeneratorError
 from protocol.messages import Sampling
 from sandbox.base import Sandbox
 
@@ -54,6 +55,7 @@ class ForeignAgent:
         on_activity: Callable[[str, Activity], None] = lambda episode_id, activity: None,
         on_exchange: Callable[[Exchange], None] = lambda exchange: None,
     ) -> None:
+        self.goes_on = False
         self._settings = settings
         self._policy, self._tokenizer, self._reader = policy, tokenizer, reader
         self._tools = ToolCarrying()
@@ -100,10 +102,25 @@ class ForeignAgent:
         """Metrics by name."""
         return self.gateway.status()
 
+    def recall(self, issue: str, journal: Journal, *, episode_id: str, version: int, limits: Limits) -> Episode:
+        """See `Agent.recall`."""
+        raise AgentError(f"the agent of episode {episode_id} ended with the process that it asked", kind="interrupted")
+
     async def run(
-        self, issue: str, sandbox: Sandbox, *, episode_id: str, version: int, sampling: Sampling, limits: Limits
+        self,
+        issue: str,
+        sandbox: Sandbox,
+        *,
+        episode_id: str,
+        version: int,
+        sampling: Sampling,
+        limits: Limits,
+        journal: Journal = NO_JOURNAL,
     ) -> Episode:
-        """See `Agent.run`. Raises `AgentError` besides, for an agent that never asked for a turn."""
+        """See `Agent.run`. Raises `AgentError` besides, for an agent that never asked for a turn.
+
+        Its agent's turns are in no journal: it asks this process, and ends with it.
+        """
         conversation = Conversation(self._tokenizer)
         terms = self._terms(episode_id, version, sampling, limits)
         turns = Turns(terms, conversation, self._policy, self._tokenizer, self._reader)

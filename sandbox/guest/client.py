@@ -21,7 +21,7 @@ from sandbox.listings import MAX_FILE_BYTES, NOT_PART_OF_A_TREE, Listing
 from sandbox.patches import Change
 
 EXEC, WRITE, READ, PING, KILL, KILL_ALL, STOP, CONTINUE, LISTEN, TUNNEL = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
-LIST, FETCH, PLACE, HAND_OVER = 11, 12, 13, 14
+LIST, FETCH, PLACE, HAND_OVER, OWNER = 11, 12, 13, 14, 15
 HELLO_ID = 0
 PROTOCOL_VERSION = 1
 MAX_FRAME = 80 << 20
@@ -236,6 +236,23 @@ class GuestClient:
             raise self._error
         port: int = WORD.unpack(payload)[0]
         return port
+
+    async def pass_on(self, send: Callable[[bytes], None]) -> None:
+        """Let another process talk to the guest from now on; this side only pings and ends it. Whoever had it before is
+        cut off, and the commands that he waits for are killed.
+
+        Args:
+            send: sends a frame together with the descriptor of the other process's connection.
+        """
+        if self._error is not None:
+            raise self._error
+        request = next(self._ids)
+        future = self._expect(request)
+        send(HEADER.pack(HEADER.size - 4, request, OWNER))
+        try:
+            await self._answer(request, future, GRACE_S, "passing it on")
+        except GuestError as error:
+            raise SandboxError(f"{self._name}: cannot be passed on: {error}", kind="pass_on") from None
 
     @asynccontextmanager
     async def stopped(self) -> AsyncIterator[None]:

@@ -13,7 +13,8 @@
 #include <sys/types.h>
 
 enum { OP_EXEC = 1, OP_WRITE = 2, OP_READ = 3, OP_PING = 4, OP_KILL = 5, OP_KILL_ALL = 6, OP_STOP = 7, OP_CONTINUE = 8,
-       OP_LISTEN = 9, OP_TUNNEL = 10, OP_LIST = 11, OP_FETCH = 12, OP_PLACE = 13, OP_HAND_OVER = 14 };
+       OP_LISTEN = 9, OP_TUNNEL = 10, OP_LIST = 11, OP_FETCH = 12, OP_PLACE = 13, OP_HAND_OVER = 14,
+       OP_OWNER = 15 };
 enum { STATUS_OK = 0, STATUS_ERROR = 1 };
 
 #define PROTOCOL_VERSION 1
@@ -40,6 +41,7 @@ struct pollfd;
 void job_start(uint32_t id, struct cursor *c);
 void job_kill(uint32_t id);
 void job_kill_all(void);
+void jobs_forget(void); /* kill the commands under way and answer for none of them */
 int jobs_stop(void); /* pause every process but this one; 0 once all stand still */
 void jobs_continue(void);
 void jobs_reap(void);            /* collect dead children, answer for the commands among them */
@@ -58,6 +60,7 @@ void file_read(uint32_t id, struct cursor *c);
 /* tunnel.c */
 void tunnel_listen(uint32_t id);
 void tunnel_frame(struct cursor *c);
+void tunnel_close(void);
 int tunnel_poll(struct pollfd *fds); /* as jobs_poll; at most MAX_LINKS + 1 */
 void tunnel_feed(const struct pollfd *fds, int num_fds);
 

@@ -246,6 +246,15 @@ void job_kill(uint32_t id) {
         if (jobs[i].pid && jobs[i].id == id) kill_family(&jobs[i]);
 }
 
+void jobs_forget(void) {
+    for (int i = 0; i < MAX_JOBS; i++) {
+        if (!jobs[i].pid) continue;
+        kill_family(&jobs[i]);
+        if (jobs[i].fd >= 0) close(jobs[i].fd);
+        release(&jobs[i]);
+    }
+}
+
 /* How many processes are neither dead nor in one of the two states. */
 static int num_not_in(char state, char other) {
     int count, n = 0;

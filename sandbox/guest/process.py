@@ -1,4 +1,5 @@
-"""A guest as a child process: one socket pair is its stdin and stdout, a pidfd tells when it is gone."""
+"""A guest behind a socket, and a guest as a child process: one socket pair is its stdin and stdout, a pidfd tells when
+it is gone."""
 
 from __future__ import annotations
 
@@ -14,17 +15,52 @@ from sandbox.guest.client import GuestClient
 
 STOP_DEADLINE_S = 10.0
 MAX_STDERR = 4000
+_WRITTEN_POLL_S = 0.01
 
 
-class GuestProcess(asyncio.Protocol):
-    """The process, its conversation, and its end. The guest leaves by itself when this side of the socket closes, so
-    the owner's death, however sudden, is the sandbox's death."""
+class GuestConnection(asyncio.Protocol):
+    """A conversation with a guest over a socket."""
 
     def __init__(self, name: str) -> None:
         self.client = GuestClient(self._send, name)
         self._name = name
-        self._gone = asyncio.Event()
         self._transport: asyncio.Transport | None = None
+
+    def drop(self) -> None:
+        """End the conversation."""
+        self.client.lost("closed", kind="closed")
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _send(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        self.client.feed(data)
+        if not self.client.alive and self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        self.client.lost("its command server is gone" + (f" ({exc})" if exc else ""))
+
+
+class GuestProcess(GuestConnection):
+    """The process, its conversation, and its end. The guest leaves by itself when this side of the socket closes, so
+    the owner's death, however sudden, is the sandbox's death."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._gone = asyncio.Event()
+        self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
 
@@ -49,9 +85,7 @@ class GuestProcess(asyncio.Protocol):
 
     async def stop(self) -> None:
         """End the guest and wait until it is gone. May be called twice."""
-        self.client.lost("closed", kind="closed")
-        if self._transport is not None:
-            self._transport.abort()
+        self.drop()
         if self._process is None:
             return
         try:
@@ -62,6 +96,17 @@ class GuestProcess(asyncio.Protocol):
             async with asyncio.timeout(STOP_DEADLINE_S):
                 await self._gone.wait()
 
+    async def pass_on(self, connection: socket.socket) -> None:
+        """Let whoever is at the other end of `connection` talk to the guest; see `GuestClient.pass_on`."""
+        assert self._transport is not None and self._socket is not None
+        while self._transport.get_write_buffer_size():  # noqa: ASYNC110  (what was written before goes first)
+            await asyncio.sleep(_WRITTEN_POLL_S)
+        ours = self._socket
+        try:
+            await self.client.pass_on(lambda frame: _send_with(ours, frame, connection.fileno()))
+        except OSError as error:
+            raise SandboxError(f"{self._name}: cannot be passed on: {error}", kind="pass_on") from error
+
     async def _spawn(self, argv: list[str], env: Mapping[str, str], cwd: str | None, deadline_s: float) -> None:
         ours, theirs = socket.socketpair()
         stderr = os.memfd_create("stderr")
@@ -71,6 +116,7 @@ class GuestProcess(asyncio.Protocol):
             theirs.close()
             self._watch()
             ours.setblocking(False)
+            self._socket = ours
             await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
             await self.client.hello(deadline_s)
         except OSError as error:
@@ -99,25 +145,10 @@ class GuestProcess(asyncio.Protocol):
         self._gone.set()
         self.client.lost(f"ended with status {self._process.returncode}")
 
-    def _send(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
 
-    # asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the loop."""
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the loop."""
-        self.client.feed(data)
-        if not self.client.alive and self._transport is not None:
-            self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the loop."""
-        self.client.lost("its command server is gone" + (f" ({exc})" if exc else ""))
+def _send_with(connection: socket.socket, frame: bytes, descriptor: int) -> None:
+    sent = socket.send_fds(connection, [frame], [descriptor])
+    assert sent == len(frame), "a short frame goes out whole or not at all"
 
 
 def _popen(

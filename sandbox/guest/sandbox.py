@@ -60,7 +60,7 @@ class GuestSandbox(Sandbox):
 
 def twin_spec(spec: SandboxSpec) -> SandboxSpec:
     """Of another sandbox like this one; the lease stays the first one's, for whoever adopts by it."""
-    return replace(spec, lease=f"{spec.lease}.twin", user_paths=None)
+    return replace(spec, lease=f"{spec.lease}.twin", user_paths=None, kept=False)
 
 
 def sandbox_of(lease: str, living: Iterable[GuestSandbox]) -> Sandbox | None:

@@ -67,6 +67,13 @@ void tunnel_listen(uint32_t id) {
     reply(id, STATUS_OK, &port, sizeof port, 0, 0, 0, 0);
 }
 
+void tunnel_close(void) {
+    if (listener < 0) return;
+    for (int i = 0; i < MAX_LINKS; i++)
+        if (links[i].fd >= 0) drop(&links[i]);
+    close(listener), listener = -1;
+}
+
 static void take_connection(void) {
     struct link *l = 0;
     for (int i = 0; i < MAX_LINKS && !l; i++)

@@ -12,6 +12,7 @@ import os
 import resource
 import secrets
 import shutil
+import socket
 from pathlib import Path
 
 from protocol.errors import ConfigError, SandboxError
@@ -24,7 +25,7 @@ from sandbox.namespace.cgroups import Cgroups, purge_cgroups
 from sandbox.namespace.foreign_packages import Foreign, foreign_packages_here, refuse_visible
 from sandbox.namespace.host_view import ALTERNATIVES, GUEST, bubblewrap_command, make_etc, python_home
 from sandbox.namespace.snapshots import Layers, layers_of_snapshot, layers_of_source, write_snapshot
-from sandbox.owners import new_owner, purge_state, state_dir
+from sandbox.owners import end_keepers, new_owner, purge_state, state_dir
 
 FIRST_HOST_UID = 0x70000000  # past what distributions and other container tools hand out
 NUM_HOST_UIDS = 1 << 20
@@ -53,6 +54,10 @@ class NamespaceSandbox(GuestSandbox):
         """Host process id of its monitor."""
         return self._process.pid
 
+    async def pass_on(self, connection: socket.socket) -> None:
+        """Let whoever is at the other end of `connection` work here from now on. Raises `SandboxError`."""
+        await self._process.pass_on(connection)
+
     async def twin(self) -> Sandbox:
         """See `Sandbox.twin`."""
         return await self._backend.create(twin_spec(self.spec))
@@ -73,7 +78,7 @@ class NamespaceBackend:
     name = "namespace"
 
     def __init__(self, run: str, max_starts: int = 4) -> None:
-        self._owner = new_owner(run)
+        self.owner = new_owner(run)
         self._starts = asyncio.Semaphore(max_starts)
         self._living: dict[str, NamespaceSandbox] = {}
         self._pinger = Pinger(self._living.values)
@@ -101,7 +106,7 @@ class NamespaceBackend:
 
     async def purge(self, run: str) -> int:
         """See `Backend.purge`."""
-        return await asyncio.to_thread(lambda: purge_cgroups(run) + purge_state(run))
+        return await asyncio.to_thread(purge_namespaces, run)
 
     async def delete_snapshot(self, snapshot: Snapshot) -> None:
         """See `Backend.delete_snapshot`."""
@@ -113,7 +118,7 @@ class NamespaceBackend:
         await asyncio.gather(*(sandbox.close() for sandbox in list(self._living.values())))
         if self._cgroups is not None:
             self._cgroups.close()
-        shutil.rmtree(state_dir(self._owner), ignore_errors=True)
+        shutil.rmtree(state_dir(self.owner), ignore_errors=True)
 
     async def forget(self, sandbox: NamespaceSandbox) -> None:
         """A sandbox has ended: remove what the kernel does not."""
@@ -143,7 +148,7 @@ class NamespaceBackend:
             return _unavailable(str(error))
         try:
             async with await self._create(
-                SandboxSpec(run=self._owner.run, lease="probe", source=self._etc())
+                SandboxSpec(run=self.owner.run, lease="probe", source=self._etc())
             ) as sandbox:
                 return await self._examine(sandbox)
         except SandboxError as error:
@@ -155,8 +160,8 @@ class NamespaceBackend:
             if shutil.which(program) is None:
                 raise ConfigError(f"{program} is missing; type: apt-get install {package}", kind="missing_program")
         guest_binary(), stage_binary()
-        _allow_open_files()
-        self._cgroups = Cgroups(self._owner)
+        allow_open_files()
+        self._cgroups = Cgroups(self.owner)
         make_etc(self._etc())
         self._empty().mkdir(mode=0o755, exist_ok=True)
 
@@ -261,19 +266,25 @@ class NamespaceBackend:
         return [GUEST, str(ttl), str(spec.limits.max_processes), str(spec.limits.memory_mib)]
 
     def _etc(self) -> Path:
-        return state_dir(self._owner) / "etc"
+        return state_dir(self.owner) / "etc"
 
     def _empty(self) -> Path:
-        return state_dir(self._owner) / "empty"
+        return state_dir(self.owner) / "empty"
 
     def _snapshots(self) -> Path:
-        return state_dir(self._owner) / "snapshots"
+        return state_dir(self.owner) / "snapshots"
 
     def _snapshot_path(self, snapshot: Snapshot) -> Path:
         return self._snapshots() / Path(snapshot.reference).name
 
 
-def _allow_open_files() -> None:
+def purge_namespaces(run: str) -> int:
+    """See `Backend.purge`. Blocking."""
+    keepers = end_keepers(run) if run else 0
+    return keepers + purge_cgroups(run) + purge_state(run)
+
+
+def allow_open_files() -> None:
     """Every sandbox takes two files of its owner; the usual soft limit of 1024 would end at 500 of them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MOST_OPEN_FILES, hard)

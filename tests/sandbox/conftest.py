@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from sandbox.base import Backend
 from sandbox.curation.recipes import PYTEST
 from sandbox.docker.backend import DockerBackend
 from sandbox.fake import FakeBackend
+from sandbox.keeper.kept import KeptBackend
 from sandbox.namespace.backend import NamespaceBackend
 from sandbox.tasks.packages import environment_path
 
@@ -39,8 +41,13 @@ def source(tmp_path: Path) -> Path:
     return tree
 
 
+def kept(run: str) -> KeptBackend:
+    """Sandboxes of a keeper's, asked for as `actor-0`."""
+    return KeptBackend(run, "actor-0", Path(os.devnull))
+
+
 async def _open(name: str, run: str) -> AsyncIterator[Backend]:
-    kinds = {"fake": FakeBackend, "namespace": NamespaceBackend, "docker": DockerBackend}
+    kinds = {"fake": FakeBackend, "namespace": NamespaceBackend, "kept": kept, "docker": DockerBackend}
     backend: Backend = kinds[name](run)
     capabilities = await backend.probe()
     if not capabilities.available:
@@ -53,7 +60,7 @@ async def _open(name: str, run: str) -> AsyncIterator[Backend]:
     assert left == 0, "a closed backend left something behind"
 
 
-@pytest.fixture(params=[pytest.param("fake"), *REAL])
+@pytest.fixture(params=[pytest.param("fake"), pytest.param("kept"), *REAL])
 async def backend(request: pytest.FixtureRequest, run_name: str) -> AsyncIterator[Backend]:
     """Every backend in turn."""
     async for backend in _open(request.param, run_name):

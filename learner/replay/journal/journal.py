@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from learner.replay.journal.format import SALT_BYTES, Frame, pack_header, record_bytes
 from learner.replay.journal.reader import EVENTS, SNAPSHOT, JournalReader
 from protocol.errors import JournalError
+from protocol.records import SALT_BYTES, Frame, pack_header, record_bytes
 
 Fsync = Literal["always", "interval", "never"]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

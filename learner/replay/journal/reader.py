@@ -7,7 +7,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 
-from learner.replay.journal.format import (
+from protocol.errors import JournalError
+from protocol.records import (
     HEADER_BYTES,
     MAGIC,
     SALT_BYTES,
@@ -16,7 +17,6 @@ from learner.replay.journal.format import (
     record_bytes,
     split,
 )
-from protocol.errors import JournalError
 
 EVENTS, SNAPSHOT = 0, 1
 

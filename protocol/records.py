@@ -1,4 +1,4 @@
-"""How a record of the journal looks: bytes <-> frames, with checksums.
+"""How a record of a journal looks: bytes <-> frames, with checksums.
 
     record    header | u64 length of every frame | the frames
     header    magic, salt, kind, number of frames, position, bytes after the header, xxh3 of those, crc32 of the header

@@ -1,0 +1,201 @@
+"""What has happened in one episode, in a file of its own: written as it happens, gone once the episode is delivered.
+
+A record is in the page cache when `add` returns, so it outlives its process, however that ends; nothing is forced to
+disk, so after a power loss the end may be missing, and the episode goes on from the turn before it.
+
+    file      salt | records (`protocol/records.py`)
+    record    one frame: an entry in msgpack
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Struct
+
+from actors.agent.journal import Answered, Entry, Opened, Over, Turned
+from protocol.config import Settings
+from protocol.messages import Lease
+from protocol.records import HEADER_BYTES, SALT_BYTES, pack_header, parse_header, split
+from sandbox.judgement.verdicts import Verdict
+from sandbox.patches import Patch
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".journal"
+
+
+class Begun(Struct, frozen=True, kw_only=True, tag=True):
+    """Which episode it is. `recipe`: of all settings that make an episode what it is."""
+
+    lease: Lease
+    started_at: float
+    recipe: str
+
+
+class Ready(Struct, frozen=True, kw_only=True, tag=True):
+    """The sandbox is there, with the task's tree as the agent may see it."""
+
+
+class Taken(Struct, frozen=True, kw_only=True, tag=True):
+    """What the agent changed. The sandbox is needed no more."""
+
+    patch: Patch
+
+
+class Judged(Struct, frozen=True, kw_only=True, tag=True):
+    """What it is worth."""
+
+    verdict: Verdict
+
+
+_AnyEntry = Begun | Ready | Opened | Turned | Answered | Over | Taken | Judged
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_AnyEntry)
+
+
+class EpisodeJournal:
+    """Of one episode; see `actors.agent.journal.Journal`.
+
+    Attributes:
+        lease, started_at: the episode's.
+        is_taken_over: whether another process began the episode.
+        past: the turns that an earlier process wrote.
+        is_ready, patch, verdict: how far that process came.
+    """
+
+    def __init__(self, path: Path, file: int, salt: bytes, begun: Begun) -> None:
+        self.lease, self.started_at = begun.lease, begun.started_at
+        self.is_taken_over = False
+        self.past: list[Entry] = []
+        self.is_ready = False
+        self.patch: Patch | None = None
+        self.verdict: Verdict | None = None
+        self._path, self._file, self._salt = path, file, salt
+        self._end = SALT_BYTES
+
+    @classmethod
+    def unwritten(cls, lease: Lease) -> Self:
+        """For an episode that ends with this process."""
+        return cls(Path(os.devnull), -1, b"", Begun(lease=lease, started_at=time.time(), recipe=""))
+
+    @classmethod
+    def begin(cls, directory: Path, lease: Lease, started_at: float, recipe: str) -> Self:
+        """The journal of a lease that was just given. Where none can be written, the episode lives without."""
+        path = directory / (quote(lease.lease_id, safe="") + _SUFFIX)
+        begun = Begun(lease=lease, started_at=started_at, recipe=recipe)
+        salt = secrets.token_bytes(SALT_BYTES)
+        self = cls(path, -1, salt, begun)
+        try:
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            os.write(self._file, salt)
+        except OSError as error:
+            self._give_up(error)
+        self.add(begun)
+        return self
+
+    @classmethod
+    def read(cls, path: Path, recipe: str) -> Self | None:
+        """The journal that another process left, up to its last whole record, ready to go on; None if it is of no use,
+        or of episodes that were made otherwise."""
+        content = path.read_bytes()
+        salt = content[:SALT_BYTES]
+        entries, end = _entries(content, salt)
+        if not entries or not isinstance(entries[0], Begun) or entries[0].recipe != recipe:
+            return None
+        file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        os.truncate(file, end)
+        os.lseek(file, end, os.SEEK_SET)
+        self = cls(path, file, salt, entries[0])
+        self._end, self.is_taken_over = end, True
+        for entry in entries[1:]:
+            self._recall(entry)
+        return self
+
+    @property
+    def num_turns(self) -> int:
+        """Model turns of the earlier process."""
+        return sum(isinstance(entry, Turned) for entry in self.past)
+
+    def add(self, entry: _AnyEntry) -> None:
+        """Write down an entry: from now on it outlives this process."""
+        if self._file < 0:
+            return
+        try:
+            frame = _encoder.encode(entry)
+            record = pack_header(self._salt, 0, self._end, [frame]) + frame
+            wrote = os.write(self._file, record)
+            if wrote < len(record):
+                raise OSError(f"only {wrote} of {len(record)} bytes were written")
+            self._end += len(record)
+        except (OSError, UnicodeEncodeError) as error:  # half surrogates are in no journal
+            self._give_up(error)
+
+    def discard(self) -> None:
+        """The episode is delivered, or nobody wants it any more."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self._path.unlink(missing_ok=True)
+
+    def _give_up(self, error: Exception) -> None:
+        """A journal that lacks an entry would have its command run again: better none."""
+        log.warning("episode %s goes on without its journal: %s", self.lease.episode_id, error)
+        try:
+            self.discard()
+        except OSError as refusal:
+            log.warning("%s: %s", self._path, refusal)
+
+    def _recall(self, entry: _AnyEntry) -> None:
+        match entry:
+            case Ready():
+                self.is_ready = True
+            case Taken(patch=patch):
+                self.patch = patch
+            case Judged(verdict=verdict):
+                self.verdict = verdict
+            case Opened() | Turned() | Answered() | Over():
+                self.past.append(entry)
+
+
+def read_journals(directory: Path, recipe: str) -> Iterator[EpisodeJournal]:
+    """What an earlier process of this name left; files that are of no use are removed. Blocking."""
+    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+        journal = EpisodeJournal.read(path, recipe)
+        if journal is None:
+            path.unlink()
+        else:
+            yield journal
+
+
+def recipe_of(settings: Settings) -> str:
+    """Changes with every setting under which a half-done episode would go on as another one."""
+    sections = (settings.episode, settings.agent, settings.tasks, settings.model)
+    text = "\0".join(section.model_dump_json() for section in sections)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _entries(content: bytes, salt: bytes) -> tuple[list[_AnyEntry], int]:
+    """All whole records, and where they end."""
+    found: list[_AnyEntry] = []
+    view, at = memoryview(content), SALT_BYTES
+    while (header := parse_header(view[at : at + HEADER_BYTES], salt, at)) is not None:
+        begin = at + HEADER_BYTES
+        frames = split(header, view[begin : begin + header.num_bytes])
+        if not frames:
+            break
+        try:
+            found.append(_decoder.decode(frames[0]))
+        except msgspec.DecodeError:
+            break
+        at = begin + header.num_bytes
+    return found, at
