@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from msgspec import Struct
 NAME = re.compile(r"(?P<run>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})@(?P<pid>\d+)\.(?P<start>\d+)\.(?P<number>\d+)")
 KEEPER_SOCKET = "keeper"
 """In the directory of an owner that is a keeper (`sandbox/keeper/`): where it is asked for sandboxes."""
+_END_DEADLINE_S = 5.0
 _numbers = itertools.count(1)
 
 
@@ -95,12 +97,15 @@ def keeper_of(run: str) -> Owner | None:
 
 
 def end_keepers(run: str) -> int:
-    """Kill the keepers of a run, and with them their sandboxes; how many. Its directory stays for `purge_state`."""
+    """Kill the keepers of a run, and with them their sandboxes, and wait until they are gone; how many. Blocking."""
     ended = 0
-    for owner in _keepers(run):
+    for owner in list(_keepers(run)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(owner.pid, signal.SIGKILL)
             ended += 1
+        deadline = time.monotonic() + _END_DEADLINE_S
+        while owner.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
     return ended
 
 

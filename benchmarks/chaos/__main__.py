@@ -147,7 +147,7 @@ class Chaos:
             raise RuntimeError(f"{name} did not start; see {self._directory / name}.log")
 
     async def _learn(self) -> None:
-        """Take batches as a learner does, and look at all episodes in them. Waits for the buffer; cancelling ends it."""
+        """Take batches as a learner does, and look at what is in them. Waits for the buffer; cancelling ends it."""
         version = 0
         async with Client(endpoint_of(self._directory)) as client:
             while True:

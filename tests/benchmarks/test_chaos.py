@@ -1,4 +1,4 @@
-"""Actors, their keeper and the replay buffer are killed under a seed; the ledger balances, and nothing is done twice."""
+"""Actors, their keeper and the buffer are killed under a seed; the ledger balances, and nothing is done twice."""
 
 from __future__ import annotations
 
