@@ -3,7 +3,7 @@
 A record is in the page cache when `add` returns, so it outlives its process, however that ends; nothing is forced to
 disk, so after a power loss the end may be missing, and the episode goes on from the turn before it.
 
-    file      salt | records (`protocol/records.py`)
+    file      salt | records (`protocol/journals/records.py`)
     record    one frame: an entry in msgpack
 """
 
@@ -24,8 +24,8 @@ from msgspec import Struct
 
 from actors.agent.journal import Answered, Entry, Opened, Over, Turned
 from protocol.config import Settings
+from protocol.journals.records import HEADER_BYTES, SALT_BYTES, pack_header, parse_header, split
 from protocol.messages import Lease
-from protocol.records import HEADER_BYTES, SALT_BYTES, pack_header, parse_header, split
 from sandbox.judgement.verdicts import Verdict
 from sandbox.patches import Patch
 

@@ -2,7 +2,7 @@
 
 A position is a byte offset over the whole life of the log; a segment file is named by the position of its first byte.
 `append` only queues; `commit` writes all that is queued with as few system calls as it can and may run in another
-thread. The records themselves are `format.py`'s.
+thread. The records themselves are `protocol/journals/records.py`'s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from learner.replay.journal.reader import EVENTS, SNAPSHOT, JournalReader
 from protocol.errors import JournalError
-from protocol.records import SALT_BYTES, Frame, pack_header, record_bytes
+from protocol.journals.records import SALT_BYTES, Frame, pack_header, record_bytes
 
 Fsync = Literal["always", "interval", "never"]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

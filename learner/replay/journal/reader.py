@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from protocol.errors import JournalError
-from protocol.records import (
+from protocol.journals.records import (
     HEADER_BYTES,
     MAGIC,
     SALT_BYTES,
