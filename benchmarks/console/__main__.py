@@ -3,7 +3,8 @@
 A made run is indexed in this process (`index_s`), then served by `longhaul console` in a process of its own and asked
 over HTTP, one request at a time: `first_page_ms` (the overview), `episodes_page_ms` (pages in several orders, deep ones
 too, and filters), `search_ms` (words that few and that all episodes hold), `episode_page_ms` (an episode of 131,072
-tokens in 80 turns). Each is the 95th percentile.
+tokens in 80 turns). Each is the 95th percentile. With `--run RUN_DIR`, `replay_equal`: whether a step of that run comes
+out again as it was logged.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import numpy as np
 from benchmarks.console.made_run import GROUP, made_episode, make_run
 from benchmarks.report import parser, report
 from console.run_data.index import Index
+from console.run_data.metrics import Metrics
+from learner.rerun.command import rerun
 
 _LONG, _TURNS = 131_072, 80
 _ORDERS = ("", "&sort=reward", "&sort=tokens&dir=up", "&sort=version", "&outcome=solved&end=context", "&min_version=20")
@@ -71,10 +74,18 @@ def ask_ms(address: str, paths: list[str], rounds: int) -> float:
     return float(np.percentile(times, 95))
 
 
+def replay_equal(run_dir: Path) -> float:
+    """1 when every figure of the run's last step comes out again as it was logged."""
+    metrics = Metrics(run_dir / "metrics.jsonl")
+    metrics.update()
+    return float(rerun(run_dir, max(metrics.steps)).is_equal)
+
+
 def main() -> None:
     """Make, index, serve, ask."""
     flags = parser(__doc__, "20,000 episodes")
     flags.add_argument("--save", action="store_true", help="also write benchmarks/results/console.json")
+    flags.add_argument("--run", type=Path, help="a real run that is over: its last logged step is replayed")
     chosen = flags.parse_args()
     num = 20_000 if chosen.quick else 100_000
     with tempfile.TemporaryDirectory(prefix="longhaul-bench-") as made:
@@ -96,11 +107,10 @@ def main() -> None:
                 "tasks_page_ms": ask_ms(address, ["/tasks", "/tasks?sort=solved"], 10),
             }
     figures |= {"index_s": index_s, "index_mb_s": progress.done_bytes / index_s / 1e6, "episodes": float(num)}
-    figures |= {"overhead_share": None, "replay_equal": None}
-    missing = {
-        "overhead_share": "needs two runs in turn, with and without the console, on an otherwise idle host",
-        "replay_equal": "a step cannot be replayed: the journal does not keep the batches between checkpoints",
-    }
+    figures |= {"overhead_share": None, "replay_equal": replay_equal(chosen.run) if chosen.run else None}
+    missing = {"overhead_share": "needs two runs in turn, with and without the console, on an otherwise idle host"}
+    if chosen.run is None:
+        missing["replay_equal"] = "needs a real run: --run RUN_DIR"
     report("console", figures, {"episode_tokens": _LONG, "steps": 100}, missing, save=chosen.save)
 
 
