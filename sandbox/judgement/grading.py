@@ -38,9 +38,9 @@ async def grade(
 ) -> Verdict:
     """Judge `patch` in a fresh sandbox of `task`.
 
-    `another_way` is for a second opinion: every test in a process of its own, in an order drawn anew, with new
-    canaries; where a log is read, the task's own command without canaries, and the `swebench` package's grader reads
-    the log as well if it is installed.
+    `another_way` is for a second opinion: every function and every class of tests in a process of its own, in an order
+    drawn anew, with new canaries; where a log is read, the task's own command without canaries, and the `swebench`
+    package's grader reads the log as well if it is installed.
 
     `timeout_s` is the deadline of one run of the hidden tests: tests that do not end within it have failed. A fail by
     nothing but tests known to flake is judged again. Raises `SandboxError`, `GradingError` or `TaskError` when

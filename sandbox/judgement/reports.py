@@ -48,7 +48,7 @@ async def run_hidden_tests(
     sandbox: Sandbox, task: Task, taken: list[Change], timeout_s: float, *, apart: bool = False
 ) -> SeenRun:
     """Put a change, the hidden tests and canaries on the clean tree of a fresh sandbox, and run the tests;
-    `apart`: each in a process of its own.
+    `apart`: each function and each class in a process of its own.
 
     Raises `SandboxError` and `GradingError` when the place failed; whatever the tests did is in the result.
     """

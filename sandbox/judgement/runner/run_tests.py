@@ -226,12 +226,16 @@ def _drawn(tests: list[str]) -> list[int]:
     """The tests' places in a drawn order: modules, then classes and functions; parameters and methods keep theirs."""
     modules: dict[str, dict[str, list[int]]] = {}
     for place, test in enumerate(tests):
-        path, _, rest = test.partition("::")
-        group = rest.partition("::")[0].partition("[")[0]
-        modules.setdefault(path, {}).setdefault(group, []).append(place)
+        modules.setdefault(test.partition("::")[0], {}).setdefault(_group_of(test), []).append(place)
     return [
         i for groups in _shuffled(list(modules.values())) for group in _shuffled(list(groups.values())) for i in group
     ]
+
+
+def _group_of(test: str) -> str:
+    """The function or the class that a test belongs to."""
+    path, _, rest = test.partition("::")
+    return path + "::" + rest.partition("::")[0].partition("[")[0]
 
 
 def _shuffled(items: list[Any]) -> list[Any]:
@@ -266,7 +270,7 @@ def _serve(questions: int, answers: int) -> None:
 
     def each(tests: list[str], run: Run) -> None:
         answer(token, tests)
-        run = _apart(run) if order["apart"] else run
+        run = _apart(tests, run) if order["apart"] else run
         while (question := ask()) is not None:
             asked, (test, following) = question
             answer(asked, run(test, following))
@@ -282,26 +286,44 @@ def _serve(questions: int, answers: int) -> None:
     sys.stdout.flush()
 
 
-def _apart(run: Run) -> Run:
-    """`run` in a process of its own for every test: none sees what another did."""
+def _apart(tests: list[str], run: Run) -> Run:
+    """`run` in a process of its own for every function and every class of tests: none sees what another did, and the
+    methods of a class, which may build on one another, come after each other as ever."""
     fork, leave, read, write, pipe, close, wait = os.fork, os._exit, os.read, os.write, os.pipe, os.close, os.waitpid
+    groups = [_group_of(test) for test in tests]
+    current: tuple[str, int, int, int] | None = None  # group, process, where it is asked, where it answers
 
     def run_apart(test: int, following: int) -> str:
-        end, start = pipe()
-        sys.stdout.flush()
-        pid = fork()
-        if pid == 0:
-            close(end)
-            try:
-                write(start, run(test, -1).encode())
-                sys.stdout.flush()
-            finally:
-                leave(0)
-        close(start)
-        outcome = read(end, 64).decode()
-        close(end)
-        wait(pid, 0)
-        return outcome or "failed"
+        nonlocal current
+        if current is not None and current[0] != groups[test]:
+            _, pid, asks, answers = current
+            current = None
+            close(asks)
+            close(answers)
+            wait(pid, 0)
+        if current is None:
+            questions, asks = pipe()
+            answers, says = pipe()
+            sys.stdout.flush()
+            pid = fork()
+            if pid == 0:
+                close(asks)
+                close(answers)
+                try:
+                    while question := read(questions, 32):
+                        write(says, run(*map(int, question.split())).encode())
+                        sys.stdout.flush()
+                finally:
+                    leave(0)
+            close(questions)
+            close(says)
+            current = (groups[test], pid, asks, answers)
+        after = following if following >= 0 and groups[following] == groups[test] else -1
+        try:
+            write(current[2], b"%d %d" % (test, after))
+        except OSError:
+            return "failed"
+        return read(current[3], 64).decode() or "failed"
 
     return run_apart
 
