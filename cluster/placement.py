@@ -82,7 +82,7 @@ class Cluster:
         """Plan which part goes where, and have Ray keep the room for it. Raises `ConfigError` where there is none."""
         hosts = read_hosts()
         self._demand = demand_of(self.settings, hosts)
-        self.plan = plan(hosts, self._demand)
+        self._planned(plan(hosts, self._demand))
         if self.keys is not None:
             self.fleet = Fleet(self.settings, self.files, self.keys, processes.own_address())
             self.fleet.prepare(hosts)
@@ -173,7 +173,7 @@ class Cluster:
             return []
         self.fleet.prepare(new)
         for host in new:
-            self.plan = joined(self.plan, host, self._demand)
+            self._planned(joined(self.plan, host, self._demand))
         placed = [part for host in new for part in self.plan.on(host.name)]
         self._reservations.add(self.plan, [part.name for part in placed])
         return placed
@@ -182,7 +182,7 @@ class Cluster:
         """Give a part whose host is gone a place elsewhere; the host. Raises `ConfigError` where there is none."""
         assert self.fleet is not None
         left = [host for host in read_hosts() if self.fleet.has(host.name)]
-        self.plan = moved(self.plan, name, left)
+        self._planned(moved(self.plan, name, left))
         self._reservations.add(self.plan, [name])
         return self.plan.host_of(name)
 
@@ -191,10 +191,13 @@ class Cluster:
         assert self.fleet is not None
         self.fleet.expel(host)
         self._reservations.release([part.name for part in self.plan.on(host)])
-        self.plan = Plan(
-            [other for other in self.plan.hosts if other.name != host],
-            [part for part in self.plan.parts if part.host != host],
-        )
+        left = [other for other in self.plan.hosts if other.name != host]
+        self._planned(Plan(left, [part for part in self.plan.parts if part.host != host]))
+
+    def _planned(self, plan: Plan) -> None:
+        """It holds from now on, and can be read in the run directory."""
+        self.plan = plan
+        (self.files.directory / "placement.txt").write_text("".join(f"{line.strip()}\n" for line in plan.lines()))
 
     def endpoint(self, name: str) -> str:
         """Where a process binds: a socket file of this host, or a free TCP port of its own host."""

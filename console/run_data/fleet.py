@@ -55,3 +55,11 @@ def _process(path: Path, newest: Line, num_lines: int) -> Process:
     pressure = {name.removeprefix(prefix): value for name, value in newest.items() if name.startswith(prefix)}
     shown = "\n".join(tail.splitlines()[-num_lines:])
     return Process(path.stem, state.st_size, state.st_mtime, len(_BAD.findall(tail)), shown, pressure)
+
+
+def placement(run_dir: Path) -> str:
+    """Which process is on which host, as the run last wrote it; empty where it did not."""
+    try:
+        return (run_dir / "placement.txt").read_text(encoding="utf-8", errors="replace")[:_TAIL_BYTES]
+    except OSError:
+        return ""

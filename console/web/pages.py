@@ -215,7 +215,8 @@ async def processes(request: web.Request) -> web.Response:
     """Every process by its log."""
     run = request.app[RUN]
     found = await asyncio.to_thread(fleet.processes, run.directory, run.metrics.newest)
-    return render(request, "fleet.html", processes=found, system=run.metrics.newest)
+    placed = await asyncio.to_thread(fleet.placement, run.directory)
+    return render(request, "fleet.html", processes=found, placement=placed, system=run.metrics.newest)
 
 
 async def process_log(request: web.Request) -> web.Response:

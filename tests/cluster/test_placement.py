@@ -49,6 +49,7 @@ def test_a_process_is_named_and_writes_its_own_log(cluster):
     assert host == "127.0.0.1"
     assert ray.get_actor("learner-7", namespace=f"longhaul-{cluster.files.name}") is not None
     assert (cluster.files.logs / "learner-0.log").exists()
+    assert "learner ranks 0 to 1, 1 generator" in (cluster.files.directory / "placement.txt").read_text()
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(handle.stop.remote(), timeout=60)
     assert error_line(caught.value).startswith("AttributeError: ")

@@ -178,6 +178,12 @@ def test_logs_are_found_by_name_and_a_name_is_no_path(run_dir: Path) -> None:
     assert (first.name, first.num_bad, first.pressure) == ("learner-0", 1, {"cpu": 0.5})
 
 
+def test_the_placement_is_what_the_run_wrote_last(run_dir: Path) -> None:
+    assert fleet.placement(run_dir / "logs") == ""
+    (run_dir / "placement.txt").write_text("host0/abc  replay buffer\n")
+    assert fleet.placement(run_dir) == "host0/abc  replay buffer\n"
+
+
 def message(role: str, content: str, **fields: object) -> dict[str, object]:
     return {"role": role, "content": content} | fields
 
