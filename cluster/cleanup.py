@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import psutil
@@ -11,6 +12,7 @@ from cluster.run_files import RunFiles
 from protocol.config import Settings
 from protocol.errors import LonghaulError
 from sandbox.backends import open_backend
+from sandbox.namespace.backend import purge_namespaces
 
 _KILL_WAIT_S = 5.0
 
@@ -30,12 +32,14 @@ async def reap_dead_runs(settings: Settings) -> None:
 
 
 async def clear_host(settings: Settings, files: RunFiles) -> None:
-    """Leave nothing of a run on this host, its living processes included."""
+    """Leave nothing of a run on this host. What lives is ended first: opening a backend may take a while."""
     for process in run_files.processes_in(files.private):
         with contextlib.suppress(psutil.NoSuchProcess):
             kill([process, *process.children(recursive=True)])
-    await _purge_sandboxes(settings, files.name)
     run_files.reap(files)
+    await asyncio.to_thread(purge_namespaces, files.name)
+    if settings.sandbox.backend != "namespace":
+        await _purge_sandboxes(settings, files.name)
 
 
 def descendants() -> list[psutil.Process]:

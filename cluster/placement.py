@@ -226,12 +226,12 @@ def _host_gone(host: str) -> LonghaulError:
 
 def join(address: str, options: dict[str, Any]) -> Any:
     """Join the Ray cluster at `address`. Raises `ConfigError` with one sentence where that cannot be."""
-    import ray
-    from ray.exceptions import AuthenticationError
-
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if token.is_file():  # where it lies, `ray start` has turned token authentication on
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray  # not above: it reads its environment when it is imported
+    from ray.exceptions import AuthenticationError
+
     try:
         return ray.init(address=address, **options)
     except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:

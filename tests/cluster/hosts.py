@@ -8,6 +8,7 @@ and `/proc`; the kernel, its boot id, the control groups and the rest of the fil
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -114,7 +115,21 @@ class Host:
     def processes(self) -> list[psutil.Process]:
         """What runs there, its first process left out."""
         there = _processes_of(self._first)
-        return [psutil.Process(pid) for pid in psutil.pids() if pid != self._first and _processes_of(pid) == there]
+        found = []
+        for pid in psutil.pids():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if pid != self._first and _processes_of(pid) == there:
+                    found.append(psutil.Process(pid))
+        return found
+
+    def running(self, words: str) -> list[psutil.Process]:
+        """Those whose command line has these words; some may have ended since."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if words in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def left(self) -> list[str]:
         """Files of runs that are still there: private directories, shared memory, what sandboxes keep in /run."""
