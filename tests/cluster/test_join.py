@@ -13,7 +13,8 @@ def refusing(monkeypatch, tmp_path):
     """A cluster that answers with an error, and where this user's token would lie."""
     token = tmp_path / "token"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # so that what `join` sets is taken back, too
+    monkeypatch.delenv("RAY_AUTH_MODE")
 
     def refuse(error):
         def init(**_):
@@ -55,4 +56,3 @@ def test_a_token_that_is_there_is_used(refusing, monkeypatch):
     with pytest.raises(ConfigError):
         join("10.0.0.1:6379", {})
     assert os.environ["RAY_AUTH_MODE"] == "token"
-    monkeypatch.delenv("RAY_AUTH_MODE")

@@ -25,7 +25,13 @@ def cluster(tmp_path_factory):
     files = run_files.claim(run_files.choose_directory(settings))
     cluster = Cluster(settings, files)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    cluster.start()
+    from ray._private import ray_constants
+
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # other tests of this process imported Ray before its environment was set
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+        cluster.start()
     cluster.reserve()
     yield cluster
     cluster.stop()
