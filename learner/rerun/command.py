@@ -21,7 +21,7 @@ from learner.rerun.ranks import run_ranks
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 
-_CLOCKS = {"wait_s", "train_s", "publish_s", "step_s", "tokens_per_s"}
+_NOT_TRAINING = {"wait_s", "train_s", "publish_s", "step_s", "tokens_per_s", "sent_bytes", "version_bytes"}
 _ABOUT = {"kind", "time", "step"}
 _FIRST = ("loss_mean", "gradient_norm", "reward_mean", "entropy_mean")
 
@@ -30,7 +30,7 @@ class Rerun(NamedTuple):
     """A step, as it was logged and as it came out again."""
 
     step: int
-    logged: Figures  # without clocks; empty where the log lacks the step
+    logged: Figures  # without clocks and what was sent; empty where the log lacks the step
     again: Figures
     what_if: Figures | None
 
@@ -101,7 +101,7 @@ def rerun(run_dir: Path, step: int, what_if: Sequence[str] = ()) -> Rerun:
 
 
 def logged_figures(path: Path, step: int) -> Figures:
-    """What the log says of a step, as its last life did it; without clocks."""
+    """What the log says of a step, as its last life did it; without clocks and what was sent."""
     found: dict[str, Any] = {}
     try:
         lines = path.read_bytes().splitlines()
@@ -112,7 +112,7 @@ def logged_figures(path: Path, step: int) -> Figures:
             record = json.loads(line)
             if record["step"] == step:
                 found = record
-    return {name: value for name, value in found.items() if name not in _CLOCKS | _ABOUT}
+    return {name: value for name, value in found.items() if name not in _NOT_TRAINING | _ABOUT}
 
 
 def with_settings(settings: Settings, changes: Sequence[str]) -> Settings:
