@@ -204,7 +204,7 @@ async def whole_path(settings: Settings, directory: Path) -> AsyncIterator[Whole
     publisher = WeightPublisher(settings.weights, f"ipc://{directory}/w", directory.name)
     publisher.publish(0, build_model(seed=0).named_parameters())
     started = time.perf_counter()
-    process = GeneratorProcess(settings, "g0", settings.model.path, f"ipc://{directory}/g", publisher.endpoint)
+    process = GeneratorProcess(settings, "g0", f"ipc://{directory}/g", publisher.endpoint)
     try:
         endpoint = await asyncio.to_thread(lambda: process.endpoint)
         start_s = time.perf_counter() - started

@@ -64,7 +64,7 @@ async def speeds(directory: Path, width: int, turns: int) -> dict[str, float | N
     publisher = WeightPublisher(settings.weights, f"ipc://{directory}/w", directory.name)
     models = [list(build_model(seed=seed).named_parameters()) for seed in (0, 1)]
     publisher.publish(0, models[0])
-    process = GeneratorProcess(settings, "g0", settings.model.path, f"ipc://{directory}/g", publisher.endpoint)
+    process = GeneratorProcess(settings, "g0", f"ipc://{directory}/g", publisher.endpoint)
     try:
         client = GeneratorClient([await asyncio.to_thread(lambda: process.endpoint)], settings.generator)
         await asyncio.to_thread(publisher.wait_adopted, 0, 60)

@@ -91,9 +91,7 @@ def serving(shape: dict[str, int]) -> Iterator[Served]:
         publisher = WeightPublisher(settings.weights, f"ipc://{directory}/w", run, dtype=torch.float32)
         try:
             publisher.publish(0, model.named_parameters())
-            with GeneratorProcess(
-                settings, "g0", settings.model.path, f"ipc://{directory}/g", publisher.endpoint
-            ) as process:
+            with GeneratorProcess(settings, "g0", f"ipc://{directory}/g", publisher.endpoint) as process:
                 endpoint = process.endpoint
                 publisher.wait_adopted(0, 60)
                 yield Served(model, publisher, endpoint, settings)

@@ -113,9 +113,7 @@ class Generator(_AsyncProcess):
     async def start(self, endpoint: str, weights_endpoint: str | None) -> str:
         from actors.generator.generator import Generator as Engine
 
-        self._engine = Engine(
-            self.settings, self.name, self.settings.model.path, self.bind_address(endpoint), weights_endpoint, self.keys
-        )
+        self._engine = Engine(self.settings, self.name, self.bind_address(endpoint), weights_endpoint, self.keys)
         return await self._engine.start()
 
     async def _run(self) -> None:

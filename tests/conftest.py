@@ -42,9 +42,7 @@ class ServedModel:
         self.publisher = WeightPublisher(self.settings.weights, f"ipc://{directory}/weights", self.run)
         self.version = 0
         self.publisher.publish(0, build_model().named_parameters())
-        self.process = GeneratorProcess(
-            self.settings, "g0", str(self.model_dir), f"ipc://{directory}/g0", self.publisher.endpoint
-        )
+        self.process = GeneratorProcess(self.settings, "g0", f"ipc://{directory}/g0", self.publisher.endpoint)
         self.endpoint = self.process.endpoint
         self.publisher.wait_adopted(0, 60)
 

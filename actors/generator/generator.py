@@ -46,8 +46,8 @@ class Generator:
     """Serves one model. `await start()`, then `await run()` until `await stop()`.
 
     Args:
+        settings: of the run; `model.path` holds the starting weights.
         name: unique among the generators of a run.
-        model_dir: Hugging Face directory of the starting weights.
         endpoint: ZMQ address to bind.
         weights_endpoint: the learner's weight publisher; None: the weights never change.
     """
@@ -56,14 +56,13 @@ class Generator:
         self,
         settings: Settings,
         name: str,
-        model_dir: str,
         endpoint: str,
         weights_endpoint: str | None = None,
         keys: Keys | None = None,
     ) -> None:
         self._settings = settings
         self._name = name
-        self._model_dir = Path(model_dir)
+        self._model_dir = Path(settings.model.path)
         self._bind = endpoint
         self._weights_endpoint = weights_endpoint
         self._keys = keys
@@ -71,7 +70,7 @@ class Generator:
         self._server: Server | None = None
         self._adopter: WeightAdopter | None = None
         self._requests: RequestRunner | None = None
-        self._parsing = Parsing(Path(model_dir))
+        self._parsing = Parsing(self._model_dir)
         self._stats = RequestStats()
         self._stopped = asyncio.Event()
         self.start_s = 0.0

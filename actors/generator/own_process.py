@@ -30,7 +30,6 @@ class GeneratorProcess:
         self,
         settings: Settings,
         name: str,
-        model_dir: str,
         endpoint: str,
         weights_endpoint: str | None = None,
         keys: Keys | None = None,
@@ -40,7 +39,7 @@ class GeneratorProcess:
         self._settings = settings
         self._from_child, to_parent = context.Pipe(duplex=False)
         self._temporary = tempfile.TemporaryDirectory(prefix="generator-", ignore_cleanup_errors=True)
-        arguments = {"name": name, "model_dir": model_dir, "endpoint": endpoint, "weights_endpoint": weights_endpoint}
+        arguments = {"name": name, "endpoint": endpoint, "weights_endpoint": weights_endpoint}
         self._process = context.Process(
             target=_main,
             args=(to_parent, settings.model_dump_json(), arguments, msgspec.json.encode(keys), self._temporary.name),

@@ -42,7 +42,7 @@ async def measure(model_dir: Path) -> dict[str, float | None]:
         }
         built_in = Settings.model_validate(common)
         foreign = settings_of({"harness": "python", "function": f"{function}:solve", "grace_s": 0.1}, **common)
-        with GeneratorProcess(built_in, "bench", str(model_dir), f"ipc://{directory}/generator") as process:
+        with GeneratorProcess(built_in, "bench", f"ipc://{directory}/generator") as process:
             client = GeneratorClient([await asyncio.to_thread(lambda: process.endpoint)], built_in.generator)
             try:
                 speeds = [

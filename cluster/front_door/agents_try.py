@@ -85,7 +85,7 @@ async def _policy(settings: Settings, answers: Path | None, tokenizer: ChatToken
 
     with tempfile.TemporaryDirectory(prefix="longhaul-try-") as directory:
         endpoint = f"ipc://{directory}/generator"
-        with GeneratorProcess(settings, "generator", settings.model.path, endpoint) as process:
+        with GeneratorProcess(settings, "generator", endpoint) as process:
             print(f"loading {settings.model.path} ...")
             client = GeneratorClient([await asyncio.to_thread(lambda: process.endpoint)], settings.generator)
             try:

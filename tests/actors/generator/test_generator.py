@@ -285,7 +285,6 @@ async def test_a_generator_killed_under_load_and_update_loses_and_repeats_nothin
     doomed = GeneratorProcess(
         served_model.settings,
         "g1",
-        str(served_model.model_dir),
         f"ipc://{tmp_path}/g1",
         served_model.publisher.endpoint,
     )

@@ -56,7 +56,7 @@ def serving(
     )
     if published:
         publisher.publish(0, build_model(tied=tied).named_parameters())
-    process = GeneratorProcess(settings, "untied", str(model_dir), f"ipc://{directory}/g", publisher.endpoint)
+    process = GeneratorProcess(settings, "untied", f"ipc://{directory}/g", publisher.endpoint)
     try:
         endpoint = process.endpoint
         if published:
@@ -218,7 +218,7 @@ def test_a_model_that_vllm_does_not_know_is_one_line(tmp_path):
     config = (model_dir / "config.json").read_text().replace("Qwen2ForCausalLM", "NoSuchModel")
     (model_dir / "config.json").write_text(config)
     with (
-        GeneratorProcess(settings_for(model_dir), "bad", str(model_dir), f"ipc://{tmp_path}/g") as process,
+        GeneratorProcess(settings_for(model_dir), "bad", f"ipc://{tmp_path}/g") as process,
         pytest.raises(GeneratorError, match="does not know the architecture NoSuchModel") as caught,
     ):
         print(process.endpoint)
@@ -231,7 +231,7 @@ def test_a_failed_start_shows_the_error_of_vllm_itself(tmp_path):
     weights = model_dir / "model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
     with (
-        GeneratorProcess(settings_for(model_dir), "bad", str(model_dir), f"ipc://{tmp_path}/g") as process,
+        GeneratorProcess(settings_for(model_dir), "bad", f"ipc://{tmp_path}/g") as process,
         pytest.raises(
             GeneratorError, match=r"expected vLLM to start with .*model, got .*deserializing header"
         ) as caught,
