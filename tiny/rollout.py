@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
-from actors.agent.episode import Episode, Limits
+from actors.agent.episode import Assignment, Episode, Limits
 from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.policy import Policy, Request, Sampled
@@ -90,9 +90,10 @@ async def play(
     async def one(index: int, repository: Repository) -> Played:
         spec = SandboxSpec(run="memory", lease=str(index))
         sandbox = MemorySandbox(repository.broken, spec)
-        episode = await agent.run(
-            repository.issue, sandbox, episode_id=str(index), version=0, sampling=sampling, limits=limits
+        assigned = Assignment(
+            issue=repository.issue, episode_id=str(index), version=0, sampling=sampling, limits=limits
         )
+        episode = await agent.run(assigned, sandbox)
         gold = {path: text.encode() for path, text in repository.fixed.items()}
         return Played(episode=episode, solved=sandbox.files == gold)
 

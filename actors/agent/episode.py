@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from actors.agent.journal import NO_JOURNAL, Journal
 from actors.agent.tree import TokenTree
-from protocol.messages import EndReason
+from protocol.messages import EndReason, Sampling
 
 Activity = Literal["generating", "executing"]
 
@@ -18,6 +19,17 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_turns: int
     max_context: int  # tokens
     wall_time_s: float
+
+
+class Assignment(Struct, frozen=True, kw_only=True):
+    """An episode to be played."""
+
+    issue: str
+    episode_id: str
+    version: int  # the policy's at the start: no KV of older weights is reused
+    sampling: Sampling
+    limits: Limits
+    journal: Journal = NO_JOURNAL  # what happens is written there; where it has a past, play goes on behind it
 
 
 class Step(Struct, frozen=True, kw_only=True):

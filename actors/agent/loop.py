@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
 from actors.agent.commands import CUT, FormatError
-from actors.agent.episode import Activity, Episode, Limits, Step
-from actors.agent.journal import NO_JOURNAL, Answered, Journal, Over, Turned
+from actors.agent.episode import Activity, Assignment, Episode, Step
+from actors.agent.journal import Answered, Over, Turned
 from actors.agent.prefix import Prefix
 from actors.agent.progress import Progress
 from actors.agent.scaffold import Scaffold
@@ -24,7 +24,7 @@ from actors.agent.tree import check_sampled
 from actors.policy import Policy, Request, Sampled
 from protocol.config import EpisodeSettings
 from protocol.errors import AgentError, GeneratorError
-from protocol.messages import EndReason, FinishReason, Sampling
+from protocol.messages import EndReason, FinishReason
 from sandbox.base import Sandbox
 
 
@@ -39,39 +39,27 @@ class Agent(Struct, frozen=True):
     reuse_versions: int | None = None  # see `GeneratorSettings`
     on_activity: Callable[[str, Activity], None] = lambda episode_id, activity: None
 
-    async def run(
-        self,
-        issue: str,
-        sandbox: Sandbox,
-        *,
-        episode_id: str,
-        version: int,
-        sampling: Sampling,
-        limits: Limits,
-        journal: Journal = NO_JOURNAL,
-    ) -> Episode:
-        """Work on `issue` in `sandbox`; reuse no KV of weights older than `version`, the policy's at the start.
-
-        What happens is written to `journal`; where that has a past, go on behind it, in the same sandbox.
+    async def run(self, assigned: Assignment, sandbox: Sandbox) -> Episode:
+        """Work on the issue in `sandbox`; behind its journal's past in the same sandbox.
 
         Raises `GeneratorError`, `DeadlineError` or `SandboxError` when these fail, `AgentError` (kind: resume) if the
         past is not one of this episode.
         """
-        progress = self._progress(issue, journal, episode_id, version, limits)
-        await _Attempt(self, sandbox, episode_id, sampling, limits, progress).play()
+        progress = self._progress(assigned)
+        await _Attempt(self, sandbox, assigned, progress).play()
         return progress.finished()
 
-    def recall(self, issue: str, journal: Journal, *, episode_id: str, version: int, limits: Limits) -> Episode:
+    def recall(self, assigned: Assignment) -> Episode:
         """The episode of a journal that tells it to its end. Raises `AgentError` as `run` does."""
-        progress = self._progress(issue, journal, episode_id, version, limits)
+        progress = self._progress(assigned)
         if progress.ended is None:
-            raise AgentError(f"the journal of episode {episode_id} does not tell its end", kind="resume")
+            raise AgentError(f"the journal of episode {assigned.episode_id} does not tell its end", kind="resume")
         return progress.finished()
 
-    def _progress(self, issue: str, journal: Journal, episode_id: str, version: int, limits: Limits) -> Progress:
-        prefix = Prefix(episode_id, version, self.reuse_versions)
-        progress = Progress(self.tokenizer, self.scaffold, self.settings, limits, prefix, journal)
-        progress.open(issue)
+    def _progress(self, assigned: Assignment) -> Progress:
+        prefix = Prefix(assigned.episode_id, assigned.version, self.reuse_versions)
+        progress = Progress(self.tokenizer, self.scaffold, self.settings, assigned.limits, prefix, assigned.journal)
+        progress.open(assigned.issue)
         return progress
 
 
@@ -83,14 +71,12 @@ class _Ended(Exception):
 class _Attempt:
     """What moves one episode on."""
 
-    def __init__(
-        self, agent: Agent, sandbox: Sandbox, episode_id: str, sampling: Sampling, limits: Limits, progress: Progress
-    ) -> None:
-        self._agent, self._limits, self._sampling, self._progress = agent, limits, sampling, progress
-        self._episode_id = episode_id
+    def __init__(self, agent: Agent, sandbox: Sandbox, assigned: Assignment, progress: Progress) -> None:
+        self._agent, self._limits, self._sampling = agent, assigned.limits, assigned.sampling
+        self._progress, self._episode_id = progress, assigned.episode_id
         self._toolbox = Toolbox(sandbox, agent.settings)
         self._toolbox.state = progress.open_file
-        self._deadline = time.monotonic() + limits.wall_time_s - progress.elapsed_s
+        self._deadline = time.monotonic() + self._limits.wall_time_s - progress.elapsed_s
 
     async def play(self) -> None:
         """Turn after turn, until the episode has ended."""

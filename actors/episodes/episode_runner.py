@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
-from actors.agent.episode import Episode, Limits, Step
+from actors.agent.episode import Assignment, Episode, Limits, Step
 from actors.episodes.board import Board, State
 from actors.episodes.episode_journal import EpisodeJournal, Judged, Ready, Taken
 from actors.episodes.judgements import Judgements
@@ -115,17 +115,17 @@ class EpisodeRunner:
         limits = Limits(
             max_turns=lease.max_turns, max_context=lease.max_context, wall_time_s=self._settings.episode.wall_time_s
         )
+        assigned = Assignment(
+            issue=task.issue,
+            episode_id=lease.episode_id,
+            version=lease.version,
+            sampling=lease.sampling,
+            limits=limits,
+            journal=journal,
+        )
         if journal.patch is None:
             async with self._sandbox(task, journal) as sandbox:
-                episode = await self._player.run(
-                    task.issue,
-                    sandbox,
-                    episode_id=lease.episode_id,
-                    version=lease.version,
-                    sampling=lease.sampling,
-                    limits=limits,
-                    journal=journal,
-                )
+                episode = await self._player.run(assigned, sandbox)
                 if not episode.steps:
                     raise _no_turn(task, lease, episode)
                 self._board.enter(lease.episode_id, "executing")
@@ -133,9 +133,7 @@ class EpisodeRunner:
                 journal.add(Taken(patch=patch))
         else:
             patch = journal.patch
-            episode = self._player.recall(
-                task.issue, journal, episode_id=lease.episode_id, version=lease.version, limits=limits
-            )
+            episode = self._player.recall(assigned)
         verdict = journal.verdict
         if verdict is None:
             verdict = await self._judge(task, lease, patch)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from actors.agent.chat import Chat, ChatTokenizer
-from actors.agent.episode import Activity, Episode, Limits
-from actors.agent.journal import NO_JOURNAL, Journal
+from actors.agent.episode import Activity, Assignment, Episode
 from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.gateway.server import Exchange
@@ -16,7 +15,6 @@ from actors.harnesses.readers import make_reader
 from actors.harnesses.table import BUILT_IN
 from actors.policy import Policy
 from protocol.config import EpisodeSettings, Settings
-from protocol.messages import Sampling
 from sandbox.base import Sandbox
 
 OnActivity = Callable[[str, Activity], None]
@@ -49,21 +47,11 @@ class Player(Protocol):
         """Metrics by name."""
         ...
 
-    async def run(
-        self,
-        issue: str,
-        sandbox: Sandbox,
-        *,
-        episode_id: str,
-        version: int,
-        sampling: Sampling,
-        limits: Limits,
-        journal: Journal = NO_JOURNAL,
-    ) -> Episode:
+    async def run(self, assigned: Assignment, sandbox: Sandbox) -> Episode:
         """See `Agent.run`."""
         ...
 
-    def recall(self, issue: str, journal: Journal, *, episode_id: str, version: int, limits: Limits) -> Episode:
+    def recall(self, assigned: Assignment) -> Episode:
         """See `Agent.recall`."""
         ...
 
@@ -101,31 +89,13 @@ class BuiltIn:
         """See `Player.status`."""
         return {}
 
-    async def run(
-        self,
-        issue: str,
-        sandbox: Sandbox,
-        *,
-        episode_id: str,
-        version: int,
-        sampling: Sampling,
-        limits: Limits,
-        journal: Journal = NO_JOURNAL,
-    ) -> Episode:
+    async def run(self, assigned: Assignment, sandbox: Sandbox) -> Episode:
         """See `Player.run`."""
-        return await self._agent.run(
-            issue,
-            sandbox,
-            episode_id=episode_id,
-            version=version,
-            sampling=sampling,
-            limits=limits,
-            journal=journal,
-        )
+        return await self._agent.run(assigned, sandbox)
 
-    def recall(self, issue: str, journal: Journal, *, episode_id: str, version: int, limits: Limits) -> Episode:
+    def recall(self, assigned: Assignment) -> Episode:
         """See `Player.recall`."""
-        return self._agent.recall(issue, journal, episode_id=episode_id, version=version, limits=limits)
+        return self._agent.recall(assigned)
 
 
 def make_player(

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actors.agent.chat import Chat, ChatTokenizer
-from actors.agent.episode import Activity, Episode, Limits, Step
-from actors.agent.journal import NO_JOURNAL, Journal
+from actors.agent.episode import Activity, Assignment, Episode, Step
 from actors.gateway.reading import Reader
 from actors.gateway.round_trip import ToolCarrying, tools_carried
 from actors.gateway.seat import Seat
@@ -25,7 +24,6 @@ from actors.history.turns import Turn
 from actors.policy import Policy
 from protocol.config import Settings
 from protocol.errors import AgentError, ConfigError, GeneratorError
-from protocol.messages import Sampling
 from sandbox.base import Sandbox
 
 log = logging.getLogger(__name__)
@@ -102,39 +100,31 @@ class ForeignAgent:
         """Metrics by name."""
         return self.gateway.status()
 
-    def recall(self, issue: str, journal: Journal, *, episode_id: str, version: int, limits: Limits) -> Episode:
+    def recall(self, assigned: Assignment) -> Episode:
         """See `Agent.recall`."""
-        raise AgentError(f"the agent of episode {episode_id} ended with the process that it asked", kind="interrupted")
+        raise AgentError(
+            f"the agent of episode {assigned.episode_id} ended with the process that it asked", kind="interrupted"
+        )
 
-    async def run(
-        self,
-        issue: str,
-        sandbox: Sandbox,
-        *,
-        episode_id: str,
-        version: int,
-        sampling: Sampling,
-        limits: Limits,
-        journal: Journal = NO_JOURNAL,
-    ) -> Episode:
+    async def run(self, assigned: Assignment, sandbox: Sandbox) -> Episode:
         """See `Agent.run`. Raises `AgentError` besides, for an agent that never asked for a turn.
 
         Its agent's turns are in no journal: it asks this process, and ends with it.
         """
         conversation = Conversation(self._tokenizer)
-        terms = self._terms(episode_id, version, sampling, limits)
+        terms = self._terms(assigned)
         turns = Turns(terms, conversation, self._policy, self._tokenizer, self._reader)
-        seat = Seat(turns, lambda activity: self._on_activity(episode_id, activity))
+        seat = Seat(turns, lambda activity: self._on_activity(assigned.episode_id, activity))
         key = self.gateway.open(seat)
-        self._on_activity(episode_id, "executing")
+        self._on_activity(assigned.episode_id, "executing")
         agent = self._settings.agent
         try:
             if self._solve is not None:
-                await play_function(self._solve, sandbox, self.gateway.url, seat, key, issue, agent.grace_s)
+                await play_function(self._solve, sandbox, self.gateway.url, seat, key, assigned.issue, agent.grace_s)
             else:
                 assert self._harness is not None, "the built-in loops are no agents from outside"
                 telling = Telling(model=agent.model, grace_s=agent.grace_s)
-                await play(self._harness, sandbox, self.gateway, seat, key, issue, telling)
+                await play(self._harness, sandbox, self.gateway, seat, key, assigned.issue, telling)
         finally:
             self.gateway.close(key)
             await seat.close()
@@ -153,12 +143,12 @@ class ForeignAgent:
             drift=dict(conversation.drift),
         )
 
-    def _terms(self, episode_id: str, version: int, sampling: Sampling, limits: Limits) -> Terms:
-        settings = self._settings
+    def _terms(self, assigned: Assignment) -> Terms:
+        settings, limits = self._settings, assigned.limits
         return Terms(
-            episode_id=episode_id,
-            version=version,
-            sampling=sampling,
+            episode_id=assigned.episode_id,
+            version=assigned.version,
+            sampling=assigned.sampling,
             max_turns=limits.max_turns,
             max_context=limits.max_context,
             max_turn_tokens=settings.episode.max_turn_tokens,

@@ -10,7 +10,7 @@ import pytest
 
 from actors.agent import loop as agent_module
 from actors.agent.chat import ChatTokenizer
-from actors.agent.episode import Episode, Limits
+from actors.agent.episode import Assignment, Episode, Limits
 from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.policies.scripted import Script, ScriptedPolicy, replay
@@ -48,7 +48,8 @@ async def play(
     agent = Agent(policy, tokenizer, make_scaffold(chosen, tokenizer), chosen, request_timeout_s=request_timeout_s)
     limits = Limits(max_turns=max_turns, max_context=max_context, wall_time_s=wall_time_s)
     sampling = Sampling(max_tokens=500)
-    return await agent.run("add is wrong", sandbox, episode_id="e", version=3, sampling=sampling, limits=limits)
+    assigned = Assignment(issue="add is wrong", episode_id="e", version=3, sampling=sampling, limits=limits)
+    return await agent.run(assigned, sandbox)
 
 
 class Updating(ScriptedPolicy):
@@ -77,7 +78,8 @@ async def test_kv_of_the_history_is_reused_for_so_many_versions(
     agent = Agent(policy, tokenizer, make_scaffold(chosen, tokenizer), chosen, reuse_versions=reuse_versions)
     limits = Limits(max_turns=8, max_context=4000, wall_time_s=60)
     sandbox = await open_sandbox({"calc.py": CALC})
-    episode = await agent.run("wrong", sandbox, episode_id="e", version=3, sampling=Sampling(), limits=limits)
+    assigned = Assignment(issue="wrong", episode_id="e", version=3, sampling=Sampling(), limits=limits)
+    episode = await agent.run(assigned, sandbox)
     assert policy.asked == expected
     assert [step.cached_version for step in episode.steps] == [None, *(int(salt[0]) for salt in expected[1:])]
 
@@ -227,15 +229,10 @@ class _Failing:
 async def test_a_generator_that_fails_is_not_the_agents_end(tokenizer, open_sandbox, answer, error) -> None:
     settings = EpisodeSettings()
     agent = Agent(_Failing(answer), tokenizer, make_scaffold(settings, tokenizer), settings)
+    limits = Limits(max_turns=2, max_context=500, wall_time_s=10)
+    assigned = Assignment(issue="issue", episode_id="e", version=0, sampling=Sampling(), limits=limits)
     with pytest.raises(error):
-        await agent.run(
-            "issue",
-            await open_sandbox({}),
-            episode_id="e",
-            version=0,
-            sampling=Sampling(),
-            limits=Limits(max_turns=2, max_context=500, wall_time_s=10),
-        )
+        await agent.run(assigned, await open_sandbox({}))
 
 
 def test_the_agent_is_read_in_one_sitting() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.agent.chat import ChatTokenizer
-from actors.agent.episode import Episode, Limits
+from actors.agent.episode import Assignment, Episode, Limits
 from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.policies.openai_policy import OpenAIPolicy, read_transcript, transcript_tokenizer
@@ -171,14 +171,9 @@ async def play(endpoint: Endpoint, chatml: ChatTokenizer, sandbox: Sandbox, sett
     """One episode of at most five turns against the endpoint."""
     policy = OpenAIPolicy(endpoint.address, "some-model", chatml)
     agent = Agent(policy, chatml, make_scaffold(settings, chatml), settings)
-    episode = await agent.run(
-        "greet",
-        sandbox,
-        episode_id="e",
-        version=0,
-        sampling=Sampling(),
-        limits=Limits(max_turns=5, max_context=5000, wall_time_s=20),
-    )
+    limits = Limits(max_turns=5, max_context=5000, wall_time_s=20)
+    assigned = Assignment(issue="greet", episode_id="e", version=0, sampling=Sampling(), limits=limits)
+    episode = await agent.run(assigned, sandbox)
     await policy.close()
     return episode
 

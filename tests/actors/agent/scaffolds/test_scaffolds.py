@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from actors.agent.chat import ChatTokenizer
 from actors.agent.commands import Command, FormatError
-from actors.agent.episode import Limits
+from actors.agent.episode import Assignment, Limits
 from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.agent.scaffolds.json_calls import SCHEMAS, JsonCalls
@@ -132,14 +132,9 @@ async def test_an_episode_in_the_models_own_format(
     turns = [call("shell", command="echo $((2+2)) | tee out"), "what now", call("submit")]
     agent = Agent(ScriptedPolicy(tokenizer, replay(turns)), tokenizer, scaffold, settings)
     sandbox = await open_sandbox({})
-    episode = await agent.run(
-        "count",
-        sandbox,
-        episode_id="e",
-        version=0,
-        sampling=Sampling(),
-        limits=Limits(max_turns=5, max_context=5000, wall_time_s=20),
-    )
+    limits = Limits(max_turns=5, max_context=5000, wall_time_s=20)
+    assigned = Assignment(issue="count", episode_id="e", version=0, sampling=Sampling(), limits=limits)
+    episode = await agent.run(assigned, sandbox)
     assert episode.end_reason == "submitted"
     assert [step.format_error for step in episode.steps] == [False, True, False]
     assert await sandbox.read("out") == b"4\n"
