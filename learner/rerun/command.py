@@ -21,7 +21,8 @@ from learner.rerun.ranks import run_ranks
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 
-_NOT_TRAINING = {"wait_s", "train_s", "publish_s", "step_s", "tokens_per_s", "sent_bytes", "version_bytes"}
+_CLOCKS = {"wait_s", "train_s", "publish_s", "step_s", "tokens_per_s"}
+_SENT = {"sent_bytes", "version_bytes", "delta_share"}
 _ABOUT = {"kind", "time", "step"}
 _FIRST = ("loss_mean", "gradient_norm", "reward_mean", "entropy_mean")
 
@@ -112,7 +113,7 @@ def logged_figures(path: Path, step: int) -> Figures:
             record = json.loads(line)
             if record["step"] == step:
                 found = record
-    return {name: value for name, value in found.items() if name not in _NOT_TRAINING | _ABOUT}
+    return {name: value for name, value in found.items() if name not in _CLOCKS | _SENT | _ABOUT}
 
 
 def with_settings(settings: Settings, changes: Sequence[str]) -> Settings:
