@@ -3,8 +3,9 @@
     replay buffer -> learner ranks and generators -> sandbox actors      (start; stop is the reverse)
 
 A part that dies is named with its own error. Sandbox actors, generators and the replay buffer are started again (the
-buffer recovers from its journal, leases of a dead actor expire, a fresh generator adopts the current weights); a dead
-learner rank ends this life of the run; `session.py` begins the next one from the last checkpoint.
+buffer recovers from its journal, a fresh actor goes on with the episodes of the dead one, a fresh generator adopts the
+current weights); a dead learner rank ends this life of the run; `session.py` begins the next one from the last
+checkpoint.
 """
 
 from __future__ import annotations
