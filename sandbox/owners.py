@@ -1,7 +1,8 @@
-"""Who owns what: every backend has one directory, named by its run and its process's pid and start time.
+"""Who owns what: every backend has one directory, named by its run and its process's pid namespace, pid and start time.
 
 What a dead owner left (the directory, cgroups, containers) is recognised by that name alone, so a reaper needs no
-registry and can never touch what a living owner holds.
+registry and can never touch what a living owner holds. Control groups may be shared by pods and containers that do not
+see each other's processes: an owner among processes that cannot be seen from here counts as living.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
-NAME = re.compile(r"(?P<run>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})@(?P<pid>\d+)\.(?P<start>\d+)\.(?P<number>\d+)")
+NAME = re.compile(
+    r"(?P<run>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})@(?P<namespace>\d+)-(?P<pid>\d+)\.(?P<start>\d+)\.(?P<number>\d+)"
+)
 KEEPER_SOCKET = "keeper"
 """In the directory of an owner that is a keeper (`sandbox/keeper/`): where it is asked for sandboxes."""
 _END_DEADLINE_S = 5.0
+_ALL_PROCESSES = 0xEFFFFFFC  # inode of the first pid namespace, from which every process is seen (linux/proc_ns.h)
 _numbers = itertools.count(1)
 
 
@@ -32,11 +37,12 @@ class Owner(Struct, frozen=True):
     pid: int
     start: int
     number: int  # of the backend among those of its process
+    namespace: int = msgspec.field(default_factory=lambda: _namespace("self") or 0)  # of pids: inode
 
     @property
     def name(self) -> str:
         """Name under which everything of this owner is filed."""
-        return f"{self.run}@{self.pid}.{self.start}.{self.number}"
+        return f"{self.run}@{self.namespace}-{self.pid}.{self.start}.{self.number}"
 
     @property
     def keeper(self) -> Path:
@@ -44,8 +50,11 @@ class Owner(Struct, frozen=True):
         return state_root() / self.name / KEEPER_SOCKET
 
     def is_alive(self) -> bool:
-        """Whether that very process still runs on this machine."""
-        return _start_time(self.pid) == self.start
+        """Whether that very process still runs on this machine, or may."""
+        here = _namespace("self")
+        if self.namespace == here:
+            return _start_time(self.pid) == self.start
+        return here != _ALL_PROCESSES or self.namespace in _namespaces()
 
 
 def new_owner(run: str) -> Owner:
@@ -62,7 +71,9 @@ def new_owner(run: str) -> Owner:
 def parse_owner(name: str) -> Owner | None:
     """The owner of that name, None when it is no owner's name."""
     match = NAME.fullmatch(name)
-    return Owner(match["run"], *map(int, match.groups()[1:])) if match else None
+    if match is None:
+        return None
+    return Owner(match["run"], *(int(match[part]) for part in ("pid", "start", "number", "namespace")))
 
 
 def state_root() -> Path:
@@ -125,6 +136,18 @@ def purge_state(run: str) -> int:
             shutil.rmtree(path, ignore_errors=True)
             removed += 1
     return removed
+
+
+def _namespace(pid: str) -> int | None:
+    try:
+        return Path(f"/proc/{pid}/ns/pid").stat().st_ino
+    except OSError:  # it has ended, or is another user's
+        return None
+
+
+def _namespaces() -> set[int | None]:
+    """The pid namespaces of all processes that can be seen."""
+    return {_namespace(path.name) for path in Path("/proc").glob("[0-9]*")}
 
 
 def _start_time(pid: int) -> int | None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 
 from sandbox.base import Backend, SandboxSpec
 from sandbox.namespace.backend import NamespaceBackend
-from sandbox.owners import Owner, new_owner, parse_owner, purge_state, state_dir, state_root
+from sandbox.owners import Owner, _namespaces, new_owner, parse_owner, purge_state, state_dir, state_root
+
+ROOT = Path(__file__).parents[2]
 
 OWNER = """
 import asyncio, sys
@@ -90,6 +93,27 @@ def test_owner_names() -> None:
     assert parse_owner(owner.name) == owner and owner.is_alive()
     assert not Owner(owner.run, owner.pid, owner.start + 1, 1).is_alive(), "the pid is another process's by now"
     assert parse_owner("somebody's directory") is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a pid namespace")
+def test_owners_in_other_pid_namespaces_are_dead_only_where_all_processes_are_seen() -> None:
+    """Two pods may share their control groups and see nothing of each other's processes."""
+    program = (
+        "import time; from sandbox.owners import new_owner; print(new_owner('pod').name, flush=True); time.sleep(60)"
+    )
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c"]
+    with subprocess.Popen([*apart, program], stdout=subprocess.PIPE, text=True, cwd=ROOT) as pod:
+        assert pod.stdout is not None
+        owner = parse_owner(pod.stdout.readline().strip())
+        assert owner is not None and owner.namespace != new_owner("here").namespace
+        assert owner.is_alive()
+        ask = f"from sandbox.owners import parse_owner; print(parse_owner({owner.name!r}).is_alive())"
+        asked = subprocess.run([*apart, ask], capture_output=True, text=True, cwd=ROOT, timeout=60)
+        assert asked.stdout == "True\n", "what cannot be seen may live"
+        pod.kill()
+    while owner.namespace in _namespaces():
+        time.sleep(0.01)
+    assert not owner.is_alive()
     for run in ("", "../up", "a/b", "x" * 101, "a@b"):
         with pytest.raises(ValueError, match="a run name is"):
             new_owner(run)

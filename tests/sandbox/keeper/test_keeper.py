@@ -85,7 +85,7 @@ async def test_a_killed_actor_leaves_its_sandbox_to_the_next_as_it_was(run_name:
         sandbox = await next_actor.adopt("kept")
         assert sandbox is not None
         assert await sandbox.read("file") == b"as it was"
-        assert len(sleepers(marker)) == 1, "what ran in the background runs on"
+        await until(lambda: len(sleepers(marker)) == 1)  # what ran in the background runs on
         await until(lambda: not sleepers(f"2{marker}"))  # whose result nobody waits for any more
         assert (await sandbox.exec("cat runs", timeout=60)).text == "ran\n", "a command is run once"
         await until(lambda: not sleepers(f"1{marker}"))  # a sandbox that was not to be kept
