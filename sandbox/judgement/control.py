@@ -1,8 +1,8 @@
 """A run that must fail, for commands in whose log no canary rides (`reward` files, readers of a dataset's own).
 
 Code under test runs as whoever writes such an outcome, so one run of it proves nothing. A patch that is to be rewarded
-is run once more, in another fresh sandbox, where the hidden tests ask for the opposite: an outcome that does not change
-was not theirs.
+is run again in other fresh sandboxes, in drawn order: where the hidden tests ask for the opposite it must fail, where
+they are as they were it must pass. An outcome that does not follow the tests was not theirs.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from sandbox.tasks.task import Task
 __all__ = ["Patch", "Report", "Verdict", "grade", "judge", "take_patch"]
 
 _NUM_RETRIES_OF_FLAKY = 2
+_MORE_RUNS = ("turned", "turned", "turned", "true", "true")
+"""After a run that would be rewarded though nothing in its log vouches for it, in drawn order. Code that answers by
+chance, or by a race, is rewarded in at most 1 of 64 tries: it has to pass three runs and to fail three like them."""
 
 
 async def grade(
@@ -69,14 +73,19 @@ async def grade(
 async def _controlled(
     backend: Backend, spec: SandboxSpec, task: Task, patch: Patch, timeout_s: float, verdict: Verdict
 ) -> Verdict:
-    """What is left of a reward for which nothing in the log vouches, after a run whose tests ask for the opposite.
+    """What is left of a reward for which nothing in the log vouches, after more runs. Some ask for the opposite.
 
-    Where even the gold patch passes that run, its tests are not those that decide: it says nothing, and the verdict
+    Where even the gold patch passes those, their tests are not those that decide: they say nothing, and the verdict
     stays unguarded.
     """
-    async with await backend.create(spec) as sandbox:
-        control = await _grade_in(sandbox, task, patch, timeout_s, turned=True)
-    if not control.resolved:
+    for kind in secrets.SystemRandom().sample(_MORE_RUNS, len(_MORE_RUNS)):
+        async with await backend.create(spec) as sandbox:
+            control = await _grade_in(sandbox, task, patch, timeout_s, turned=kind == "turned")
+        if kind == "true" and not control.resolved:
+            return msgspec.structs.replace(control, reason=f"passed at first, and then not: {control.reason}")
+        if kind == "turned" and control.resolved:
+            break
+    else:
         return msgspec.structs.replace(verdict, unguarded=False)
     if control.unguarded and not control.passed:
         return verdict  # there was nothing to turn

@@ -1,9 +1,11 @@
-"""Outcomes that code under test can write: a second run that must fail."""
+"""Outcomes that code under test can write: more runs, of which some must fail."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -11,8 +13,9 @@ from msgspec.structs import replace
 from sandbox.curation.recipes import PYTEST
 from sandbox.datasets.harbor import from_harbor
 from sandbox.datasets.pro import from_swe_bench_pro
+from sandbox.judgement import grading
 from sandbox.judgement.control import turned_text
-from sandbox.judgement.grading import Patch
+from sandbox.judgement.grading import Patch, Verdict
 from sandbox.tasks.task import Task, check_task
 from tests.sandbox.judgement.image import GOLD, SAY, SCRIPT, SOUND, TEST_PATCH, Images, edit, git, judged, make_task
 
@@ -43,6 +46,38 @@ async def test_a_task_that_writes_its_reward(images: Images, cache_dir: Path) ->
     said = "import os, signal\nprint('>>>>> Reward: 1', flush=True)\nfor pid in (os.getppid(), 0):\n"
     early = await judged(images, task, edit("pkg/mod.py", said + "    os.kill(pid, signal.SIGKILL)\n"), cache_dir)
     assert (early.reward, early.failed) == (0.0, ("reward",)), early
+
+
+class AnyBackend:
+    async def create(self, spec: object) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.25, 0.03), (0.5, 0.03), (0.75, 0.03), (1.0, 0.0)])
+async def test_code_that_answers_by_chance_is_hardly_ever_rewarded(
+    monkeypatch: pytest.MonkeyPatch, share: float, most: float
+) -> None:
+    """After its first pass, that is: `share` times 2 passes and 3 fails of 5."""
+    draws = random.Random(0)
+    first = Verdict(resolved=True, reason="", unguarded=True)
+
+    async def seen(*args: Any, turned: bool = False) -> Verdict:
+        passed = draws.random() < share
+        return Verdict(resolved=passed, reason="", passed=("t",) if passed else (), failed=() if passed else ("t",))
+
+    async def rewards(tries: int) -> float:
+        task = replace(make_task(), gold_patch="")
+        given = (AnyBackend(), None, task, Patch(), 1.0, first)
+        return sum([(await grading._controlled(*given)).resolved for _ in range(tries)]) / tries  # type: ignore[arg-type]
+
+    monkeypatch.setattr(grading, "_grade_in", seen)
+    assert share * await rewards(2000) <= most
+
+    async def as_asked(*args: Any, turned: bool = False) -> Verdict:
+        return replace(first, resolved=not turned)
+
+    monkeypatch.setattr(grading, "_grade_in", as_asked)
+    assert await rewards(20) == 1.0
 
 
 async def test_a_reward_that_the_code_under_test_writes(images: Images, cache_dir: Path) -> None:
