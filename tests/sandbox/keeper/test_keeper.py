@@ -33,6 +33,7 @@ async def main():
     await kept.write("file", b"as it was")
     await kept.exec(f"(setsid sleep {marker} &) ; true", timeout=60)
     await graded.exec(f"(setsid sleep 1{marker} &) ; true", timeout=60)
+    await asyncio.sleep(0.1)  # what began in the same tick as a command that is ended counts as its child
     waiting = asyncio.create_task(kept.exec(f"echo ran >> runs; sleep 2{marker}", timeout=600))
     while (await kept.exec("cat runs", timeout=60)).text != "ran\\n":
         pass
