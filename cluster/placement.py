@@ -19,6 +19,7 @@ from cluster.hosts.demand import demand_of
 from cluster.hosts.fleet import Fleet
 from cluster.hosts.plan import Demand, Host, Placed, Plan, joined, moved, plan
 from cluster.hosts.reservations import Reservations, host_names, read_hosts
+from cluster.reporting.ray_metrics import remove_endpoints, write_endpoints
 from cluster.run_files import RunFiles
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError, border
@@ -198,6 +199,7 @@ class Cluster:
         """It holds from now on, and can be read in the run directory."""
         self.plan = plan
         (self.files.directory / "placement.txt").write_text("".join(f"{line.strip()}\n" for line in plan.lines()))
+        write_endpoints(self.files.directory)
 
     def endpoint(self, name: str) -> str:
         """Where a process binds: a socket file of this host, or a free TCP port of its own host."""
@@ -213,6 +215,7 @@ class Cluster:
         """
         import ray
 
+        remove_endpoints(self.files.directory)
         if self.fleet is not None:
             self.fleet.close(until_gone=goes_on)
         started = descendants()

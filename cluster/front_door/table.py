@@ -40,6 +40,7 @@ GROUPS = {
     "agents": "agents from outside, trained as they are",
     "tasks": "task files: make them, check them",
     "cluster": "many hosts: what goes where",
+    "metrics": "a running run's series in Prometheus",
 }
 
 COMMANDS = (
@@ -75,6 +76,19 @@ COMMANDS = (
         "write what a run amounted to as one page",
         "console.commands:report",
         (Example("longhaul report runs/x", "runs/x/report.html, which needs nothing else"),),
+    ),
+    Command(
+        "metrics up",
+        "start Prometheus over a running run, on loopback, until Ctrl-C",
+        "cluster.reporting.prometheus:main",
+        (Example("longhaul metrics up runs/x", "http://127.0.0.1:9090, where Ray's dashboard looks for it"),),
+    ),
+    Command(
+        "grafana",
+        "print the console's plots as a dashboard for Grafana's import",
+        "cluster.reporting.grafana:main",
+        (Example("longhaul grafana --out longhaul.json", "over the series that `longhaul metrics up` collects"),),
+        only_prints=True,
     ),
     Command(
         "replay",

@@ -1,6 +1,7 @@
 """Ray itself: what it listens on, what it shows, and what is left when it stops."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from cluster import processes, run_files
 from cluster.part import error_line
 from cluster.placement import Cluster
-from cluster.reporting.ray_metrics import RaySink
+from cluster.reporting.ray_metrics import RaySink, read_endpoints
 from protocol.config import Settings
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,7 @@ def cluster(tmp_path_factory):
     cluster.reserve()
     yield cluster
     cluster.stop()
+    assert read_endpoints(files.directory) == []
     run_files.release(files)
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
     assert not files.private.exists()
@@ -63,14 +65,12 @@ def test_a_process_is_named_and_writes_its_own_log(cluster):
 
 
 def test_metrics_are_in_the_prometheus_endpoint(cluster):
-    import ray
-
     RaySink("run").write("step", {"reward_mean": 0.25}, step=1)
-    port = ray.nodes()[0]["MetricsExportPort"]
+    [(host, port)] = read_endpoints(cluster.files.directory)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        page = urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=10).read().decode()
-        if "longhaul_step_reward_mean" in page:
+        page = urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10).read().decode()
+        if re.search(r'^ray_longhaul_step_reward_mean\{.*run="run".*\} 0\.25$', page, re.MULTILINE):
             return
         time.sleep(0.5)
     pytest.fail("the gauge did not appear within 60 s")
