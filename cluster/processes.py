@@ -7,6 +7,7 @@ Heavy imports happen inside, so that placing a process never loads torch into th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -15,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from cluster import run_files
 from cluster.run_files import RunFiles
@@ -34,8 +37,11 @@ _LOOK_S = 1.0
 class _Process:
     """Output of this process goes to `logs/<name>.log`."""
 
+    does = ""  # in a few words
+
     def __init__(self, name: str, settings: Settings, files: RunFiles, keys: Keys | None) -> None:
         self.name, self.settings, self.files, self.keys = name, settings, files, keys
+        self._since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         log = os.open(files.logs / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -46,6 +52,21 @@ class _Process:
         if keys is not None:  # of several hosts: this one's reaper ends what it finds by its files, and dies last
             self._held = (files.private / f"{name}.{os.getpid()}").open("w")
             threading.Thread(target=self._end_without_reaper, name="reaper watch", daemon=True).start()
+
+    def __repr__(self) -> str:
+        """In the column Repr of Ray's dashboard. Ray asks once, when the process is made: what it does later is on the
+        console's page Fleet."""
+        return f"{self.name}, {self.does}, since {self._since}"
+
+    def _memory(self, *, with_children: bool = False) -> dict[str, float]:
+        """Resident bytes of this process; what it shares with others counts for each of them."""
+        mine = psutil.Process()
+        family = [mine, *mine.children(recursive=True)] if with_children else [mine]
+        resident = 0
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                resident += process.memory_info().rss
+        return {"resident_bytes": float(resident)}
 
     def _end_without_reaper(self) -> None:
         """Waits for the owner of the private directory to be gone: nobody would end this process in time any more."""
@@ -79,6 +100,8 @@ class _AsyncProcess(_Process):
 class ReplayBuffer(_AsyncProcess):
     """Leases, groups and batches."""
 
+    does = "leases episodes and makes batches"
+
     async def start(self, tasks: list[TaskRef], endpoint: str) -> str:
         from learner.replay.service.server import ReplayServer
 
@@ -89,7 +112,7 @@ class ReplayBuffer(_AsyncProcess):
         await self._server.run()
 
     async def status(self) -> dict[str, float]:
-        return self._server.status()
+        return self._server.status() | self._memory()
 
     async def news(self) -> News:
         """What is wrong now."""
@@ -110,6 +133,8 @@ class ReplayBuffer(_AsyncProcess):
 class Generator(_AsyncProcess):
     """A vLLM engine."""
 
+    does = "samples tokens with vLLM"
+
     async def start(self, endpoint: str, weights_endpoint: str | None) -> str:
         from actors.generator.generator import Generator as Engine
 
@@ -120,7 +145,7 @@ class Generator(_AsyncProcess):
         await self._engine.run()
 
     async def status(self) -> dict[str, float]:
-        return self._engine.status()
+        return self._engine.status() | self._memory(with_children=True)  # vLLM's own processes
 
     async def stop(self) -> None:
         await self._engine.stop()
@@ -128,6 +153,8 @@ class Generator(_AsyncProcess):
 
 class SandboxActor(_AsyncProcess):
     """Many episodes as asyncio tasks."""
+
+    does = "runs episodes in sandboxes"
 
     async def start(self, num_episodes: int, replay_endpoint: str, generator_endpoints: list[str]) -> None:
         from actors.episodes.sandbox_actor import SandboxActor as Host
@@ -168,7 +195,7 @@ class SandboxActor(_AsyncProcess):
         await self._host.run()
 
     async def status(self) -> dict[str, float]:
-        return self._host.status()
+        return self._host.status() | self._memory()
 
     async def stop(self) -> None:
         await self._host.stop()
@@ -178,6 +205,8 @@ class SandboxActor(_AsyncProcess):
 
 class Learner(_Process):
     """One DeepSpeed rank. A threaded actor: `run` blocks one thread (`join` another), the others answer."""
+
+    does = "trains with DeepSpeed"
 
     def __init__(self, name: str, settings: Settings, files: RunFiles, keys: Keys | None) -> None:
         super().__init__(name, settings, files, keys)
@@ -225,7 +254,7 @@ class Learner(_Process):
             raise self._error
 
     def status(self) -> dict[str, float]:
-        return self._rank.status()
+        return self._rank.status() | self._memory()
 
     def pop_records(self) -> list[dict[str, Any]]:
         """Metrics of the steps taken since the last call."""

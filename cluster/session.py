@@ -29,6 +29,8 @@ from cluster.supervisor import Supervisor
 from cluster.surroundings import check_directories, put_foreign_ray_aside
 from console.report.report import write_report
 from console.run_data.run import Run
+from console.run_data.settings import FILE as VERSIONS
+from console.run_data.settings import versions
 from learner.replay.service.account import Account
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
@@ -105,6 +107,7 @@ async def _live(settings: Settings, stop: StopSignals) -> Life:
         tasks = [task.ref for task in await preflight.check(settings, files.name)]
         settings = settings.model_copy(update={"run_dir": files.directory})
         (files.directory / "settings.json").write_text(settings.model_dump_json(indent=2))
+        (files.directory / VERSIONS).write_text(json.dumps(versions(), indent=2))
         return await _run(settings, files, tasks, stop)
     finally:
         if files is not None:

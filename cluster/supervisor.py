@@ -22,6 +22,7 @@ from cluster.hosts import drains
 from cluster.hosts.plan import Placed
 from cluster.part import LearnerLost, Part, PartFailed, cause_of, error_line
 from cluster.placement import Cluster
+from cluster.reporting.fleet_states import FleetStates, Seen
 from cluster.reporting.observer import Observer
 from cluster.reporting.progress import Progress
 from cluster.reporting.troubles import Troubles
@@ -79,6 +80,7 @@ class Supervisor:
         self._asking: dict[str, asyncio.Task[None]] = {}  # questions, by whom they are put to
         self._collecting = asyncio.Lock()
         self._left_alone: set[str] = set()  # parts that cannot be reached and may live
+        self._states: FleetStates | None = None  # from the first sample on
 
     @property
     def parts(self) -> list[Part]:
@@ -307,6 +309,21 @@ class Supervisor:
         for sink in self.sinks:
             sink.write("system", self.system, step)
         self.progress.sample(self.system, ", ".join(f"{name} (stalled)" for name in stalled))
+        if self._states is None:
+            self._states = FleetStates(self.cluster.files.directory)
+        self._states.write([self._seen(part, part.name in stalled) for part in self.parts], time.time())
+
+    def _seen(self, part: Part, is_stalled: bool) -> Seen:
+        if part.failed:
+            state = "failed"
+        elif is_stalled or part.name in self._left_alone:
+            state = "silent"
+        elif part.ending is None:
+            state = "starting"
+        else:
+            state = "ended" if part.ending.done() else "working"
+        host = self.cluster.plan.host_of(part.name)
+        return Seen(part.name, part.role, host, state, part.num_restarts, part.status)
 
     async def _hear_news(self) -> str:
         """Say what goes wrong; why the run must end, if it must."""

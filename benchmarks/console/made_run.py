@@ -26,6 +26,8 @@ def make_run(directory: Path, num_episodes: int, *, num_steps: int = 60, seed: i
     _write_metrics(directory / "metrics.jsonl", num_steps, rng)
     for name in ("replay-buffer", "learner-0", "generator-0", "sandbox-actor-0"):
         (directory / "logs" / f"{name}.log").write_text(f"2026-11-25 12:00:00,000 INFO {name}: ready\n")
+    (directory / "fleet.json").write_text(json.dumps({"at": BEGAN + 30 * num_steps, "processes": _fleet()}))
+    (directory / "versions.json").write_text(json.dumps({"python": "3.11.2", "torch": "2.13.0+cpu", "vllm": "0.32.0"}))
     episodes = _episodes(num_episodes, num_steps, rng)
     with (directory / "trajectories" / "sandbox-actor-0.jsonl").open("w") as file:
         file.writelines(json.dumps(episode) + "\n" for episode in episodes)
@@ -33,7 +35,40 @@ def make_run(directory: Path, num_episodes: int, *, num_steps: int = 60, seed: i
         figures = {"steps": num_steps, "seconds": 1860.0, "episodes": 8 * num_steps * 16, "episodes_failed": 3}
         figures |= {"reward_first": 0.14, "reward_last": 0.71, "learner_wait_share": 0.41, "episodes_per_s": 4.1}
         (directory / "summary.json").write_text(json.dumps(figures))
+        (directory / "audit.json").write_text(json.dumps(_audit(8 * num_steps * 16)))
     return directory
+
+
+def _fleet() -> list[dict[str, Any]]:
+    host = {"host": "host0/abcdef", "since": BEGAN + 20, "restarts": 0}
+    working = {"state": "working"} | host
+    return [
+        {"name": "replay-buffer", "doing": "waits for episodes", "detail": "64 episodes leased", "memory_bytes": 3.1e8}
+        | working,
+        {"name": "learner-0", "doing": "waits for a batch", "detail": "version 19", "memory_bytes": 2.9e9} | working,
+        {"name": "generator-0", "doing": "generates", "detail": "51 requests", "memory_bytes": 4.4e9}
+        | working
+        | {"restarts": 2},
+        {"name": "sandbox-actor-0", "doing": "runs episodes", "detail": "51 generating", "memory_bytes": 4.2e8}
+        | working,
+    ]
+
+
+def _audit(num_episodes: int) -> dict[str, Any]:
+    episodes = {"leased": num_episodes + 3, "finished": num_episodes, "trained": num_episodes // 2, "run_again": 3}
+    episodes |= {"failed_by_kind": {"sandbox.start": 3}, "not_held_against_tasks": 2, "filtered": {}, "ended_by": {}}
+    return {
+        "episodes": episodes,
+        "fake_zeros": 0,
+        "zeros_by_reason": {"tests": num_episodes // 3, "turn_limit": 12},
+        "tampered": 1,
+        "second_opinions": 40,
+        "second_opinion_disagreements": 0,
+        "tasks": 64,
+        "tasks_set_aside": {"owner1__project1-1": "no image"},
+        "tasks_not_trained": {},
+        "by_length": [{"tokens_up_to": 4096, "finished": num_episodes, "ended_by_a_limit": 12, "trained": 9}],
+    }
 
 
 def _write_metrics(path: Path, num_steps: int, rng: random.Random) -> None:

@@ -14,10 +14,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from console.run_data.audit import FILE, rows
 from learner.replay.service.account import Account
 from protocol.metrics import Values
-
-_MOST_NAMED = 5
 
 
 def audit_of(account: Account, system: Values) -> dict[str, Any]:
@@ -59,31 +58,8 @@ def write_audit(directory: Path, account: Account, system: Values) -> dict[str, 
     """Write `audit.json` of a run directory; what is in it."""
     figures = audit_of(account, system)
     text = json.dumps(msgspec.to_builtins(figures, str_keys=True), indent=2)
-    (directory / "audit.json").write_text(text, encoding="utf-8")
+    (directory / FILE).write_text(text, encoding="utf-8")
     return figures
-
-
-def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the table says, line by line."""
-    episodes = figures["episodes"]
-    zeros = figures["zeros_by_reason"]
-    found = [
-        ("episodes leased, finished, trained", f"{episodes['leased']}, {episodes['finished']}, {episodes['trained']}"),
-        ("episodes run again", _with_parts(episodes["run_again"], episodes["failed_by_kind"])),
-        ("failures that a place was to blame for", str(episodes["not_held_against_tasks"])),
-        ("rewards of 0", _with_parts(sum(zeros.values()), zeros)),
-        ("rewards of 0 that nothing explains", str(figures["fake_zeros"])),
-        ("forged rewards caught", str(figures["tampered"])),
-        ("second opinions, disagreeing", f"{figures['second_opinions']}, {figures['second_opinion_disagreements']}"),
-        ("tasks set aside", _named(figures["tasks_set_aside"], figures["tasks"])),
-    ]
-    for reason, tasks in figures["tasks_not_trained"].items():
-        found.append((f"tasks not trained: {reason}", _named(tasks, figures["tasks"])))
-    for row in figures["by_length"]:
-        if row["ended_by_a_limit"]:
-            of = f"{row['ended_by_a_limit']} of {row['finished']}, {row['trained']} trained"
-            found.append((f"ended by a limit, up to {row['tokens_up_to']} tokens", of))
-    return found
 
 
 def print_audit(figures: dict[str, Any]) -> None:
@@ -92,15 +68,3 @@ def print_audit(figures: dict[str, Any]) -> None:
     for meaning, value in rows(figures):
         table.add_row(meaning, value)
     Console().print(table)
-
-
-def _with_parts(total: int, parts: dict[str, int]) -> str:
-    most = sorted(parts.items(), key=lambda part: -part[1])[:_MOST_NAMED]
-    said = ", ".join(f"{name} {count}" for name, count in most)
-    return f"{total} ({said})" if said else str(total)
-
-
-def _named(tasks: Any, total: int) -> str:
-    shown = list(tasks)[:_MOST_NAMED]
-    more = f" and {len(tasks) - len(shown)} more" if len(tasks) > len(shown) else ""
-    return f"{len(tasks)} of {total}" + (f": {', '.join(shown)}{more}" if shown else "")

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from console.plots import figures
 from console.plots.cached import Plots
+from console.plots.png import write_images
 from console.run_data import queries
+from console.run_data.audit import read_audit
 from console.run_data.records import Record
 from console.run_data.run import Run
-from console.run_data.settings import flat, versions
+from console.run_data.settings import flat, versions_of
 from console.run_data.story import Story, tell
 from console.watchers.watch import watch
 from console.web.templates import environment
@@ -23,12 +25,17 @@ _LONGEST_EXAMPLE = 60  # turns
 
 
 def write_report(run: Run, path: Path | None = None) -> Path:
-    """Make the page. Returns its path. Raises `ConfigError` where it cannot be written."""
+    """Make the page; in the run directory also a few of its plots as images, where matplotlib is installed.
+
+    Returns the page's path. Raises `ConfigError` where something cannot be written.
+    """
+    is_of_run = path is None
     path = path or run.directory / "report.html"
     run.metrics.update()
     run.index.update()
     axis: figures.Axis = "step" if run.metrics.steps else "time"
     changed, others = flat(run.settings)
+    found_versions, is_recorded = versions_of(run.directory)
     text = (
         environment()
         .get_template("report.html")
@@ -42,7 +49,9 @@ def write_report(run: Run, path: Path | None = None) -> Path:
             examples={outcome: _examples(run, outcome) for outcome in ("solved", "failed", "tampered")},
             changed=changed,
             others=others,
-            versions=versions(),
+            audit=read_audit(run.directory),
+            versions=found_versions,
+            is_recorded=is_recorded,
             written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         )
     )
@@ -52,6 +61,8 @@ def write_report(run: Run, path: Path | None = None) -> Path:
         partial.replace(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}", kind="report") from error
+    if is_of_run:
+        write_images(figures.draw(run.metrics, axis, run.held_out), axis, run.directory / "plots")
     return path
 
 

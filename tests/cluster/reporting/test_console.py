@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import psutil
 import pytest
 from aiohttp import ClientSession
 
+from benchmarks.console.made_run import make_run
 from cluster.reporting.console import console_beside
 from cluster.session import _write_page
+from console.run_data.settings import _PACKAGES, versions
 from protocol.config import ConsoleSettings, Settings
 
 
@@ -47,3 +51,42 @@ async def test_where_it_is_not_wanted_nothing_is_started(directory: Path) -> Non
 def test_the_report_of_a_run_that_did_nothing_is_a_page(directory: Path) -> None:
     _write_page(directory)
     assert "Nothing was measured" in (directory / "report.html").read_text()
+
+
+def test_the_report_of_a_run_shows_its_audit_its_versions_and_a_few_images(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "run", 16, num_steps=12)
+    _write_page(directory)
+    page = (directory / "report.html").read_text()
+    assert "rewards of 0 that nothing explains" in page and "1 of 64: owner1__project1-1" in page
+    assert "under which it worked" in page and "2.13.0+cpu" in page
+    images = sorted(path.name for path in (directory / "plots").iterdir())
+    assert images == sorted(
+        f"{name}.png" for name in ("entropy", "mismatch-of-log-probs", "reward", "throughput", "time-of-a-step")
+    )
+    for name in images:
+        assert (directory / "plots" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_there_are_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = make_run(tmp_path / "run", 16, num_steps=12)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    _write_page(directory)
+    assert (directory / "report.html").is_file() and not (directory / "plots").exists()
+
+
+def test_an_audit_or_versions_that_are_none_leave_a_page(directory: Path) -> None:
+    for text in ("torn", "[]", '{"episodes": 7}', "null"):
+        (directory / "audit.json").write_text(text)
+        (directory / "versions.json").write_text(text)
+        _write_page(directory)
+        page = (directory / "report.html").read_text()
+        assert "rewards of 0" not in page
+    assert "the run recorded none" in page
+
+
+def test_the_versions_name_everything_that_the_code_stands_on() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    extras = [project["optional-dependencies"][name] for name in ("cpu", "gpu", "lora", "grading", "hub")]
+    needed = {re.match(r"[\w-]+", line)[0] for line in sum(extras, project["dependencies"])}
+    assert needed <= set(_PACKAGES)
+    assert {"system", "python", "torch", "ray"} <= set(versions())
