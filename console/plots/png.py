@@ -29,13 +29,14 @@ def write_images(drawn: Sequence[Drawn], axis: Axis, directory: Path) -> list[Pa
 
 def _write(drawn: Drawn, axis: Axis, directory: Path) -> Path:
     from matplotlib.figure import Figure  # without pyplot: no windows, nothing global
+    from matplotlib.ticker import MaxNLocator
 
     image = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
     axes = image.add_subplot()
     for label, _, points in drawn.lines:
         axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else "")
     axes.set_title(drawn.figure.title, loc="left")
-    axes.xaxis.get_major_locator().set_params(integer=axis == "step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=axis == "step"))
     axes.set_xlabel("step" if axis == "step" else "minutes")
     axes.set_ylabel(drawn.figure.unit)
     axes.grid(alpha=0.3)
