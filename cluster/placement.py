@@ -215,12 +215,12 @@ class Cluster:
         """
         import ray
 
-        remove_endpoints(self.files.directory)
         if self.fleet is not None:
             self.fleet.close(until_gone=goes_on)
         started = descendants()
         ray.shutdown()
         kill(started)
+        remove_endpoints(self.files.directory)
 
 
 def _host_gone(host: str) -> LonghaulError:
