@@ -56,7 +56,7 @@ def processes(run_dir: Path, newest: Line, num_lines: int = 12) -> list[Process]
     doing = read_doing(run_dir)
     logs = sorted((run_dir / "logs").glob("*.log"))
     found = [_process(path, newest, num_lines, doing.get(path.stem)) for path in logs]
-    return sorted(found, key=lambda p: (_STUCK.get(p.now.state, 2) if p.now else 2, -p.num_bad, p.name))
+    return sorted(found, key=lambda p: (_STUCK.get(p.now.state, 2) if p.now else 2, -p.num_bad, p.now is None, p.name))
 
 
 def read_doing(run_dir: Path) -> dict[str, Doing]:

@@ -1,6 +1,5 @@
 """Ray itself: what it listens on, what it shows, and what is left when it stops."""
 
-import json
 import os
 import re
 import signal
@@ -52,9 +51,10 @@ def test_nothing_listens_beyond_loopback(cluster):
 
 def in_dashboard(cluster, name):
     """Of an actor: what the column Repr of Ray's dashboard shows."""
-    with urllib.request.urlopen(f"{cluster.dashboard_url}/logical/actors", timeout=20) as answer:
-        actors = json.loads(answer.read())["data"]["actors"].values()
-    return next((actor["reprName"] for actor in actors if actor["name"] == name), "")
+    from ray.util.state import list_actors
+
+    actors = list_actors(cluster.dashboard_url, detail=True, filters=[("name", "=", name)])
+    return actors[0].repr_name if actors else ""
 
 
 def test_a_process_is_named_and_writes_its_own_log(cluster):
