@@ -212,7 +212,8 @@ def test_the_report_is_one_page_without_a_script(driver: WebDriver, made_run: Pa
     assert not driver.find_elements(By.CSS_SELECTOR, "script, img, link, iframe")
     assert len(driver.find_elements(By.CSS_SELECTOR, "svg.plot")) > 10
     titles = [title.text for title in driver.find_elements(By.TAG_NAME, "h2")]
-    assert {"Solved episodes", "Unsolved episodes", "Versions"} <= set(titles)
+    assert {"Solved episodes", "Unsolved episodes", "Versions under which it worked"} <= set(titles)
+    assert "Audit what the machinery did to the run's episodes" in titles
     assert "owned" not in driver.title
 
 
