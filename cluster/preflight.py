@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from learner.ranks import layout
 from learner.training.reference import checked_reference
 from protocol.config import Settings
 from protocol.errors import ConfigError
+from protocol.messages import TaskRef
 from sandbox.backends import open_backend
 from sandbox.datasets.loading import load_tasks
 from sandbox.tasks.task import Task
@@ -39,6 +41,26 @@ async def check(settings: Settings, run: str) -> list[Task]:
     backend = await open_backend(settings.sandbox, run)
     await backend.close()
     return load_tasks(settings.tasks)
+
+
+def held_out_tasks(settings: Settings, tasks: Sequence[TaskRef]) -> list[TaskRef]:
+    """The tasks that are scored while the run trains on `tasks`.
+
+    Raises:
+        ConfigError: they cannot be loaded, or the run trains on some of them.
+    """
+    if settings.held_out is None:
+        return []
+    held_out = [task.ref for task in load_tasks(settings.held_out)]
+    trained = {task.task_id for task in tasks}
+    both = [task.task_id for task in held_out if task.task_id in trained]
+    if both:
+        raise ConfigError(
+            f"--eval.tasks {settings.held_out.source}: the run trains on {len(both)} of these tasks, {both[0]!r} "
+            "first: held-out tasks must be others",
+            kind="held_out",
+        )
+    return held_out
 
 
 def check_model(settings: Settings) -> None:

@@ -26,6 +26,7 @@ from protocol.messages import TaskRef
 from protocol.sockets import Keys
 
 if TYPE_CHECKING:
+    from learner.held_out import Evaluation
     from learner.replay.service.account import Account, News
 
 
@@ -102,10 +103,12 @@ class ReplayBuffer(_AsyncProcess):
 
     does = "leases episodes and makes batches"
 
-    async def start(self, tasks: list[TaskRef], endpoint: str) -> str:
+    async def start(self, tasks: list[TaskRef], held_out: list[TaskRef], endpoint: str) -> str:
         from learner.replay.service.server import ReplayServer
 
-        self._server = ReplayServer(self.settings, tasks, self.bind_address(endpoint), self.files.directory, self.keys)
+        self._server = ReplayServer(
+            self.settings, tasks, self.bind_address(endpoint), self.files.directory, self.keys, held_out=held_out
+        )
         return await self._server.start()
 
     async def _run(self) -> None:
@@ -121,6 +124,10 @@ class ReplayBuffer(_AsyncProcess):
     async def account(self) -> Account:
         """What the infrastructure did to the run's episodes."""
         return self._server.account()
+
+    async def evaluations(self, known: list[int]) -> list[Evaluation]:
+        """Evaluations of held-out tasks, but those of the `known` versions."""
+        return self._server.evaluations(known)
 
     async def report_pressure(self, source: str, levels: dict[str, float]) -> None:
         """How full something is that episodes fill, 1 being the most it should be."""
@@ -162,6 +169,7 @@ class SandboxActor(_AsyncProcess):
         from sandbox.backends import KeptFor, open_backend
         from sandbox.datasets.loading import load_tasks
 
+        held_out = load_tasks(self.settings.held_out) if self.settings.held_out else []
         kept_for = KeptFor(self.name, self.files.logs / "keeper.log")
         self._backend = await open_backend(self.settings.sandbox, self.files.name, kept_for)
         self._policy, tokenizer = open_policy(self.settings, generator_endpoints, self.keys)
@@ -172,7 +180,7 @@ class SandboxActor(_AsyncProcess):
             replay_endpoint,
             self._policy,
             self._backend,
-            {task.task_id: task for task in load_tasks(self.settings.tasks)},
+            {task.task_id: task for task in [*load_tasks(self.settings.tasks), *held_out]},
             tokenizer,
             self.keys,
             self.files.directory,

@@ -28,6 +28,7 @@ from cluster.stop_signals import StopSignals
 from cluster.supervisor import Supervisor
 from cluster.surroundings import check_directories, put_foreign_ray_aside
 from console.report.report import write_report
+from console.run_data.held_out import held_out
 from console.run_data.run import Run
 from console.run_data.settings import FILE as VERSIONS
 from console.run_data.settings import versions
@@ -88,11 +89,14 @@ async def run(settings: Settings) -> int:
 def with_whole_paths(settings: Settings) -> Settings:
     """Paths are the launching user's: processes of the run may stand elsewhere, on other hosts for one."""
     model, source = Path(settings.model.path), Path(settings.tasks.source)
+    evaluated = settings.eval.tasks or "micro"
     changed: dict[str, Any] = {}
     if model.exists():
         changed["model"] = settings.model.model_copy(update={"path": str(model.absolute())})
     if source.exists() and settings.tasks.source != "micro":
         changed["tasks"] = settings.tasks.model_copy(update={"source": str(source.absolute())})
+    if evaluated != "micro" and Path(evaluated).exists():
+        changed["eval"] = settings.eval.model_copy(update={"tasks": str(Path(evaluated).absolute())})
     return settings.model_copy(update=changed)
 
 
@@ -105,16 +109,19 @@ async def _live(settings: Settings, stop: StopSignals) -> Life:
     try:
         files = run_files.claim(run_files.choose_directory(settings))
         tasks = [task.ref for task in await preflight.check(settings, files.name)]
+        held_out = preflight.held_out_tasks(settings, tasks)
         settings = settings.model_copy(update={"run_dir": files.directory})
         (files.directory / "settings.json").write_text(settings.model_dump_json(indent=2))
         (files.directory / VERSIONS).write_text(json.dumps(versions(), indent=2))
-        return await _run(settings, files, tasks, stop)
+        return await _run(settings, files, tasks, held_out, stop)
     finally:
         if files is not None:
             await remove_everything(settings, files)
 
 
-async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: StopSignals) -> Life:
+async def _run(
+    settings: Settings, files: RunFiles, tasks: list[TaskRef], held_out: list[TaskRef], stop: StopSignals
+) -> Life:
     cluster = Cluster(settings, files)
     failure: LonghaulError | None = None
     steps: list[Values] = []
@@ -133,7 +140,7 @@ async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: 
                 progress.note(said)
             progress.note(f"Ray's dashboard {cluster.dashboard_url}{cluster.way_in}")
             with _open_sinks(files) as sinks:
-                supervisor = Supervisor(settings, cluster, tasks, progress, sinks, stop)
+                supervisor = Supervisor(settings, cluster, tasks, progress, sinks, stop, held_out)
                 try:
                     await supervisor.run()
                 finally:
@@ -150,7 +157,7 @@ async def _run(settings: Settings, files: RunFiles, tasks: list[TaskRef], stop: 
 def _report(settings: Settings, lives: list[Life], seconds: float) -> None:
     """The summary of all lives; of an evaluation also its tables."""
     directory = lives[-1].directory
-    figures = summarise([(life.steps, life.system) for life in lives], seconds)
+    figures = summarise([(life.steps, life.system) for life in lives], seconds, held_out(directory))
     (directory / "summary.json").write_text(json.dumps(figures, indent=2))
     print_summary(figures, directory, run_files.newest_checkpoint(directory))
     last = lives[-1]

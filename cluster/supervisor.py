@@ -14,10 +14,11 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from cluster import processes
+from cluster.evaluation import while_training
 from cluster.hosts import drains
 from cluster.hosts.plan import Placed
 from cluster.part import LearnerLost, Part, PartFailed, cause_of, error_line
@@ -58,8 +59,9 @@ class Supervisor:
         progress: Progress,
         sinks: list[Sink],
         stop: StopSignals,
+        held_out: Sequence[TaskRef] = (),
     ) -> None:
-        self.settings, self.cluster, self.tasks = settings, cluster, tasks
+        self.settings, self.cluster, self.tasks, self.held_out = settings, cluster, tasks, list(held_out)
         self.progress, self.sinks, self.stop = progress, sinks, stop
         self.steps: list[Values] = []
         self.system: dict[str, float] = {}
@@ -151,7 +153,9 @@ class Supervisor:
             "replay-buffer",
             "replay",
             lambda title: self.cluster.place(processes.ReplayBuffer, "replay-buffer", title),
-            lambda handle: handle.start.remote(self.tasks, self._replay_endpoint or self.cluster.endpoint("replay")),
+            lambda handle: handle.start.remote(
+                self.tasks, self.held_out, self._replay_endpoint or self.cluster.endpoint("replay")
+            ),
         )
 
     async def _place_learners(self) -> tuple[list[Part], str]:
@@ -293,6 +297,8 @@ class Supervisor:
             self._ask_aside(part.name, functools.partial(self._ask, part))
         self._ask_aside("pressure", self._report_pressure)
         self._ask_aside("steps", self._collect_steps)
+        if self.held_out:
+            self._ask_aside("evaluations", self._collect_evaluations)
         if self.cluster is not None and self.cluster.fleet is not None:
             self._ask_aside("hosts", self._follow_hosts)
         await asyncio.wait(self._asking.values(), timeout=wait_s)
@@ -379,6 +385,27 @@ class Supervisor:
         if records:
             self._watch_over(int(records[-1]["step"]))
 
+    async def _collect_evaluations(self, *, at_the_end: bool = False) -> None:
+        """Score the evaluations of held-out tasks that are over."""
+        directory = self.cluster.files.directory
+        try:
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                known = sorted(while_training.written_versions(directory))
+                evaluations = await self._replay.handle.evaluations.remote(known)
+        except Exception:  # see _ask
+            return
+        for evaluation in evaluations:
+            report = while_training.score(evaluation, self.held_out, self.settings.eval.runs_in_training)
+            said = while_training.line(evaluation, report)
+            if not evaluation.is_over:
+                if at_the_end:
+                    self.progress.note(f"{said}: it was not finished, and is no point of the curve")
+                continue
+            for sink in self.sinks:
+                sink.write("eval", while_training.metrics(evaluation, report), evaluation.version)
+            while_training.write(directory, evaluation, report)
+            self.progress.note(said)
+
     def _watch_over(self, step: int) -> None:
         """Say what the watchers see, once each; in the metrics it is the step since which it holds."""
         found = watch(self.steps, self._samples, held_out(self.cluster.files.directory))
@@ -455,6 +482,8 @@ class Supervisor:
             within(_PART_STOP_S, *(self._stop_part(part) for part in running if part.role == "actors")),
         )
         await self._collect_steps()
+        if self.held_out:
+            await self._collect_evaluations(at_the_end=True)
         await self._take_account()
         rest = [part for part in running if part.role in ("generator", "replay")]
         await within(_PART_STOP_S, *(self._stop_part(part) for part in rest))

@@ -230,6 +230,7 @@ class Lease(Struct, frozen=True, kw_only=True):
     sampling: Sampling
     max_turns: int
     max_context: int
+    evaluates: int = -1  # the version whose evaluation it belongs to: nothing of it is trained on; -1: to none
 
 
 class LeaseRequest(Message, frozen=True, kw_only=True):

@@ -37,8 +37,8 @@ class Sink(Protocol):
     """Where metrics go."""
 
     def write(self, kind: str, values: Values, step: int) -> None:
-        """Record `values`; `kind` is `step` (one optimizer step), `system` (a sample of the whole run) or `watch` (by
-        watcher that sees something: the step since which)."""
+        """Record `values`; `kind` is `step` (one optimizer step), `system` (a sample of the whole run), `eval` (an
+        evaluation of held-out tasks) or `watch` (by watcher that sees something: the step since which)."""
         ...
 
     def close(self) -> None:

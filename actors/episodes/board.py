@@ -54,6 +54,10 @@ class Board:
         self._totals["branches"] += len(trajectory.branches.leaves())
         self._drift.update(trajectory.drift)
 
+    def scored(self) -> None:
+        """An episode of an evaluation was run through: figures of training are not made of it."""
+        self._totals["held_out"] += 1
+
     def failed(self, error: LonghaulError) -> None:
         """An episode could not be run through."""
         self._failed[error.label] += 1
@@ -80,6 +84,7 @@ class Board:
             "episodes_failed": sum(self._failed.values()),
             "episodes_dropped": self._totals["dropped"],
             "episodes_continued": self._totals["went_on"],
+            "episodes_held_out": self._totals["held_out"],
             "episodes_tampered": self._totals["tampered"],
             "sampled_tokens": self._totals["tokens"],
             "format_errors": self._totals["format_errors"],

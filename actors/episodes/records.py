@@ -57,6 +57,34 @@ class Records:
                     file.close()
 
 
+class HeldOutRecords:
+    """Every episode of the evaluations while training: `evaluations/version-N/trajectories/<name>.jsonl`, N the version
+    from which on the tasks were attempted. One evaluation's files are open at a time, as one is under way."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self._directory, self._name = run_dir / "evaluations", name
+        self._version = -1
+        self._records: Records | None = None
+
+    def write(self, version: int, attempt: Attempt) -> None:
+        """Record one episode of the evaluation of `version`, as `Records.write` does."""
+        try:
+            if self._records is None or version != self._version:
+                self.close()
+                self._records = Records(self._directory / f"version-{version}", self._name, share=1.0)
+                self._version = version
+        except OSError as error:
+            log.warning("episode %s is not recorded: %s", attempt.trajectory.episode_id, error)
+            return
+        self._records.write(attempt)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._records is not None:
+            self._records.close()
+        self._records = None
+
+
 def readable(attempt: Attempt) -> dict[str, Any]:
     """One episode as people read it: who, how it ended, the conversation, the patch, the judgement."""
     trajectory = attempt.trajectory

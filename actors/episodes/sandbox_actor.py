@@ -14,7 +14,7 @@ from actors.episodes.board import Board
 from actors.episodes.episode_journal import EpisodeJournal, read_journals, recipe_of
 from actors.episodes.episode_runner import Attempt, EpisodeRunner
 from actors.episodes.host_load import host_load
-from actors.episodes.records import Records
+from actors.episodes.records import HeldOutRecords, Records
 from actors.episodes.replay_client import Backoff, ReplayClient, jittered
 from actors.episodes.review import ReviewLog
 from actors.policy import Policy
@@ -72,6 +72,7 @@ class SandboxActor:
             share=1.0 if evaluates else settings.actors.trajectory_log_share,
             model=(settings.eval.model or settings.model.path) if evaluates else None,
         )
+        self._held_out = HeldOutRecords(run_dir, name)
         self._review = ReviewLog(run_dir, name)
         self._journals = run_dir / "episodes" / name
         self._recipe = recipe_of(settings)
@@ -132,6 +133,7 @@ class SandboxActor:
         await self._runner.stop()
         await self._replay.close()
         self._records.close()
+        self._held_out.close()
         self._review.close()
         with contextlib.suppress(OSError):  # an episode is left in it, or it was never made
             self._journals.rmdir()
@@ -231,6 +233,10 @@ class SandboxActor:
             self._board.dropped()
             return
         # a duplicate may be our own, sent again because the first answer was lost
+        if lease.evaluates >= 0:
+            self._board.scored()
+            self._held_out.write(lease.evaluates, attempt)
+            return
         self._board.finished(attempt.trajectory)
         self._records.write(attempt)
         self._review.write(attempt)

@@ -10,13 +10,16 @@ from rich.table import Table
 from protocol.metrics import Values
 
 
-def summarise(lives: Sequence[tuple[Sequence[Values], Values]], seconds: float) -> dict[str, float]:
+def summarise(
+    lives: Sequence[tuple[Sequence[Values], Values]], seconds: float, held_out: Sequence[tuple[int, float]] = ()
+) -> dict[str, float]:
     """Figures of the whole run.
 
     Args:
         lives: of each, the record of every optimizer step (a later life may have trained a step again), and the last
             sample of the system's metrics (totals since that life's start).
         seconds: wall time of the run.
+        held_out: step and pass@1 of its evaluations, in the order of steps.
     """
     by_number = {record["step"]: record for records, _ in lives for record in records}
     steps = [by_number[number] for number in sorted(by_number)]
@@ -45,6 +48,14 @@ def summarise(lives: Sequence[tuple[Sequence[Values], Values]], seconds: float) 
             "learner_tok_s": sum(r.get("tokens", 0.0) for r in steps) / (step_s or 1),
             "learner_wait_share": wait_s / (step_s + wait_s or 1),
         }
+    if held_out:
+        best_step, best = max(held_out, key=lambda point: point[1])
+        figures |= {
+            "held_out_first": held_out[0][1],
+            "held_out_last": held_out[-1][1],
+            "held_out_best": best,
+            "held_out_best_step": float(best_step),
+        }
     if "generator.wait_share" in systems[-1]:
         figures["generator_wait_share"] = systems[-1]["generator.wait_share"]
     return figures
@@ -61,6 +72,10 @@ def print_summary(figures: Values, run_directory: object, checkpoint: object | N
         "episodes_failed": "episodes failed (infrastructure; run again)",
         "reward_first": "reward, first fifth of the steps",
         "reward_last": "reward, last fifth of the steps",
+        "held_out_first": "pass@1 on held-out tasks, first evaluation",
+        "held_out_last": "pass@1 on held-out tasks, last evaluation",
+        "held_out_best": "pass@1 on held-out tasks, best evaluation",
+        "held_out_best_step": "version of the best evaluation",
         "episodes_per_s": "episodes/s",
         "generated_tok_s": "generated tokens/s",
         "learner_tok_s": "learner tokens/s",

@@ -9,18 +9,26 @@ from typing import Any
 
 
 def held_out(run_dir: Path) -> list[tuple[int, float]]:
-    """Step and pass@1 of every evaluation of one of the run's checkpoints, in the order of steps.
+    """Step and pass@1 of every evaluation of the run's policy, in the order of steps.
 
-    `longhaul eval --model.path RUN/checkpoints/step-N/hf --run-dir RUN/evaluations/step-N` makes one.
+    `--eval.every` makes one every so many versions while the run trains (step: the version from which on tasks were
+    attempted), `longhaul eval --model.path RUN/checkpoints/step-N/hf --run-dir RUN/evaluations/step-N` one of a
+    checkpoint, which counts where a step has both.
     """
     found: dict[int, float] = {}
+    of_checkpoints: dict[int, float] = {}
     for path in sorted((run_dir / "evaluations").glob("*/evaluation.json")):
         try:
-            score: Any = json.loads(path.read_bytes())["pass_at_1"]["mean"]
+            figures: Any = json.loads(path.read_bytes())
+            score: Any = figures["pass_at_1"]["mean"]
+            if not isinstance(score, int | float) or not 0 <= score <= 1:
+                continue
+            if "version" in figures:
+                found[int(figures["version"])] = float(score)
+                continue
             model: Any = json.loads(path.with_name("settings.json").read_bytes())["model"]["path"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
             continue
-        step = re.search(r"checkpoints/step-(\d{1,9})/", f"{model}/")
-        if step and isinstance(score, int | float) and 0 <= score <= 1:
-            found[int(step[1])] = float(score)
-    return sorted(found.items())
+        if step := re.search(r"checkpoints/step-(\d{1,9})/", f"{model}/"):
+            of_checkpoints[int(step[1])] = float(score)
+    return sorted((found | of_checkpoints).items())

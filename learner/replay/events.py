@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
+from learner.held_out import Scored
 from protocol.messages import EndReason, Trajectory
 
 _LONGEST_S = 1e7  # clocks of other hosts may say anything
@@ -51,6 +52,7 @@ class GroupOpened(Event, frozen=True, kw_only=True, array_like=True):
     task_id: str
     size: int
     draws: int
+    evaluates: int = -1  # the version whose evaluation it belongs to: nothing of it is trained on; -1: to none
 
 
 class Leased(Event, frozen=True, kw_only=True, array_like=True):
@@ -142,6 +144,25 @@ class Checkpointed(Event, frozen=True, kw_only=True, array_like=True):
     path: str
 
 
+class EvaluationBegun(Event, frozen=True, kw_only=True, array_like=True):
+    """Held-out tasks are attempted from `version` on."""
+
+    version: int
+
+
+class EpisodeScored(Event, frozen=True, kw_only=True, array_like=True):
+    """A trajectory of the evaluation of `version` came in; it stands beside its `Accepted`."""
+
+    version: int
+    scored: Scored
+
+
+class EvaluationEnded(Event, frozen=True, kw_only=True, array_like=True):
+    """Every held-out task was attempted, or cannot be."""
+
+    version: int
+
+
 class RatesKnown(Event, frozen=True, kw_only=True, array_like=True):
     """An earlier stage's (runs, resolved) by task, taken over at the start."""
 
@@ -169,6 +190,9 @@ AnyEvent = (
     | VersionServed
     | Started
     | Checkpointed
+    | EvaluationBegun
+    | EpisodeScored
+    | EvaluationEnded
     | RatesKnown
     | PoolChosen
 )

@@ -16,6 +16,9 @@ from learner.replay.events import (
     BatchFormed,
     Checkpointed,
     Ended,
+    EpisodeScored,
+    EvaluationBegun,
+    EvaluationEnded,
     Event,
     GroupClosed,
     GroupOpened,
@@ -43,21 +46,30 @@ class Ledger:
         settings: of the run.
         tasks: the tasks of the run, in a fixed order.
         state: a snapshot; empty at the start.
+        held_out: tasks that are scored while the run trains, in a fixed order.
 
     Attributes:
         places: held by open groups and ready items.
         running: attempts that actors hold leases of.
+        scoring: those of them that belong to an evaluation.
         to_lease: members (group, member) that nobody runs; those that were tried already come first.
+        to_score: the same, of groups that belong to an evaluation.
         curriculum: of the tasks that are in the pool; None in an evaluation.
     """
 
-    def __init__(self, settings: Settings, tasks: Sequence[TaskRef], state: State) -> None:
+    def __init__(
+        self, settings: Settings, tasks: Sequence[TaskRef], state: State, held_out: Sequence[TaskRef] = ()
+    ) -> None:
         self.settings = settings
         self.tasks = {task.task_id: task for task in tasks}
+        self.held_out = {task.task_id: task for task in held_out}
+        self._held_out_index = {task: i for i, task in enumerate(self.held_out)}
         self.state = state
         self.places = Places(settings.replay.batch, settings.max_staleness)
         self.running: set[Attempt] = set()
+        self.scoring: set[Attempt] = set()
         self.to_lease: deque[tuple[int, int]] = deque()
+        self.to_score: deque[tuple[int, int]] = deque()
         self.curriculum: Curriculum | Mixture | None = None
         self._index_state()
 
@@ -91,7 +103,8 @@ class Ledger:
         items = [item for ready in self.state.ready.values() for item in ready]
         items += [item for batch in self.state.batches.values() for item in batch.items]
         members = [member for item in items for member in item.finished]
-        members += [m.finished for group in self.state.open.values() for m in group.members if m.finished]
+        trained = [group for group in self.state.open.values() if group.is_trained]
+        members += [m.finished for group in trained for m in group.members if m.finished]
         return [member.position for member in members]
 
     def fold(self, event: Event) -> None:
@@ -117,6 +130,7 @@ class Ledger:
             case BatchFormed(step=step, items=items):
                 state.batches[step] = FormedBatch(step=step, items=[self._take(*item) for item in items])
                 state.last_batch = step
+                state.held_out.leased = 0
             case Trained(step=step):
                 self._fold_trained(state.batches[step])
             case VersionServed(version=version):
@@ -125,6 +139,12 @@ class Ledger:
                 state.last_batch = state.learner = version
             case Checkpointed(version=version, path=path):
                 self._fold_checkpoint(version, path)
+            case EvaluationBegun(version=version):
+                state.held_out.begin(version)
+            case EpisodeScored(version=version, scored=scored):
+                state.held_out.evaluations[version].attempts.append(scored)
+            case EvaluationEnded(version=version):
+                state.held_out.evaluations[version].is_over = True
             case RatesKnown(rates=rates):
                 state.rates = {task: PassRate(num_runs=n, num_resolved=k) for task, (n, k) in rates.items()}
                 self._index_curriculum()
@@ -138,7 +158,7 @@ class Ledger:
         """What can be folded of an event when earlier ones were lost with a damaged record of the journal."""
         match event:
             case Leased(group=index, member=number):
-                there = (index, number) in self.to_lease
+                there = (index, number) in self.to_lease or (index, number) in self.to_score
             case Ended():
                 there = Attempt(event.group, event.member, event.attempt) in self.running
             case Accepted(finished=finished):
@@ -149,6 +169,8 @@ class Ledger:
                 there = self._is_ready(index, members)
             case Trained(step=step):
                 there = step in self.state.batches
+            case EpisodeScored(version=version) | EvaluationEnded(version=version):
+                there = version in self.state.held_out.evaluations
             case BatchFormed(step=step, items=items):
                 return BatchFormed(step=step, items=[item for item in items if self._is_ready(*item)])
             case _:
@@ -171,16 +193,27 @@ class Ledger:
 
     def _fold_opened(self, event: GroupOpened) -> None:
         state = self.state
-        members = [Member() for _ in range(event.size)]
-        state.open[event.group] = Group(index=event.group, task_id=event.task_id, oldest=state.served, members=members)
+        group = Group(
+            index=event.group,
+            task_id=event.task_id,
+            oldest=state.served,
+            members=[Member() for _ in range(event.size)],
+            evaluates=event.evaluates,
+        )
+        state.open[event.group] = group
         state.next_group = event.group + 1
         state.draws = event.draws
+        self._waiting(group).extend((event.group, number) for number in range(event.size))
+        if not group.is_trained:
+            evaluation = state.held_out.evaluations.get(group.evaluates)
+            if evaluation is not None:
+                evaluation.next_task = self._held_out_index.get(group.task_id, evaluation.next_task) + 1
+            return
         if event.task_id in state.again:
             state.again.remove(event.task_id)
         state.tally.groups_opened += 1
         state.survivorship.dispatch(self.tasks.get(event.task_id), event.size)
         shift(self.places.open, state.served, event.size)
-        self.to_lease.extend((event.group, number) for number in range(event.size))
 
     def _fold_trained(self, batch: FormedBatch) -> None:
         batch.trained = True
@@ -195,11 +228,17 @@ class Ledger:
         group = self.state.open[event.group]
         member = group.members[event.member]
         member.attempts, member.running_version, member.actor = event.attempt, event.version, event.actor
-        if self.to_lease[0] == (event.group, event.member):
-            self.to_lease.popleft()
+        waiting = self._waiting(group)
+        if waiting[0] == (event.group, event.member):
+            waiting.popleft()
         else:  # read back behind a snapshot, which does not keep the order of members that wait
-            self.to_lease.remove((event.group, event.member))
-        self.running.add(Attempt(event.group, event.member, event.attempt))
+            waiting.remove((event.group, event.member))
+        attempt = Attempt(event.group, event.member, event.attempt)
+        self.running.add(attempt)
+        if not group.is_trained:
+            self.scoring.add(attempt)
+            self.state.held_out.leased += 1
+            return
         self.state.tally.leased += 1
         self.state.audit.leased(event)
         self._recount_oldest(group)
@@ -209,7 +248,14 @@ class Ledger:
         group = self.state.open[finished.group]
         member = group.members[finished.member]
         member.running_version, member.actor, member.finished = -1, "", finished
-        self.running.remove(Attempt(finished.group, finished.member, finished.attempt))
+        attempt = Attempt(finished.group, finished.member, finished.attempt)
+        self.running.remove(attempt)
+        if group.task_id in self.state.set_aside:  # one that was still running shows that it can be run
+            self._fold_given_back([group.task_id])
+        if not group.is_trained:
+            self.scoring.remove(attempt)
+            self.state.held_out.finished += 1
+            return
         tally = self.state.tally
         tally.accepted += 1
         tally.accepted_resolved += finished.resolved
@@ -217,8 +263,6 @@ class Ledger:
         tally.accepted_tokens += finished.num_tokens
         self.state.survivorship.finish(self.tasks.get(group.task_id), finished)
         self.state.audit.finished(group.task_id, finished)
-        if group.task_id in self.state.set_aside:  # one that was still running shows that it can be run
-            self._fold_given_back([group.task_id])
         seen = self.state.rates.setdefault(group.task_id, PassRate())
         seen.num_runs += 1
         seen.num_resolved += finished.resolved
@@ -230,10 +274,24 @@ class Ledger:
         group = self.state.open[event.group]
         member = group.members[event.member]
         member.running_version, member.actor = -1, ""
-        self.running.remove(Attempt(event.group, event.member, event.attempt))
+        attempt = Attempt(event.group, event.member, event.attempt)
+        self.running.remove(attempt)
         member.excused += event.excused
         _count(group.failures, event.kind, 1)
         group.reason = event.reason or group.reason
+        if group.is_trained:
+            self._count_ended(event)
+        else:
+            self.scoring.remove(attempt)
+            self.state.held_out.failed += 1
+        if not self.may_try(group, member):
+            return
+        if event.excused:  # other tasks come first: is it the place?
+            self._waiting(group).append((event.group, event.member))
+        else:
+            self._waiting(group).appendleft((event.group, event.member))
+
+    def _count_ended(self, event: Ended) -> None:
         self.state.audit.ended(event)
         tally = self.state.tally
         _count(tally.ended, event.kind, 1)
@@ -241,16 +299,11 @@ class Ledger:
             tally.expired += 1
         else:
             tally.failed += 1
-        if not self.may_try(group, member):
-            return
-        if event.excused:  # other tasks come first: is it the place?
-            self.to_lease.append((event.group, event.member))
-        else:
-            self.to_lease.appendleft((event.group, event.member))
 
     def _fold_set_aside(self, task_id: str, reason: str) -> None:
         self.state.set_aside[task_id] = reason
         self.to_lease = deque((i, n) for i, n in self.to_lease if self.state.open[i].task_id != task_id)
+        self.to_score = deque((i, n) for i, n in self.to_score if self.state.open[i].task_id != task_id)
         self._index_curriculum()
 
     def _fold_given_back(self, task_ids: Sequence[str]) -> None:
@@ -260,8 +313,9 @@ class Ledger:
         for group in self.state.open.values():
             if group.task_id in task_ids:
                 opened.add(group.task_id)
-                waiting = {number for index, number in self.to_lease if index == group.index}
-                self.to_lease.extend(
+                queue = self._waiting(group)
+                waiting = {number for index, number in queue if index == group.index}
+                queue.extend(
                     (group.index, number)
                     for number, member in enumerate(group.members)
                     if number not in waiting and self.may_try(group, member)
@@ -273,9 +327,14 @@ class Ledger:
     def _fold_closed(self, event: GroupClosed) -> None:
         state = self.state
         group = state.open.pop(event.group)
-        shift(self.places.open, group.oldest, -len(group.members))
         finished = [member.finished for member in group.members]
         state.closed[event.group] = [f.attempt if f else 0 for f in finished]
+        why_short = f"{event.reason}: {group.reason}" if group.reason else event.reason
+        if not group.is_trained:
+            if None in finished and (evaluation := state.held_out.evaluations.get(group.evaluates)):
+                evaluation.reasons[group.task_id] = why_short
+            return
+        shift(self.places.open, group.oldest, -len(group.members))
         kept = [f for f in finished if f and f.member in event.kept]
         parts = [[f] for f in kept] if event.split else [kept] if kept else []
         for part in parts:
@@ -293,7 +352,7 @@ class Ledger:
         state.tally.groups_closed += 1
         if None in finished:
             state.tally.groups_short += 1
-            state.audit.short[group.task_id] = f"{event.reason}: {group.reason}" if group.reason else event.reason
+            state.audit.short[group.task_id] = why_short
 
     def _take(self, index: int, members: Sequence[int]) -> Item:
         """Remove an item from the ready ones."""
@@ -306,6 +365,10 @@ class Ledger:
                         del self.state.ready[version]
                     return item
         raise AssertionError(f"group {index}, members {members} are not ready")
+
+    def _waiting(self, group: Group) -> deque[tuple[int, int]]:
+        """Where its members wait to be leased."""
+        return self.to_lease if group.is_trained else self.to_score
 
     def _recount_oldest(self, group: Group) -> None:
         """No token of the group is older than its running attempts' leases and its finished members' tokens."""
@@ -320,12 +383,14 @@ class Ledger:
     def _index_state(self) -> None:
         """Build everything that follows from the state."""
         for group in self.state.open.values():
-            shift(self.places.open, group.oldest, len(group.members))
+            if group.is_trained:
+                shift(self.places.open, group.oldest, len(group.members))
             for number, member in enumerate(group.members):
                 if member.running:
                     self.running.add(Attempt(group.index, number, member.attempts))
                 elif self.may_try(group, member):
-                    self.to_lease.append((group.index, number))
+                    self._waiting(group).append((group.index, number))
+        self.scoring = {attempt for attempt in self.running if not self.state.open[attempt.group].is_trained}
         for version, items in self.state.ready.items():
             shift(self.places.ready, version, sum(item.places for item in items))
         self._index_curriculum()

@@ -11,12 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from learner.held_out import scored
 from learner.replay.admission import Concurrency
 from learner.replay.batching import Batching
 from learner.replay.curriculum import tasks_to_drop
 from learner.replay.events import (
     Accepted,
     Ended,
+    EpisodeScored,
+    EvaluationBegun,
+    EvaluationEnded,
     Event,
     GroupClosed,
     GroupOpened,
@@ -27,7 +31,7 @@ from learner.replay.events import (
     TasksGivenBack,
     digest,
 )
-from learner.replay.filters import chain_of, run_chain
+from learner.replay.filters import Filtered, chain_of, run_chain
 from learner.replay.health import Health, Outage, is_of_task
 from learner.replay.leases import EXPIRED, Attempt, Deadlines, parse_lease_id
 from learner.replay.ledger import Ledger
@@ -78,11 +82,19 @@ class Replay:
         settings: of the run.
         tasks: the tasks of the run, in a fixed order.
         state: of an earlier life (a snapshot); empty at the start.
+        held_out: tasks that are scored every `eval.every` versions, in a fixed order; none of `tasks` among them.
     """
 
-    def __init__(self, settings: Settings, tasks: Sequence[TaskRef], state: State | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        tasks: Sequence[TaskRef],
+        state: State | None = None,
+        held_out: Sequence[TaskRef] = (),
+    ) -> None:
         self.settings = settings
-        self.ledger = Ledger(settings, tasks, state or State())
+        self.ledger = Ledger(settings, tasks, state or State(), held_out)
+        self._held_out_ids = list(self.ledger.held_out)
         self._task_ids = list(self.ledger.tasks)
         self.concurrency = Concurrency(settings.num_actors)
         self.paused = ""  # why nothing is leased, if the shell says so
@@ -157,13 +169,31 @@ class Replay:
         return Outcome(reply, self._events)
 
     def tick(self, now: float) -> list[Event]:
-        """Expire leases whose actors fell silent; adjust the concurrency."""
+        """Expire leases whose actors fell silent; adjust the concurrency; begin and end evaluations."""
         self._events = []
         self.concurrency.adjust(self.num_running, now)
         for attempt in self._deadlines.expired(now, self.ledger.running.__contains__):
             self._end(attempt, EXPIRED)
         self._look_around(now)
+        if self._held_out_ids and self.settings.eval.every:
+            self._evaluate()
         return self._events
+
+    def _evaluate(self) -> None:
+        """An evaluation begins when it is due, and ends when nothing more of it can come."""
+        held_out, served = self.state.held_out, self.state.served
+        current = held_out.current
+        if current is not None:
+            waiting = held_out.next_task(self._held_out_ids, self.state.set_aside)
+            if waiting is None and not any(group.evaluates == current.version for group in self.state.open.values()):
+                self._emit(EvaluationEnded(version=current.version))
+        elif not self.done and self._is_served_known and held_out.is_due(served, self.settings.eval.every):
+            self._emit(EvaluationBegun(version=served))
+
+    @property
+    def _is_served_known(self) -> bool:
+        """Not where a learner came back to a later version with a new buffer, until its version is served."""
+        return self.state.served > 0 or self.state.learner == 0
 
     @property
     def num_running(self) -> int:
@@ -221,8 +251,8 @@ class Replay:
         room = min(request.capacity, self.concurrency.limit - self.num_running, _MOST_LEASES)
         room = self._health.room(request.actor, room, now)
         leases: list[Lease] = []
-        while len(leases) < room and not self.paused and not self.done and (self.ledger.to_lease or self._open_group()):
-            index, number = self.ledger.to_lease[0]
+        while len(leases) < room and not self.paused and not self.done and (found := self._next_member()):
+            index, number = found
             attempt = Attempt(index, number, self.state.open[index].members[number].attempts + 1)
             self._emit(
                 Leased(
@@ -235,6 +265,38 @@ class Replay:
         if len(leases) == request.capacity or self.done:
             return LeaseReply(leases=leases, done=self.done)
         return LeaseReply(leases=leases, retry_after_s=0.2, waiting_for=self.waiting_for)
+
+    def _next_member(self) -> tuple[int, int] | None:
+        """Whose turn it is: an evaluation has its share of the places first, and what training leaves last."""
+        if self._may_score(is_spare=False):
+            return self.ledger.to_score[0]
+        if self.ledger.to_lease or self._open_group():
+            return self.ledger.to_lease[0]
+        return self.ledger.to_score[0] if self._may_score(is_spare=True) else None
+
+    def _may_score(self, *, is_spare: bool) -> bool:
+        """Whether a member of an evaluation waits and may be leased."""
+        if not self._held_out_ids or not self.settings.eval.every:
+            return False
+        held_out, batch = self.state.held_out, self.settings.replay.batch
+        if not held_out.may_score(len(self.ledger.scoring), self.concurrency.limit, batch, is_spare=is_spare):
+            return False
+        if self.ledger.to_score:
+            return True
+        current = held_out.current
+        task = held_out.next_task(self._held_out_ids, self.state.set_aside)
+        if current is None or task is None:
+            return False
+        self._emit(
+            GroupOpened(
+                group=self.state.next_group,
+                task_id=task,
+                size=self.settings.eval.runs_in_training,
+                draws=self.state.draws,
+                evaluates=current.version,
+            )
+        )
+        return True
 
     def _open_group(self) -> bool:
         """Draw a task and open a group if admission allows it."""
@@ -285,7 +347,10 @@ class Replay:
         newest = max(self.state.served, self.state.last_batch)
         oldest = check_trajectory(trajectory, newest, lease.max_context)
         self._health.worked(self.ledger.member(attempt).actor, now)
+        evaluates = self.state.open[attempt.group].evaluates
         self._emit(Accepted(finished=digest(trajectory, attempt.group, position, oldest)))
+        if evaluates in self.state.held_out.evaluations:
+            self._emit(EpisodeScored(version=evaluates, scored=scored(trajectory)))
         self._close_if_complete(attempt.group)
         self._look_around(now)
         return SubmitReply(status="accepted")
@@ -333,7 +398,8 @@ class Replay:
     @property
     def tasks_left(self) -> int:
         """Tasks that may be drawn."""
-        return len(self._task_ids) - len(self.state.set_aside.keys() | set(self.state.dropped))
+        gone = self.state.set_aside.keys() | set(self.state.dropped)
+        return len(self._task_ids) - len(gone & self.ledger.tasks.keys())
 
     def given_up(self, now: float) -> str:
         """Why no more of this run can be had; empty while it goes on."""
@@ -354,7 +420,7 @@ class Replay:
                 finished.append(member.finished)
             elif member.running or self.ledger.may_try(group, member):
                 return
-        filtered = run_chain(self._chain, finished)
+        filtered = run_chain(self._chain, finished) if group.is_trained else Filtered([], {})
         missing = len(group.members) - len(finished)
         causes = ", ".join(f"{kind} x{count}" for kind, count in sorted(group.failures.items()))
         self._emit(
@@ -387,7 +453,7 @@ class Replay:
     def _describe(self, attempt: Attempt) -> Lease:
         group = self.state.open[attempt.group]
         episode = self.settings.episode
-        task = self.ledger.tasks.get(group.task_id)
+        task = self.ledger.tasks.get(group.task_id) or self.ledger.held_out.get(group.task_id)
         max_turns, max_context = self.settings.episode_limits(task.source if task else "")
         return Lease(
             lease_id=attempt.lease_id,
@@ -401,6 +467,7 @@ class Replay:
             sampling=Sampling(temperature=episode.temperature, max_tokens=episode.max_turn_tokens),
             max_turns=max_turns,
             max_context=max_context,
+            evaluates=group.evaluates,
         )
 
     def _given(self, name: str) -> Attempt:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -69,6 +69,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     staleness_mean: float
     staleness_max: int
     num_events: int
+    evaluations: int  # of held-out tasks, over before the run was
 
 
 def heavy_tailed(median_s: float, sigma: float = 0.9, most_s: float = float("inf")) -> Durations:
@@ -84,16 +85,18 @@ def light(mean_s: float) -> Durations:
 class Simulation:
     """One simulated run, from the first lease until the last step's weights are served."""
 
-    def __init__(self, settings: Settings, tasks: list[TaskRef], world: World) -> None:
+    def __init__(
+        self, settings: Settings, tasks: list[TaskRef], world: World, held_out: Sequence[TaskRef] = ()
+    ) -> None:
         self.settings = settings
         self.world = world
         self.now = 0.0
-        self._tasks = tasks
+        self._tasks, self._held_out = tasks, held_out
         self._rng = random.Random(world.seed)
         self._agenda: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._journal: list[bytes] = []
-        self._replay = Replay(settings, tasks)
+        self._replay = Replay(settings, tasks, held_out=held_out)
         self._remember(self._replay.start(0.0))
         self._idle = [settings.num_actors // world.hosts] * world.hosts
         self._idle[0] += settings.num_actors % world.hosts
@@ -133,6 +136,7 @@ class Simulation:
             staleness_mean=float(np.mean(self._staleness)),
             staleness_max=max(self._staleness),
             num_events=num_events,
+            evaluations=sum(each.is_over for each in self._replay.state.held_out.evaluations.values()),
         )
 
     # --- actors ---------------------------------------------------------------------------------------------------
@@ -221,12 +225,12 @@ class Simulation:
     def _restart(self) -> None:
         """All that is left of the buffer is its journal; every other one begins with a snapshot."""
         before = msgspec.msgpack.encode(self._replay.state)
-        replay = Replay(self.settings, self._tasks)
+        replay = Replay(self.settings, self._tasks, held_out=self._held_out)
         for record in self._journal:
             for event in events.decode(record):
                 replay.ledger.fold(event)
         assert msgspec.msgpack.encode(replay.state) == before, "a restart loses or changes something"
-        self._replay = Replay(self.settings, self._tasks, msgspec.msgpack.decode(before, type=State))
+        self._replay = Replay(self.settings, self._tasks, msgspec.msgpack.decode(before, type=State), self._held_out)
         self._remember(self._replay.start(self.now))
         self._later(self.world.restart_every_s, self._restart)
 
@@ -254,7 +258,8 @@ class Simulation:
         """The invariants of the design."""
         replay, tally = self._replay, self._replay.state.tally
         ended = tally.accepted + tally.failed + tally.expired
-        assert tally.leased == replay.num_running + ended, "a lease ended twice or never"
+        trained = replay.num_running - len(replay.ledger.scoring)
+        assert tally.leased == trained + ended, "a lease ended twice or never"
         assert replay.num_running <= self.settings.num_actors
         assert replay.num_places <= replay.most_places, "more was admitted than the staleness bound allows"
         assert not tally.filtered.get("too_stale"), "something was thrown away for being late"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
+from learner.held_out import HeldOut
 from learner.replay.audit import Audit
 from learner.replay.curriculum import PassRate
 from learner.replay.events import Finished
@@ -37,6 +38,12 @@ class Group(Struct, kw_only=True, array_like=True):
     members: list[Member]
     failures: dict[str, int] = field(default_factory=dict)  # ended attempts, by kind
     reason: str = ""  # what the newest of them said
+    evaluates: int = -1  # the version whose evaluation it belongs to; -1: it is trained on
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it holds places of a batch."""
+        return self.evaluates < 0
 
 
 class Item(Struct, kw_only=True, array_like=True):
@@ -98,3 +105,4 @@ class State(Struct, kw_only=True):
     tally: Tally = field(default_factory=Tally)
     survivorship: Survivorship = field(default_factory=Survivorship)
     audit: Audit = field(default_factory=Audit)
+    held_out: HeldOut = field(default_factory=HeldOut)

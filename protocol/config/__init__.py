@@ -7,7 +7,7 @@ file a section: a new one is written in the folder of the package that reads it,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -103,6 +103,15 @@ class Settings(Section):
         """Token budget of one packed micro-batch, resolved."""
         return self.learner.pack_tokens or 2 * self.model.max_context
 
+    @property
+    def held_out(self) -> TaskSettings | None:
+        """The tasks that are scored while the run trains; None: none are."""
+        if self.phase == "eval" or not self.eval.every:
+            return None
+        source = self.eval.tasks or self.tasks.source
+        changes: dict[str, Any] = {"source": source, "sources": [], "count": self.eval.tasks_in_training}
+        return self.tasks.model_copy(update=changes | ({"split": "heldout"} if source == "micro" else {}))
+
     def episode_limits(self, source: str) -> tuple[int, int]:
         """Most turns and most tokens of an episode on a task of `source`."""
         own = self.tasks.of_source(source)
@@ -127,6 +136,8 @@ class Settings(Section):
                 "eval.endpoint and eval.model, the model's name at that endpoint, go together; a model directory is "
                 "given as model.path"
             )
+        if self.held_out and not self.eval.tasks and (self.tasks.sources or self.tasks.source != "micro"):
+            raise ValueError("eval.every needs eval.tasks: held-out tasks, which the run does not train on")
         for source in self.tasks.sources:
             turns, context = source.max_turns or 1, source.max_context or self.model.max_context
             if turns > self.episode.max_turns or context > self.model.max_context:

@@ -235,4 +235,9 @@ def test_held_out_scores_are_those_of_the_runs_evaluated_checkpoints(tmp_path: P
     torn.mkdir()
     (torn / "evaluation.json").write_text('{"pass_at_1": {"me')
     assert held_out(tmp_path) == [(5, 0.25), (20, 0.5)]
+    for version, score in ((10, 0.375), (20, 0.125)):  # while it trained; a checkpoint's own evaluation says more
+        folder = tmp_path / "evaluations" / f"version-{version}"
+        folder.mkdir()
+        (folder / "evaluation.json").write_text(json.dumps({"version": version, "pass_at_1": {"mean": score}}))
+    assert held_out(tmp_path) == [(5, 0.25), (10, 0.375), (20, 0.5)]
     assert [d.figure.title for d in draw(Metrics(tmp_path / "none"), "step", held_out(tmp_path))] == ["Held-out score"]

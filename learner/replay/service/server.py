@@ -8,12 +8,13 @@ import gc
 import shutil
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from learner.held_out import Evaluation
 from learner.replay import events
 from learner.replay.journal.journal import Journal
 from learner.replay.journal.reader import EVENTS, SNAPSHOT
@@ -67,6 +68,7 @@ class ReplayServer:
         run_dir: the journal lives in its `journal` directory and is read back from there.
         keys: CURVE keys, for endpoints beyond loopback.
         snapshot_bytes: the journal is compacted when it has grown by so much, checkpoint or not.
+        held_out: tasks that are scored while the run trains, in a fixed order.
     """
 
     def __init__(
@@ -77,10 +79,11 @@ class ReplayServer:
         run_dir: Path,
         keys: Keys | None = None,
         snapshot_bytes: int = _SNAPSHOT_BYTES,
+        held_out: Sequence[TaskRef] = (),
     ) -> None:
         self._snapshot_bytes = snapshot_bytes
         self._settings = settings
-        self._tasks = tasks
+        self._tasks, self._held_out = tasks, held_out
         self._endpoint = endpoint
         self._keys = keys
         self._directory = run_dir / "journal"
@@ -176,6 +179,10 @@ class ReplayServer:
     def account(self) -> Account:
         """What the infrastructure did to the run's episodes."""
         return account(self.replay)
+
+    def evaluations(self, known: Collection[int]) -> list[Evaluation]:
+        """Evaluations of held-out tasks, but those of the `known` versions; the newest may not be over yet."""
+        return [each for version, each in self.replay.state.held_out.evaluations.items() if version not in known]
 
     def report_pressure(self, source: str, levels: dict[str, float]) -> None:
         """As a `Pressure` message does: how full something is that episodes fill, 1 being the most it should be."""
@@ -285,14 +292,14 @@ class ReplayServer:
             self.journal.append([events.encode(happened), *payload])
 
     def _recover(self) -> Replay:
-        replay = Replay(self._settings, self._tasks)
+        replay = Replay(self._settings, self._tasks, held_out=self._held_out)
         skip_corrupt = self._settings.replay.skip_corrupt
         start = None
         for record in self.journal.recover(skip_corrupt):
             start = record.position if start is None else start
             if record.kind == SNAPSHOT:
                 state = msgspec.msgpack.decode(record.frames[0], type=State)
-                replay = Replay(self._settings, self._tasks, state)
+                replay = Replay(self._settings, self._tasks, state, self._held_out)
                 continue
             assert record.kind == EVENTS
             for event in events.decode(record.frames[0]):

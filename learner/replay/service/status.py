@@ -9,13 +9,14 @@ def measure(replay: Replay) -> dict[str, float]:
     """What there is to know about a buffer now. Counts are over the whole run, restarts included."""
     state, tally = replay.state, replay.state.tally
     ready = [item for items in state.ready.values() for item in items]
-    waiting = [member for group in state.open.values() for member in group.members if member.finished]
+    groups = [group for group in state.open.values() if group.is_trained]
+    waiting = [member for group in groups for member in group.members if member.finished]
     seen = list(state.rates.values())
     metrics = {
         "running": replay.num_running,
         "running_limit": replay.concurrency.limit,
         "collected": len(waiting) + sum(len(item.finished) for item in ready),
-        "open_groups": len(state.open),
+        "open_groups": len(groups),
         "ready_groups": len(ready),
         "ready_trajectories": sum(len(item.finished) for item in ready),
         "buffer_fill": min(sum(item.places for item in ready) / replay.settings.replay.batch, 1.0),
@@ -43,6 +44,12 @@ def measure(replay: Replay) -> dict[str, float]:
         "fake_zeros": state.audit.fake_zeros,
         "outage": float(replay.outage is not None),
     }
+    if replay.ledger.held_out:
+        metrics |= {
+            "held_out_running": len(replay.ledger.scoring),
+            "held_out_finished": state.held_out.finished,
+            "held_out_failed": state.held_out.failed,
+        }
     metrics |= _by_source(replay)
     metrics |= {f"filtered.{name}": count for name, count in tally.filtered.items()}
     metrics |= {f"ended.{kind}": count for kind, count in tally.ended.items()}

@@ -22,7 +22,9 @@ from protocol.messages import (
 from protocol.sockets import Server
 
 
-def make_lease(number: int, task_id: str, *, version: int = 0, max_turns: int = 8, attempt: int = 0) -> Lease:
+def make_lease(
+    number: int, task_id: str, *, version: int = 0, max_turns: int = 8, attempt: int = 0, evaluates: int = -1
+) -> Lease:
     """A lease of member `number` of one group."""
     return Lease(
         lease_id=f"lease-{number}-{attempt}",
@@ -36,6 +38,7 @@ def make_lease(number: int, task_id: str, *, version: int = 0, max_turns: int = 
         sampling=Sampling(max_tokens=400),
         max_turns=max_turns,
         max_context=3000,
+        evaluates=evaluates,
     )
 
 

@@ -127,6 +127,21 @@ async def bench(tmp_path: Path, tokenizer: ChatTokenizer) -> AsyncIterator[Bench
         yield bench
 
 
+async def test_episodes_of_evaluations_lie_apart_and_are_no_figures_of_training(bench: Bench) -> None:
+    versions = {0: -1, 1: 3, 2: 3, 3: 6}
+    await bench.start([make_lease(n, FIRST, version=7, evaluates=each) for n, each in versions.items()])
+    await bench.finish()
+    assert len(bench.replay.trajectories) == len(versions)
+    written = {path: read_lines(path) for path in bench.run_dir.rglob("trajectories/*.jsonl")}
+    found = {
+        (str(path.parent.parent.relative_to(bench.run_dir)), r["member"]) for path, rs in written.items() for r in rs
+    }
+    apart = {("evaluations/version-3", 1), ("evaluations/version-3", 2), ("evaluations/version-6", 3)}
+    assert found == {(".", 0)} | apart
+    status = bench.actor.status()
+    assert (status["episodes_finished"], status["episodes_held_out"]) == (1, 3)
+
+
 async def test_episodes_are_run_judged_and_submitted_once(bench: Bench, tokenizer: ChatTokenizer) -> None:
     leases = [make_lease(n, task_id, version=5) for n, task_id in enumerate([*TASKS, *TASKS])]
     policy = ScriptedPolicy(tokenizer, knows(solves=lambda member: member % 2 == 0), version=6)

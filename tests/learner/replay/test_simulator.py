@@ -52,6 +52,28 @@ def test_512_actors_stay_busy_through_long_episodes():
     assert asynchronous.actors_busy_share > waiting.actors_busy_share
 
 
+def test_evaluations_run_beside_the_steps_through_failures_and_restarts():
+    world = World(
+        durations=heavy_tailed(60, sigma=1.2),
+        step_s=20,
+        fail_share=0.1,
+        silent_share=0.05,
+        restart_every_s=97,
+        hosts=3,
+    )
+    held_out = [TaskRef(task_id=f"h{i}", source="micro", repository="r") for i in range(6)]
+    settings = Settings(
+        num_actors=10,
+        steps=24,
+        max_staleness=2,
+        replay={"group_size": 4, "batch": 8, "lease_s": 60},
+        eval={"every": 4, "runs_in_training": 2},
+    )
+    outcome = Simulation(settings, TASKS, world, held_out).run()
+    assert outcome.evaluations >= 3
+    assert outcome.staleness_max <= 2
+
+
 def test_the_same_seed_gives_the_same_run():
     world = World(durations=heavy_tailed(60), step_s=20, fail_share=0.1, silent_share=0.05, seed=3)
     assert simulate(32, 16, 5, 2, world) == simulate(32, 16, 5, 2, world)
