@@ -84,6 +84,7 @@ def run(run_dir: Path, tasks: Path, steps: int, *flags: str) -> Records:
         *("--tasks.source", str(tasks), "--sandbox.backend", "namespace", "--network.dashboard-port", "0"),
         *("--num-actors", str(NUM_ACTORS), "--replay.batch", str(BATCH), "--replay.group-size", "4"),
         *("--replay.keep-no-signal", "--sandbox.max-grading", str(NUM_ACTORS), "--checkpoint.every", "0"),
+        *("--checkpoint.every-s", "0"),
         *("--start-timeout-s", "900", *flags),
     ]
     launcher = subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr)

@@ -151,16 +151,16 @@ class LearnerRank:
         """
         assert self._feed is not None and self._checkpoints is not None, "start() comes first"
         with self._resources:
-            saved = self.version
+            saved, saved_at = self.version, time.monotonic()
             while self.version < self.settings.steps:
                 waiting_since = time.monotonic()
                 batch = self._feed.next(self.version)
                 if batch is None:
                     break
                 self._train_on(batch, waited_s=time.monotonic() - waiting_since)
-                if self.settings.checkpoint.every and self.version % self.settings.checkpoint.every == 0:
+                if self._is_due(saved_at):
+                    saved, saved_at = self.version, time.monotonic()
                     self._save()
-                    saved = self.version
             if saved != self.version:
                 self._save()
             self._checkpoints.wait()
@@ -262,6 +262,17 @@ class LearnerRank:
             finally:
                 for _ in weights:  # gathering is collective: a rank that stopped here would hold up the others
                     pass
+
+    def _is_due(self, saved_at: float) -> bool:
+        """Whether to save now: by the version or by rank 0's clock, so that it is the same on all ranks."""
+        every, every_s = self.settings.checkpoint.every, self.settings.checkpoint.every_s
+        if every and self.version % every == 0:
+            return True
+        if not every_s:
+            return False
+        is_old = self.rank == 0 and time.monotonic() - saved_at >= every_s
+        with self._group.doing("agreeing on a checkpoint"):
+            return bool(self._group.sum(torch.tensor([float(is_old)], device=self._group.device)))
 
     def _save(self) -> None:
         assert self._checkpoints is not None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from protocol.section import Amount, Count, Section
 
 
@@ -9,6 +13,9 @@ class CheckpointSettings(Section):
     """What is saved."""
 
     every: Amount = 10
-    """Save a checkpoint every so many steps (0: only at the end; the replay journal keeps every batch until then)."""
+    """Save a checkpoint every so many steps (0: by time alone; the replay journal keeps every batch until then)."""
+    every_s: Annotated[float, Field(ge=0)] = 1800
+    """Save one also after the step in which the last one becomes so many seconds old: what a lost rank costs (0: by
+    steps alone). There is always one at the end."""
     keep: Count = 2
     """Checkpoints kept; older ones are deleted after a newer one is complete."""
