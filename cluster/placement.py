@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from cluster import processes
+from cluster import processes, run_files
 from cluster.cleanup import descendants, kill
 from cluster.hosts.demand import demand_of
 from cluster.hosts.fleet import Fleet
@@ -165,6 +165,17 @@ class Cluster:
             self.fleet.expel(host)
             return True
         return host in self.fleet.silent()
+
+    def is_cut_off(self, name: str) -> bool:
+        """Whether a part's host is not heard of now, so that only its lease says what becomes of it."""
+        return self.fleet is not None and self.plan.host_of(name) in self.fleet.silent()
+
+    def end(self, name: str) -> None:
+        """SIGKILL the process of a part, whatever state it is in. Of several hosts each one's reaper does it, soon."""
+        if self.fleet is None:
+            run_files.end_part(self.files, name)
+        else:
+            self.fleet.end(self.plan.host_of(name), name)
 
     def welcome(self) -> list[Placed]:
         """Make ready the hosts that have joined since; what they get. Raises what `Fleet.prepare` and Ray raise."""

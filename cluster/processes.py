@@ -50,8 +50,8 @@ class _Process:
         os.dup2(log, 2)
         os.close(log)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+        self._held = run_files.hold(files, name)
         if keys is not None:  # of several hosts: this one's reaper ends what it finds by its files, and dies last
-            self._held = (files.private / f"{name}.{os.getpid()}").open("w")
             threading.Thread(target=self._end_without_reaper, name="reaper watch", daemon=True).start()
 
     def __repr__(self) -> str:

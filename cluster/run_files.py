@@ -16,6 +16,7 @@ import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 from msgspec import Struct
@@ -174,6 +175,22 @@ def owner_lives(private: Path) -> bool:
 
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def hold(files: RunFiles, name: str) -> TextIO:
+    """This process is the part `name` of a run, for as long as the file is open."""
+    return (files.private / f"{name}.{os.getpid()}").open("w")
+
+
+def end_part(files: RunFiles, name: str) -> None:
+    """SIGKILL the process of this host that is the part `name`, whatever state it is in."""
+    for held in files.private.glob(f"{name}.*"):
+        with contextlib.suppress(psutil.Error, ValueError):
+            process = psutil.Process(int(held.suffix[1:]))
+            if str(held.resolve()) in [
+                file.path for file in process.open_files()
+            ]:  # its number may be another's by now
+                process.kill()
 
 
 def processes_in(directory: Path) -> list[psutil.Process]:

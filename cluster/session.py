@@ -16,7 +16,6 @@ from cluster import preflight, run_files
 from cluster.cleanup import reap_dead_runs, remove_everything
 from cluster.command_line.cli import exit_with, program_name
 from cluster.evaluation.evaluation import with_evaluation_tasks, write_evaluation
-from cluster.part import LearnerLost
 from cluster.placement import Cluster
 from cluster.reporting.audit import print_audit, write_audit
 from cluster.reporting.console import console_beside
@@ -25,6 +24,7 @@ from cluster.reporting.ray_metrics import RaySink
 from cluster.reporting.summary import print_summary, summarise
 from cluster.run_files import RunFiles
 from cluster.stop_signals import StopSignals
+from cluster.supervision.part import LearnerLost
 from cluster.supervisor import Supervisor
 from cluster.surroundings import check_directories, put_foreign_ray_aside
 from console.report.report import write_report

@@ -4,8 +4,9 @@
 
 A part that dies is named with its own error. Sandbox actors, generators and the replay buffer are started again (the
 buffer recovers from its journal, a fresh actor goes on with the episodes of the dead one, a fresh generator adopts the
-current weights); a dead learner rank ends this life of the run; `session.py` begins the next one from the last
-checkpoint.
+current weights), so often an hour (`restarts_per_hour`); a dead learner rank ends this life of the run; `session.py`
+begins the next one from the last checkpoint. A part that lives and does not get on (`supervision/vigil.py`) is killed,
+and then has died.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from cluster import processes
 from cluster.evaluation import while_training
 from cluster.hosts import drains
 from cluster.hosts.plan import Placed
-from cluster.part import LearnerLost, Part, PartFailed, cause_of, error_line
 from cluster.placement import Cluster
 from cluster.reporting.fleet_states import FleetStates, Seen
 from cluster.reporting.observer import Observer
 from cluster.reporting.progress import Progress
 from cluster.reporting.troubles import Troubles
 from cluster.stop_signals import StopSignals
-from cluster.waits import all_of, deadline, within
+from cluster.supervision.part import LearnerLost, Part, PartFailed, cause_of
+from cluster.supervision.vigil import Restarts, Signs, Vigil
+from cluster.supervision.waits import all_of, deadline, within
 from console.run_data.held_out import held_out
 from console.watchers.watch import watch
 from learner.replay.service.account import Account
@@ -40,8 +42,6 @@ from protocol.metrics import Sink, Values
 _FULL = 0.97  # share of a KV cache or of a host's memory from which fewer episodes run
 _SAMPLE_S = 1.0
 _STATUS_TIMEOUT_S = 10.0
-_STALLED_AFTER_S = 60.0
-_MAX_RESTARTS = 5
 _MOST_SAMPLES = 1000
 _LEARNER_LAST_WORDS_S = 5.0
 _PART_STOP_S = 3.0
@@ -67,6 +67,8 @@ class Supervisor:
         self.system: dict[str, float] = {}
         self._started_at = time.monotonic()
         self._observer = Observer()
+        self._vigil = Vigil(settings.stuck_after_s, settings.learner.step_timeout_s)
+        self._restarts = Restarts(settings.restarts_per_hour)
         self.account: Account | None = None  # what the buffer said last of the run's episodes
         self._troubles = Troubles()
         self._told: set[str] = set()  # findings
@@ -212,9 +214,23 @@ class Supervisor:
             await self._sample()
             if problem := await self._hear_news():
                 raise PartFailed(problem, kind="actors")
+            await self._end_stuck()
             await self._mend()
         if any(part.failed for part in self._learners):
             raise await self._learner_failure()
+
+    async def _end_stuck(self) -> None:
+        """Kill what no longer gets on; `_mend` then starts it again. What the silence of a part means whose host is not
+        heard of either is for that host's lease to say."""
+        parts = {part.name: part for part in self.parts if part.ending is not None and not part.ending.done()}
+        signs = {
+            name: Signs(part.role, part.answered_at, part.status, may_be_silent=self.cluster.is_cut_off(name))
+            for name, part in parts.items()
+        }
+        for name, trouble in self._vigil.look(signs, time.monotonic()).items():
+            self.progress.note(f"{name} is stuck and is killed: {trouble}")
+            parts[name].trouble = trouble
+            await asyncio.to_thread(self.cluster.end, name)
 
     async def _mend(self) -> None:
         gone = await asyncio.to_thread(self.cluster.gone)
@@ -237,11 +253,11 @@ class Supervisor:
             self._left_alone.discard(part.name)
             if part.role == "learner":
                 raise await self._learner_failure() from error
-            if part.num_restarts >= _MAX_RESTARTS:
-                raise self._failure(part, error) from error
+            if not self._restarts.take(part.name, time.monotonic()):
+                raise self._failure(part, error, self._too_often) from error
             if part.name in gone and not await self._move(part):
                 continue
-            self.progress.note(f"{part.name} failed and is started again: {error_line(error)}")
+            self.progress.note(f"{part.name} failed and is started again: {part.why(error)}")
             part.replace()
             part.ending = None
             self._restarting.add(asyncio.create_task(self._restart(part), name=f"restart of {part.name}"))
@@ -306,7 +322,7 @@ class Supervisor:
         for part in self.parts:
             by_role.setdefault(part.role, []).append(part.status)
         now = time.monotonic()
-        stalled = [part.name for part in parts if now - part.answered_at > _STALLED_AFTER_S]
+        stalled = [part.name for part in parts if now - part.answered_at > self.settings.stuck_after_s / 2]
         self.system = self._observer.sample(by_role, now - self._started_at, len(stalled))
         step = int(self.steps[-1]["step"]) if self.steps else 0
         self._samples.append(self.system | {"step": float(step)})
@@ -522,11 +538,15 @@ class Supervisor:
 
     # --- errors ---------------------------------------------------------------------------------------------------
 
-    def _failure(self, part: Part, error: BaseException) -> PartFailed:
+    @property
+    def _too_often(self) -> str:
+        return f"and was started again restarts_per_hour ({self.settings.restarts_per_hour}) times within the hour"
+
+    def _failure(self, part: Part, error: BaseException, then: str = "") -> PartFailed:
         from ray.exceptions import RayActorError
 
         log = self.cluster.files.logs / f"{part.name}.log"
-        text = f"{part.name} failed: {error_line(error)}"
+        text = f"{part.name} failed{f' {then}' if then else ''}: {part.why(error)}"
         if not isinstance(cause_of(error), LonghaulError):  # not one that explains itself: show where it came from
             text += f"\n{error}\n--- end of {log}\n{processes.last_lines(log)}"
         lost = isinstance(error, RayActorError) or getattr(cause_of(error), "kind", "") in ("rank_lost", "host_gone")

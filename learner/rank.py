@@ -77,6 +77,7 @@ class LearnerRank:
         self._records: deque[dict[str, float]] = deque(maxlen=_MAX_RECORDS)
         self._left_out: Counter[str] = Counter()
         self._sampling_difference: float | None = None  # from the generators' log-probs; None: not proved yet
+        self._step_began: float | None = None  # of the step in hand
         self._bound = 0.0  # of the self-test: what rounding explains
         self._sent_bytes = 0.0  # of weights over sockets, until the last record
         self._resources = contextlib.ExitStack()
@@ -157,7 +158,9 @@ class LearnerRank:
                 batch = self._feed.next(self.version)
                 if batch is None:
                     break
-                self._train_on(batch, waited_s=time.monotonic() - waiting_since)
+                self._step_began = time.monotonic()
+                self._train_on(batch, waited_s=self._step_began - waiting_since)
+                self._step_began = None
                 if self._is_due(saved_at):
                     saved, saved_at = self.version, time.monotonic()
                     self._save()
@@ -179,6 +182,7 @@ class LearnerRank:
         return {
             "learner_version": float(self.version),
             "learner_waiting": float(bool(self.waiting_for)),
+            "running_step_s_max": 0.0 if (began := self._step_began) is None else time.monotonic() - began,
             "failed_checkpoints": float(self._checkpoints.num_failed if self._checkpoints else 0),
             "checkpoint_blocked_s": self._checkpoints.blocked_s if self._checkpoints else 0.0,
             **{f"left_out_{reason}": float(count) for reason, count in self._left_out.items()},

@@ -450,6 +450,7 @@ class HostLease(Message, frozen=True, kw_only=True):
     """Whether it does; if not, everything of the run on that host has to end."""
 
     goes_on: bool
+    to_end: list[str] = []  # parts that are stuck there: these alone
 
 
 Wire = (

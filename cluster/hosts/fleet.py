@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Fleet:
         self._heard: set[str] = set()
         self._prepared: dict[str, Prepared] = {}
         self._launchers: set[str] = set()
+        self._to_end: defaultdict[str, list[str]] = defaultdict(list)  # parts, by host
         self._server = ServerThread(
             f"tcp://{address}:*",
             keys,
@@ -112,6 +114,11 @@ class Fleet:
         """Tell a host that the run is over there."""
         with self._lock:
             self._leases.expel(host)
+
+    def end(self, host: str, part: str) -> None:
+        """Have a host's reaper kill a part there, once."""
+        with self._lock:
+            self._to_end[host].append(part)
 
     def close(self, *, until_gone: bool = False) -> None:
         """Tell every reaper to clear its host, and wait for those that answer; a silent one clears its host when its
@@ -199,5 +206,6 @@ class Fleet:
                 self._leases.done(message.host)
                 return HostLease(goes_on=False)
             goes_on = self._leases.renew(message.host, time.monotonic())
-        self._heard.add(message.host)
-        return HostLease(goes_on=goes_on)
+            to_end = self._to_end.pop(message.host, [])
+            self._heard.add(message.host)
+        return HostLease(goes_on=goes_on, to_end=to_end)

@@ -102,9 +102,12 @@ def watch(spec: bytes) -> None:
         asked_at = _now()
         with contextlib.suppress(LonghaulError):
             answer = client.request(HostBeat(host=told.host), _ANSWER_S)
-            dismissed = not isinstance(answer, HostLease) or not answer.goes_on
-            if not dismissed:
+            if not isinstance(answer, HostLease) or not answer.goes_on:
+                dismissed = True
+            else:
                 lease.renewed(asked_at)
+                for part in answer.to_end:
+                    run_files.end_part(told.files, part)
                 time.sleep(_EVERY_S)
     if not (dismissed and told.is_launcher):
         asyncio.run(clear_host(Settings.model_validate_json(told.settings), told.files))

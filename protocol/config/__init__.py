@@ -79,6 +79,11 @@ class Settings(Section):
     the version in force sampled; `auto`: more than the self-test found rounding to explain, in any precision."""
     start_timeout_s: Seconds = 300
     """Every process must report ready within this time."""
+    stuck_after_s: Seconds = 120
+    """A process of the run that says nothing of itself for so long, or a generator whose requests get no token, is
+    named, killed and started again. Longer than any honest pause (the prefill of a full context, new weights)."""
+    restarts_per_hour: Amount = 5
+    """How often each process may be started again within an hour; one more ends the run, saved."""
     stop_timeout_s: Seconds = 60
     """Longest wait, once the run is told to stop, for the step in hand and its checkpoint; a second signal ends it."""
     model: ModelSettings = ModelSettings()

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from cluster import processes, run_files
-from cluster.part import error_line
 from cluster.placement import Cluster
 from cluster.reporting.ray_metrics import RaySink, read_endpoints
+from cluster.supervision.part import error_line
 from protocol.config import Settings
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,9 @@ fleet._leases.begin("host1", 0.0)
 print(to_json(fleet.watch_of(Host(name="host1", size=Size()))).decode(), flush=True)
 fleet._wait_for_beats({"host1"})
 print("heard", flush=True)
-for _ in sys.stdin:
+for line in sys.stdin:
+    if part := line.strip().removeprefix("?"):
+        fleet.end("host1", part)
     print(sorted(fleet.surely_gone()), flush=True)
 """
 PART = """
@@ -114,6 +116,18 @@ def test_a_host_that_is_cut_off_clears_itself_before_it_counts_as_gone(run):
     assert not lives(other)
     until(lambda: is_clear(other))
     other.mend()
+
+
+def test_a_stopped_part_is_killed_by_its_hosts_reaper_and_nothing_else_is(run):
+    _, other, launcher = run
+    (part,) = other.running("HostAgent")
+    waiting = part.parent()  # nsenter, which stops with it
+    part.suspend()
+    launcher.stdin.write("another\npart\n")
+    launcher.stdin.flush()
+    until(lambda: not other.running("HostAgent"))
+    waiting.resume()
+    assert other.running("reaper.watch") and other.running("sleep 600")
 
 
 def test_a_part_whose_reaper_was_killed_does_not_live_on(run):

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from cluster import part as parts
-from cluster.part import Part
 from cluster.placement import PlacementError
+from cluster.supervision import part as parts
+from cluster.supervision.part import Part
 
 
 class Method:

@@ -30,6 +30,7 @@ class Part:
         self.name, self.role = name, role
         self._place, self._start = place, start
         self.num_restarts = 0
+        self.trouble = ""  # for which it was killed, in words
         self.status: Values = {}
         self.answered_at = time.monotonic()
         self.ending: asyncio.Task[None] | None = None
@@ -61,6 +62,10 @@ class Part:
         """What its work ended with, if that was an error."""
         return self.ending.exception() if self.ending is not None and self.ending.done() else None
 
+    def why(self, error: BaseException) -> str:
+        """The error with which it ended in one line; of one that was killed, why."""
+        return f"it was stuck ({self.trouble})" if self.trouble else error_line(error)
+
     @property
     def can_answer(self) -> bool:
         """Whether its process is there: at work, or done with it and not yet stopped."""
@@ -69,6 +74,7 @@ class Part:
     def replace(self) -> None:
         """A fresh process in the place of one that died."""
         self.num_restarts += 1
+        self.trouble = ""
         # Ray frees a dead actor's name only in its own time
         self.handle = self._place(f"{self.name}.{self.num_restarts}")
 
