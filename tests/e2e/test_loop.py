@@ -89,14 +89,6 @@ class Launched:
         assert victims, [_name(child) for child in self.children()]
         victims[0].kill()
 
-    def stop_engine(self):
-        """SIGSTOP what samples for the generator; the generator itself goes on answering."""
-        (generator,) = [child for child in self.children() if _name(child).startswith("ray::Generator")]
-        below = [child for child in generator.children(recursive=True) if "lifeguard" not in " ".join(child.cmdline())]
-        assert below
-        for child in below:
-            child.suspend()
-
     def text(self):
         self.output.seek(0)
         return self.output.read()
@@ -196,26 +188,14 @@ def test_nothing_is_left_behind(finished):
 
 
 def test_wounds_heal_and_sigterm_saves_a_checkpoint_and_leaves_nothing(tmp_path):
-    """The generator's wound is an engine that stops while the generator answers: it is found, killed, and replaced."""
-    # the restarts of a host so busy that a healthy part says nothing for so long are none of this test's
-    patience = {"--stuck-after-s": 20, "--restarts-per-hour": 50}
-    launched = Launched(tmp_path / "run", **{"--steps": 1000, "--checkpoint.every": 0}, **patience)
+    launched = Launched(tmp_path / "run", **{"--steps": 1000, "--checkpoint.every": 0})
     try:
         launched.wait_until(lambda: len(launched.steps()) >= 1)
-        for wound in (
-            lambda: launched.kill_process("ray::SandboxActor"),
-            lambda: launched.kill_process("ray::ReplayBuffer"),
-            launched.stop_engine,
-        ):
-            num_restarts = launched.text().count("is ready again")
-            wound()
-            launched.wait_until(lambda before=num_restarts: launched.text().count("is ready again") > before)
+        for title in ("ray::SandboxActor", "ray::ReplayBuffer", "ray::Generator"):
+            launched.kill_process(title)
             num_steps = len(launched.steps())
-            launched.wait_until(lambda before=num_steps: len(launched.steps()) >= before + 2)
-        for name in ("sandbox-actor-0", "replay-buffer", "generator-0"):
-            assert f"{name} failed and is started again" in launched.text()
-        assert "generator-0 is stuck and is killed" in launched.text()
-        assert "no token came for" in launched.text()
+            launched.wait_until(lambda num_steps=num_steps: len(launched.steps()) >= num_steps + 2)
+        assert launched.text().count("failed and is started again") == 3
         launched.children()
         os.kill(launched.process.pid, signal.SIGTERM)
         asked_at = time.monotonic()
