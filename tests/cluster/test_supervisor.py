@@ -87,6 +87,7 @@ class Silent:
 
     role, name, can_answer, status = "actors", "sandbox-actor-0", True, {}
     answered_at = 0.0
+    failed, ending, num_restarts = False, None, 0
     asked = 0
 
     def __init__(self):
@@ -97,7 +98,7 @@ class Silent:
         return asyncio.Event().wait()
 
 
-async def test_a_silent_part_does_not_hold_up_the_samples_of_the_others(signals):
+async def test_a_silent_part_does_not_hold_up_the_samples_of_the_others(signals, tmp_path):
     sampled = []
     progress = SimpleNamespace(sample=lambda values, stalled: sampled.append((values, stalled)), note=sampled.append)
     answers = SimpleNamespace(
@@ -105,9 +106,20 @@ async def test_a_silent_part_does_not_hold_up_the_samples_of_the_others(signals)
         report_pressure=SimpleNamespace(remote=lambda source, levels: asyncio.Event().wait()),
     )
     replay = SimpleNamespace(
-        role="replay", name="replay-buffer", can_answer=True, status={}, answered_at=0.0, handle=answers
+        role="replay",
+        name="replay-buffer",
+        can_answer=True,
+        status={},
+        answered_at=0.0,
+        failed=False,
+        ending=None,
+        num_restarts=0,
+        handle=answers,
     )
-    watching = Supervisor(Settings(), None, [], progress, [], signals)
+    cluster = SimpleNamespace(
+        fleet=None, files=SimpleNamespace(directory=tmp_path), plan=SimpleNamespace(host_of=lambda name: "here")
+    )
+    watching = Supervisor(Settings(), cluster, [], progress, [], signals)
     watching._replay, watching._actors = replay, [Silent()]
     started = time.monotonic()
     for _ in range(3):
