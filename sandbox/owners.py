@@ -98,8 +98,11 @@ def state_dir(owner: Owner) -> Path:
 
 
 def is_leftover(owner: Owner, run: str) -> bool:
-    """Whether a purge of `run` removes this owner's things: those of the run; empty: of the dead."""
-    return owner.run == run if run else not owner.is_alive()
+    """Whether a purge of `run` removes this owner's things: those of the run that are of this host (others, which may
+    share its control groups, are cleared by their own reapers) or of nobody any more; empty: of the dead."""
+    if run:
+        return owner.run == run and (owner.namespace == _namespace("self") or not owner.is_alive())
+    return not owner.is_alive()
 
 
 def keeper_of(run: str) -> Owner | None:

@@ -256,7 +256,9 @@ class DockerBackend:
         owner = parse_owner(labels.get("longhaul.owner", ""))
         if owner is None:
             return False
-        return is_leftover(owner, run) if run or labels.get("longhaul.machine") == socket.gethostname() else False
+        if run:
+            return owner.run == run
+        return labels.get("longhaul.machine") == socket.gethostname() and is_leftover(owner, "")
 
 
 def _unavailable(reason: str) -> Capabilities:

@@ -16,7 +16,7 @@ import pytest
 
 from sandbox.base import Backend, SandboxSpec
 from sandbox.namespace.backend import NamespaceBackend
-from sandbox.owners import Owner, _namespaces, new_owner, parse_owner, purge_state, state_dir, state_root
+from sandbox.owners import Owner, _namespaces, is_leftover, new_owner, parse_owner, purge_state, state_dir, state_root
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def sleepers(marker: str) -> list[psutil.Process]:
 
 
 def left_of(owner: str) -> list[Path]:
-    """Directories and control groups of an owner."""
+    """Directories and control groups of an owner, by the beginning of its name (a pattern)."""
     return [*state_root().glob(f"{owner}*"), *Path("/sys/fs/cgroup").glob(f"*/longhaul/{owner}*")]
 
 
@@ -74,7 +74,7 @@ async def test_killed_owner(real_backend: Backend, run_name: str) -> None:
     owner._transport.close()  # type: ignore[attr-defined]
     await wait_until_gone(marker, 20)
     await real_backend.purge("")
-    assert not left_of(f"{run_name}@{owner.pid}.")
+    assert not left_of(f"{run_name}@*-{owner.pid}.")
 
 
 async def test_reaping_spares_the_living(run_name: str) -> None:
@@ -93,6 +93,9 @@ def test_owner_names() -> None:
     assert parse_owner(owner.name) == owner and owner.is_alive()
     assert not Owner(owner.run, owner.pid, owner.start + 1, 1).is_alive(), "the pid is another process's by now"
     assert parse_owner("somebody's directory") is None
+    for run in ("", "../up", "a/b", "x" * 101, "a@b"):
+        with pytest.raises(ValueError, match="a run name is"):
+            new_owner(run)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a pid namespace")
@@ -110,13 +113,12 @@ def test_owners_in_other_pid_namespaces_are_dead_only_where_all_processes_are_se
         ask = f"from sandbox.owners import parse_owner; print(parse_owner({owner.name!r}).is_alive())"
         asked = subprocess.run([*apart, ask], capture_output=True, text=True, cwd=ROOT, timeout=60)
         assert asked.stdout == "True\n", "what cannot be seen may live"
+        assert not is_leftover(owner, "pod"), "it clears its own host"
         pod.kill()
     while owner.namespace in _namespaces():
         time.sleep(0.01)
     assert not owner.is_alive()
-    for run in ("", "../up", "a/b", "x" * 101, "a@b"):
-        with pytest.raises(ValueError, match="a run name is"):
-            new_owner(run)
+    assert is_leftover(owner, "pod") and not is_leftover(owner, "another")
 
 
 def test_state_of_dead_owners_is_removed_and_only_that() -> None:
