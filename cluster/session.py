@@ -138,7 +138,8 @@ async def _run(
             progress.note(f"run directory {files.directory}")
             if said := await console.where():
                 progress.note(said)
-            progress.note(f"Ray's dashboard {cluster.dashboard_url}{cluster.way_in}")
+            if cluster.dashboard_url:
+                progress.note(f"Ray's dashboard {cluster.dashboard_url}{cluster.way_in}")
             with _open_sinks(files) as sinks:
                 supervisor = Supervisor(settings, cluster, tasks, progress, sinks, stop, held_out)
                 try:
