@@ -137,7 +137,7 @@ class Saying:
         message = CHOSEN.get()
         await asyncio.sleep(0)
         ids = self.family.tokenizer().encode_rendered(self.family.sampled(message))
-        cut = bool(message.get("cut"))
+        cut = bool(message.get("cut")) and len(ids) > 1  # an engine samples at least one token
         ids = ids[: len(ids) - cut]
         sampled = Sampled(
             token_ids=ids,
