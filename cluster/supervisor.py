@@ -417,9 +417,9 @@ class Supervisor:
                 if at_the_end:
                     self.progress.note(f"{said}: it was not finished, and is no point of the curve")
                 continue
+            while_training.write(directory, evaluation, report)  # first: it is what says that this was done
             for sink in self.sinks:
                 sink.write("eval", while_training.metrics(evaluation, report), evaluation.version)
-            while_training.write(directory, evaluation, report)
             self.progress.note(said)
 
     def _watch_over(self, step: int) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from cluster import run_files
+from console.run_data.held_out import held_out
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {
@@ -188,7 +189,8 @@ def test_nothing_is_left_behind(finished):
 
 
 def test_wounds_heal_and_sigterm_saves_a_checkpoint_and_leaves_nothing(tmp_path):
-    launched = Launched(tmp_path / "run", **{"--steps": 1000, "--checkpoint.every": 0})
+    evaluating = {"--eval.every": 2, "--eval.tasks-in-training": 4}
+    launched = Launched(tmp_path / "run", **{"--steps": 1000, "--checkpoint.every": 0} | evaluating)
     try:
         launched.wait_until(lambda: len(launched.steps()) >= 1)
         for title in ("ray::SandboxActor", "ray::ReplayBuffer", "ray::Generator"):
@@ -196,6 +198,7 @@ def test_wounds_heal_and_sigterm_saves_a_checkpoint_and_leaves_nothing(tmp_path)
             num_steps = len(launched.steps())
             launched.wait_until(lambda num_steps=num_steps: len(launched.steps()) >= num_steps + 2)
         assert launched.text().count("failed and is started again") == 3
+        launched.wait_until(lambda: len(held_out(launched.run_dir)) >= 2)
         launched.children()
         os.kill(launched.process.pid, signal.SIGTERM)
         asked_at = time.monotonic()
@@ -205,8 +208,23 @@ def test_wounds_heal_and_sigterm_saves_a_checkpoint_and_leaves_nothing(tmp_path)
         last = int(launched.steps()[-1]["step"])
         assert (launched.run_dir / "checkpoints" / f"step-{last}" / "hf" / "model.safetensors").exists()
         print(f"stopped in {took_s:.1f} s")
+        check_evaluations(launched)
     finally:
         launched.close()
+
+
+def check_evaluations(launched):
+    """What was scored beside the training is the same on disk, in the metrics and in the summary."""
+    curve = held_out(launched.run_dir)
+    lines = [json.loads(line) for line in (launched.run_dir / "metrics.jsonl").read_text().splitlines()]
+    metrics = [line for line in lines if line["kind"] == "eval"]
+    assert [(line["step"], line["pass_at_1"]) for line in metrics] == curve
+    assert all((line["episodes"], line["episodes_asked"]) == (4, 4) for line in metrics)
+    assert all(line["step"] <= line["oldest_version"] <= line["newest_version"] for line in metrics)
+    summary = json.loads((launched.run_dir / "summary.json").read_text())
+    assert (summary["held_out_first"], summary["held_out_last"]) == (curve[0][1], curve[-1][1])
+    trained = "".join(path.read_text() for path in (launched.run_dir / "trajectories").glob("*.jsonl"))
+    assert "micro-heldout" not in trained
 
 
 def test_a_run_that_loses_a_learner_rank_goes_on_from_its_checkpoint(tmp_path):
