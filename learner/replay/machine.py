@@ -387,6 +387,9 @@ class Replay:
         if own >= self.settings.replay.max_attempts or not any(self.ledger.may_try(group, m) for m in group.members):
             causes = ", ".join(f"{kind} x{count}" for kind, count in sorted(group.failures.items()))
             self._emit(TaskSetAside(task_id=group.task_id, reason=f"{causes}: {group.reason}"))
+            same = [g.index for g in self.state.open.values() if g.task_id == group.task_id and g is not group]
+            for index in same:  # nothing more is tried of its other groups either: they give their places back
+                self._close_if_complete(index)
 
     def _look_around(self, now: float) -> None:
         """An outage began or ended. What a place failed at before it was known to be out of order is tried again."""

@@ -68,6 +68,10 @@ async def test_killed_owner(real_backend: Backend, run_name: str) -> None:
     assert owner.stdout is not None
     async with asyncio.timeout(100):
         assert await owner.stdout.readline() == b"ready\n"
+    for _ in range(600):  # those in the background are on their way
+        if len(sleepers(marker)) >= 2 * num:
+            break
+        await asyncio.sleep(0.05)
     assert len(sleepers(marker)) == 2 * num
     os.kill(owner.pid, signal.SIGKILL)
     await owner.wait()

@@ -92,6 +92,10 @@ class NaiveBuffer:
         self.served = 0
         self.failing = set()  # tasks, since anything was accepted; there is one place only
         self.set_aside = set()
+        self.closed = set()  # groups: what is given back afterwards opens none again
+
+    def note_closed(self):
+        self.closed |= {group for group in self.groups() if not self.is_open(group)}
 
     def of_group(self, group_id):
         return [e for e in self.episodes if e.lease.group_id == group_id]
@@ -101,6 +105,8 @@ class NaiveBuffer:
 
     def is_open(self, group_id):
         """Some member runs, or may be leased (again)."""
+        if group_id in self.closed:
+            return False
         size, attempts = self.config.replay.group_size, self.config.replay.max_attempts
         for member in range(size):
             tries = [e for e in self.of_group(group_id) if e.lease.member == member]
@@ -122,9 +128,6 @@ class NaiveBuffer:
         rewards = [e.reward for e in self.accepted(group_id)]
         return len(rewards) >= 2 and len(set(rewards)) > 1
 
-    def newest_of(self, task_id):
-        return [e.lease.group_id for e in self.episodes if e.lease.task_id == task_id][-1]
-
     def in_batches(self):
         return {episode for batch in self.batches.values() for episode in batch}
 
@@ -134,7 +137,7 @@ class NaiveBuffer:
     def waiting_members(self):
         """Members of open groups that nobody runs and that may be leased."""
         size, attempts, count = self.config.replay.group_size, self.config.replay.max_attempts, 0
-        for group in self.groups():
+        for group in set(self.groups()) - self.closed:
             for member in range(size):
                 tries = [e for e in self.of_group(group) if e.lease.member == member]
                 over = any(e.status in ("accepted", "running") for e in tries) or self.is_set_aside(group)
@@ -153,8 +156,8 @@ class ReplayMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.journal = []
         self.replay = Replay(self.config, TASKS)
-        self.record(self.replay.start(self.now))
         self.model = NaiveBuffer(self.config)
+        self.record(self.replay.start(self.now))
         self.learner = 0  # the learner's version
         self.checkpoints = [0]
         self.stale_groups = set()
@@ -165,16 +168,17 @@ class ReplayMachine(RuleBasedStateMachine):
             self.journal.append(events.encode(happened))
         for event in happened:
             if isinstance(event, events.TaskSetAside):
-                assert not any(
-                    e.status in ("running", "accepted")
-                    for e in self.model.of_group(self.model.newest_of(event.task_id))
-                )
+                of_task = [g for g in self.model.groups() if self.model.of_group(g)[0].lease.task_id == event.task_id]
+                tried = [{e.status for e in self.model.of_group(group)} for group in of_task]
+                assert any(not statuses & {"running", "accepted"} for statuses in tried)
                 self.model.set_aside.add(event.task_id)
+                self.model.note_closed()
             if isinstance(event, events.TasksGivenBack):
                 self.model.set_aside -= set(event.task_ids)
             if isinstance(event, events.Stale):
                 assert self.went_back, "a group was thrown away for being late"
                 self.stale_groups.add(f"g{event.group}")
+        self.model.note_closed()
 
     def ask(self, message):
         outcome = self.replay.handle(message, self.now, position=len(self.journal))

@@ -18,6 +18,7 @@ from protocol.errors import ConfigError, SandboxError
 from sandbox.base import Backend, SandboxSpec
 from sandbox.docker.backend import DockerBackend
 from sandbox.docker.daemon import DockerHost, Failures
+from sandbox.owners import Owner
 
 
 @pytest.mark.docker
@@ -189,7 +190,7 @@ async def test_only_the_dead_are_reaped(docker_backend: Backend, run_name: str) 
     living = await docker_backend.create(SandboxSpec(run=run_name, lease="living"))
     dead = await docker_backend.create(SandboxSpec(run=run_name, lease="dead"))
     configuration = (await dead.container.show())["Config"]
-    labels = configuration["Labels"] | {"longhaul.owner": f"{run_name}@{os.getpid()}.1.1"}
+    labels = configuration["Labels"] | {"longhaul.owner": Owner(run_name, os.getpid(), 1, 1).name}
     await dead.close()
     other = {"Image": configuration["Image"], "Cmd": ["sleep", "600"], "HostConfig": {"NetworkMode": "none"}}
     ours = await dead.host.client.containers.create(other | {"Labels": labels})
