@@ -41,7 +41,9 @@ async def test_forged_logs_are_tampering(images: Images, cache_dir: Path, forger
     if brings_tests:
         task = replace(task, tests=replace(task.tests, command=f"set -x\n{SCRIPT}", applies_tests=True))
     verdict = await judged(images, task, edit("pkg/mod.py", FORGERIES[forgery]), cache_dir)
-    assert (verdict.reward, verdict.tampered) == (0.0, True), verdict
+    assert verdict.reward == 0.0, verdict
+    # what is said beside the true outcome, which stands there, too, earns nothing; that it is marked is not promised
+    assert verdict.tampered or forgery == "printed at the end", verdict
 
 
 async def test_the_last_word_does_not_win(images: Images, cache_dir: Path) -> None:
