@@ -478,7 +478,8 @@ class Supervisor:
         actors = [part for part in there if part.role == "actors"]
         for part in actors:
             with contextlib.suppress(Exception):  # one that died meanwhile is drained
-                await part.handle.drain.remote()
+                async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                    await part.handle.drain.remote()
         await asyncio.wait([part.ending for part in actors if part.ending], timeout=self.settings.episode.wall_time_s)
         for part in actors:
             self._actors.remove(part)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import pickle
 
 from actors.episodes.sandbox_actor import SandboxActor
 from actors.policies.scripted import ScriptedPolicy
@@ -54,7 +53,7 @@ async def test_held_out_tasks_are_attempted_beside_those_that_train(tmp_path, to
         await server.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(acting, serving)
-    evaluation = pickle.loads(pickle.dumps(found[0]))  # as it comes to the launcher
+    evaluation = found[0]
     report = while_training.score(evaluation, [task.ref for task in others], 2)
     assert (report.num_attempts, report.num_attempts_asked) == (6, 6)
     while_training.write(tmp_path, evaluation, report)
