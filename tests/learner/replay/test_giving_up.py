@@ -1,39 +1,21 @@
 """When a task is set aside, when a place is out of order, and when the run ends for it."""
 
 import msgspec
-import numpy as np
 import pytest
 
 from learner.replay.health import LEAST_TASKS
 from learner.replay.machine import Replay
 from learner.replay.service.account import account
 from protocol.config import Settings
-from protocol.messages import BatchDone, BatchRequest, Fail, LeaseRequest, Submit, TaskRef, Trajectory, Turn
+from protocol.messages import BatchDone, BatchRequest, Fail, LeaseRequest, Submit, TaskRef
+from tests.learner.replay.test_machine import trajectory as answer_of
 
 TASKS = [TaskRef(task_id=f"t{i}", source="micro", repository="r") for i in range(9)]
 
 
 def trajectory(lease, reward):
-    """Two tokens, one of them sampled."""
-    return Trajectory(
-        episode_id=lease.episode_id,
-        lease_id=lease.lease_id,
-        task_id=lease.task_id,
-        group_id=lease.group_id,
-        member=lease.member,
-        attempt=lease.attempt,
-        resolved=reward > 0,
-        reward=reward,
-        end_reason="submitted",
-        turns=[Turn(start=1, end=2)],
-        token_ids=np.zeros(2, np.int32),
-        loss_mask=np.array([0, 1], np.uint8),
-        logprobs=np.zeros(2, np.float32),
-        versions=np.array([-1, lease.version], np.int32),
-        started_at=0.0,
-        finished_at=1.0,
-        zero_because="" if reward else "tests",
-    )
+    """As the machine's tests make it; a zero has its reason."""
+    return msgspec.structs.replace(answer_of(lease, reward), zero_because="" if reward else "tests")
 
 
 class Buffer:
