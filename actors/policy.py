@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +22,9 @@ class Request(Struct, frozen=True, kw_only=True):
     stop_token_ids: list[int]
     cache_salt: str  # KV is shared only between prompts of the same salt
     timeout_s: float  # deadline of the whole continuation, failovers included
+    pause: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    """Stands around waits that are not the model's time, so that no episode ends by them: for a slot, for an endpoint
+    that is away."""
 
 
 class Sampled(Struct, frozen=True, kw_only=True):
@@ -29,6 +35,7 @@ class Sampled(Struct, frozen=True, kw_only=True):
     versions: np.ndarray  # int32 [n]
     finish_reason: FinishReason
     num_cached_tokens: int = 0
+    experts: np.ndarray | None = None  # of the m tokens before the last one, see `Trajectory`
 
 
 class Policy(Protocol):

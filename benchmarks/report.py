@@ -13,7 +13,9 @@ import psutil
 RESULTS = Path(__file__).parent / "results"
 
 
-def parser(doc: str | None, quick: str = "the same figures from a run of at most 45 s") -> argparse.ArgumentParser:
+def parser(
+    doc: str | None, quick: str = "the same figures from the shortest run that has them"
+) -> argparse.ArgumentParser:
     """A parser with the flags that all benchmarks share; `doc` is the module's docstring, `quick` what --quick does."""
     flags = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--quick", action="store_true", help=f"{quick}, for a look")

@@ -33,15 +33,18 @@ def needed_gib(settings: Settings, *, on_gpu: bool | None = None) -> dict[str, f
     directory = Path(settings.model.path)
     family = ModelFamily.read(directory)
     weights = num_parameters(family) * compute_bytes(settings, on_gpu) / GIB
-    copies = 1 if settings.phase == "eval" else 2  # staged beside those in force
+    pushed = 0.0 if settings.phase == "eval" else weights
+    if settings.pushes_adapters:
+        adapters = Shape.read(directory).adapter_parameters(settings.learner.lora_rank)
+        pushed = adapters * compute_bytes(settings, on_gpu) / GIB
     generator = _GENERATOR_GIB + (
-        (copies - 1) * weights if on_gpu else copies * weights + kv_cache_bytes(settings, family) / GIB
+        pushed if on_gpu else weights + pushed + kv_cache_bytes(settings, family) / GIB  # staged beside those in force
     )
     parts["generators"] = settings.generator.count * generator
     if settings.phase != "eval":
         ranks = layout.num_ranks(settings, num_gpus=0)
         parts["learner"] = ranks * rank_gib(settings, ranks, on_gpu=on_gpu)
-        parts["published weights"] = 2 * weights
+        parts["published weights"] = 2 * pushed
     return parts
 
 

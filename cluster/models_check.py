@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.generator import engine
+from cluster.command_line.cli import settings_of
 from cluster.memory import compute_bytes, needed_gib, num_parameters, rank_memory
 from cluster.preflight import has_chat_template
 from learner.ranks import layout
@@ -15,15 +16,16 @@ from learner.training.plan import GIB
 from protocol.config import Settings
 from protocol.errors import ConfigError
 from protocol.model_family import ModelFamily
+from protocol.section import amount, count
 
 
 def main(arguments: Sequence[str], program: str = "longhaul models check") -> int:
     """Print the verdict. Returns 0 if the model can be served and trained, 1 if not, 2 where there is no model."""
     parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("directory", type=Path, help="a Hugging Face model directory")
-    parser.add_argument("--max-context", type=int, default=2048, help="most tokens of an episode (default: 2048)")
+    parser.add_argument("--max-context", type=count, default=2048, help="most tokens of an episode (default: 2048)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--lora-rank", type=int, default=0, help="with adapters of this rank")
+    parser.add_argument("--lora-rank", type=amount, default=0, help="with adapters of this rank")
     options = parser.parse_args(arguments)
     try:
         settings = settings_for(options.directory, options.max_context, options.dtype, options.lora_rank)
@@ -37,12 +39,12 @@ def main(arguments: Sequence[str], program: str = "longhaul models check") -> in
 
 
 def settings_for(directory: Path, max_context: int, dtype: str = "auto", lora_rank: int = 0) -> Settings:
-    """Defaults for this model. Raises `ValueError` for impossible values."""
+    """Defaults for this model. Raises `ConfigError` for impossible values."""
     content: dict[str, Any] = {
         "model": {"path": str(directory), "max_context": max_context, "dtype": dtype},
         "learner": {"lora_rank": lora_rank},
     }
-    return Settings.model_validate(content)
+    return settings_of(content)
 
 
 def refusals(settings: Settings, family: ModelFamily) -> Iterator[tuple[str, str]]:

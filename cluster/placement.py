@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from msgspec import structs
 
 from cluster import processes, run_files
 from cluster.cleanup import descendants, kill
@@ -21,8 +22,10 @@ from cluster.hosts.plan import Demand, Host, Placed, Plan, joined, moved, plan
 from cluster.hosts.reservations import Reservations, host_names, read_hosts
 from cluster.reporting.ray_metrics import remove_endpoints, write_endpoints
 from cluster.run_files import RunFiles
+from cluster.security import ray_environment
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError, border
+from protocol.membership.fence import Member
 from protocol.sockets import Keys
 
 # One thread a process: on small hosts idle OpenMP threads spin away the cores that other parts need. DeepSpeed's and
@@ -36,6 +39,9 @@ _ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "TORCHDYNAMO_DISABLE": "1",
 }
+# All of an engine is on one host: what its processes open to meet each other (vLLM's gloo groups) is on loopback.
+_ON_ONE_HOST = {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+_VITAL = ("gcs_server", "raylet")  # of Ray's own processes: without one of them nothing can be placed
 
 
 class PlacementError(LonghaulError, boundary="placement"):
@@ -50,6 +56,7 @@ class Cluster:
         self.keys = Keys.generate() if self.is_networked else None
         self.dashboard_url = ""
         self.way_in = ""  # what its dashboard asks for, in words
+        self.generations: dict[str, int] = {}  # by part: processes that were made for it, but the first
         self.plan: Plan
         self.fleet: Fleet | None = None  # where sockets are TCP: what is on other hosts has to be watched there
         self._reservations: Reservations
@@ -67,6 +74,8 @@ class Cluster:
         if not self.is_networked:
             # Ray's own switch for "this host only": its servers bind loopback, by default they bind every interface
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        else:  # a run before this one, in the same process, may have been of this host only
+            os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
         common: dict[str, Any] = {
             "namespace": f"longhaul-{self.files.name}",
             "log_to_driver": False,
@@ -85,8 +94,13 @@ class Cluster:
         self._demand = demand_of(self.settings, hosts)
         self._planned(plan(hosts, self._demand))
         if self.keys is not None:
-            self.fleet = Fleet(self.settings, self.files, self.keys, processes.own_address())
-            self.fleet.prepare(hosts)
+            address = processes.own_address()
+            ray_environment.check_certificate(os.environ, address)
+            ray_environment.check_protection(
+                os.environ, [host.address for host in hosts], trusted=self.settings.network.trusted
+            )
+            self.fleet = Fleet(self.settings, self.files, self.keys, address)
+            self.fleet.prepare(hosts, _loading(self.plan))
             self.fleet.check(self.plan)
         self._reservations = Reservations(self.plan)
 
@@ -129,12 +143,17 @@ class Cluster:
         import ray
 
         resources = self._reservations.options(name)
-        files = self.fleet.files_on(self.plan.host_of(name)) if self.fleet else self.files
+        files, settings = self.files, self.settings
+        if self.fleet:
+            host = self.plan.host_of(name)
+            files, settings = self.fleet.files_on(host), self.fleet.settings_on(host)
         environment = _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment["TMPDIR"] = str(files.temporary)  # goes with the run, whatever a killed process left there
         if resources["num_gpus"]:
             for name_of_cpu_only in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
                 environment.pop(name_of_cpu_only)
+        if kind is processes.Generator and self.settings.weights.channel != "nccl":
+            environment |= _ON_ONE_HOST
         options: dict[str, Any] = {
             "name": title,
             **resources,
@@ -143,7 +162,19 @@ class Cluster:
         }
         if kind is processes.Learner:
             options["max_concurrency"] = 16
-        return ray.remote(kind).options(**options).remote(name, self.settings, files, self.keys)
+        self.generations[name] = self.generations.get(name, -1) + 1
+        keys = structs.replace(self.keys, member=Member(name, self.generations[name])) if self.keys else None
+        return ray.remote(kind).options(**options).remote(name, settings, files, keys)
+
+    def dead_ray(self) -> str:
+        """Which process of Ray's own has ended, so that nothing can be placed any more; empty: none. A cluster that was
+        joined looks after itself."""
+        from ray._private import worker
+
+        node = worker._global_node
+        if node is None or self.settings.ray_address:
+            return ""
+        return next((str(kind) for kind, _ in node.dead_processes() if kind in _VITAL), "")
 
     def gone(self) -> dict[str, LonghaulError]:
         """Parts of which nothing can live any more because of where they are, and why."""
@@ -183,9 +214,11 @@ class Cluster:
         new = [host for host in read_hosts() if not self.fleet.knows(host.name)]
         if not new:
             return []
-        self.fleet.prepare(new)
+        plan = self.plan
         for host in new:
-            self._planned(joined(self.plan, host, self._demand))
+            plan = joined(plan, host, self._demand)
+        self.fleet.prepare(new, _loading(plan))
+        self._planned(plan)
         placed = [part for host in new for part in self.plan.on(host.name)]
         self._reservations.add(self.plan, [part.name for part in placed])
         return placed
@@ -194,7 +227,11 @@ class Cluster:
         """Give a part whose host is gone a place elsewhere; the host. Raises `ConfigError` where there is none."""
         assert self.fleet is not None
         left = [host for host in read_hosts() if self.fleet.has(host.name)]
-        self._planned(moved(self.plan, name, left))
+        plan = moved(self.plan, name, left)
+        there = [host for host in left if host.name == plan.host_of(name)]
+        if plan.host_of(name) in _loading(plan) and not self.fleet.has_weights(plan.host_of(name)):
+            self.fleet.bring(there, _loading(plan))
+        self._planned(plan)
         self._reservations.add(self.plan, [name])
         return self.plan.host_of(name)
 
@@ -234,12 +271,19 @@ class Cluster:
         remove_endpoints(self.files.directory)
 
 
+def _loading(plan: Plan) -> set[str]:
+    """Hosts on which a model is loaded."""
+    return {part.host for part in plan.parts if part.role in ("generator", "learner")}
+
+
 def _host_gone(host: str) -> LonghaulError:
     return PlacementError(f"{host} has not been heard of for so long that it counts as gone", kind="host_gone")
 
 
 def join(address: str, options: dict[str, Any]) -> Any:
     """Join the Ray cluster at `address`. Raises `ConfigError` with one sentence where that cannot be."""
+    ray_environment.adopt(os.environ)
+    ray_environment.check_certificate(os.environ, "")
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if token.is_file():  # where it lies, `ray start` has turned token authentication on
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -252,7 +296,10 @@ def join(address: str, options: dict[str, Any]) -> Any:
         said = str(error).strip()
         if not isinstance(error, AuthenticationError) and "InvalidAuthToken" not in said:  # it may be told as another
             first = said.splitlines()[0] if said else type(error).__name__
-            raise ConfigError(f"--ray-address {address}: no Ray cluster answers there ({first})", kind="ray") from error
+            tls = "" if os.environ.get("RAY_USE_TLS") == "1" else "; or it wants TLS, which is off here"
+            raise ConfigError(
+                f"--ray-address {address}: no Ray cluster answers there ({first}){tls}", kind="ray"
+            ) from error
         mine = f"that of {token} is not its own" if token.is_file() else f"there is none at {token}"
         raise ConfigError(
             f"--ray-address {address}: that cluster wants Ray's token, and {mine}: copy the file from its head node",

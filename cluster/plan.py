@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.command_line.cli import read_file, settings_of
 from cluster.command_line.presets import preset_for, under
 from learner.ranks.layout import Heads
 from learner.training.plan import GIB, Shape, estimate, step_flops
 from learner.training.split import Split, choose
 from protocol.config import Settings
+from protocol.section import count, positive
 
 
 def main(arguments: Sequence[str], program: str = "longhaul plan") -> int:
@@ -24,21 +25,21 @@ def main(arguments: Sequence[str], program: str = "longhaul plan") -> int:
     parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", type=Path, help="settings file (TOML; default: what suits the model)")
     parser.add_argument("--model", type=Path, help="directory with a config.json (default: model.path of the settings)")
-    parser.add_argument("--gpus", type=int, help="split so many GPUs of one host between generators and learner")
-    parser.add_argument("--tokens", type=int, help="tokens of a micro-batch (default: learner.pack_tokens)")
-    parser.add_argument("--gpu-gib", type=float, default=131.0, help="usable memory of a GPU (H200: 131 GiB)")
-    parser.add_argument("--gpu-tflops", type=float, default=989.0, help="its dense bfloat16 peak")
-    parser.add_argument("--mfu", type=float, default=0.4, help="assumed utilisation")
+    parser.add_argument("--gpus", type=count, help="split so many GPUs of one host between generators and learner")
+    parser.add_argument("--tokens", type=count, help="tokens of a micro-batch (default: learner.pack_tokens)")
+    parser.add_argument("--gpu-gib", type=positive, default=131.0, help="usable memory of a GPU (H200: 131 GiB)")
+    parser.add_argument("--gpu-tflops", type=positive, default=989.0, help="its dense bfloat16 peak")
+    parser.add_argument("--mfu", type=positive, default=0.4, help="assumed utilisation")
     options = parser.parse_args(arguments)
     if not options.config and not options.model:
         parser.error("give --config, --model, or both")
     try:
-        content: dict[str, Any] = tomllib.loads(options.config.read_text()) if options.config else {}
-        given = Settings.model_validate(content)
+        content = read_file(options.config)
+        given = settings_of(content)
         model = options.model or Path(given.model.path)
         context = content.get("model", {}).get("max_context")
         preset = preset_for(model, context, on_gpu=True)
-        settings = Settings.model_validate(under(content, preset)) if preset else given
+        settings = settings_of(under(content, preset)) if preset else given
         shape = Shape.read(model)
         if options.tokens:
             settings = _with_learner(settings, pack_tokens=options.tokens)

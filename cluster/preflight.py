@@ -4,63 +4,44 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from actors.generator import engine
+from cluster.files.mirror import check_url
 from cluster.memory import needed_gib
+from cluster.reporting.trackers import table as trackers
 from cluster.surroundings import check_shared_memory
 from learner.objectives.registry import checked_objective, loss_settings
 from learner.ranks import layout
 from learner.training.reference import checked_reference
 from protocol.config import Settings
 from protocol.errors import ConfigError
-from protocol.messages import TaskRef
 from sandbox.backends import open_backend
-from sandbox.datasets.loading import load_tasks
-from sandbox.tasks.task import Task
+from sandbox.datasets.of_run import RunTasks, tasks_of_run
 
 _GIB = 1 << 30
 
 
-async def check(settings: Settings, run: str) -> list[Task]:
+async def check(settings: Settings, run: str) -> RunTasks:
     """Refuse a run that cannot work.
 
     Returns:
-        The tasks of the run, loaded and validated.
+        The tasks of the run, loaded and validated, and those that it is scored on.
 
     Raises:
         ConfigError: with one line that says what to change.
     """
     check_model(settings)
     check_port(settings)
+    trackers.check(settings)
+    check_url(settings)
     check_shared_memory(settings)
     check_memory(settings, psutil.virtual_memory().available)
     backend = await open_backend(settings.sandbox, run)
     await backend.close()
-    return load_tasks(settings.tasks)
-
-
-def held_out_tasks(settings: Settings, tasks: Sequence[TaskRef]) -> list[TaskRef]:
-    """The tasks that are scored while the run trains on `tasks`.
-
-    Raises:
-        ConfigError: they cannot be loaded, or the run trains on some of them.
-    """
-    if settings.held_out is None:
-        return []
-    held_out = [task.ref for task in load_tasks(settings.held_out)]
-    trained = {task.task_id for task in tasks}
-    both = [task.task_id for task in held_out if task.task_id in trained]
-    if both:
-        raise ConfigError(
-            f"--eval.tasks {settings.held_out.source}: the run trains on {len(both)} of these tasks, {both[0]!r} "
-            "first: held-out tasks must be others",
-            kind="held_out",
-        )
-    return held_out
+    return tasks_of_run(settings)
 
 
 def check_model(settings: Settings) -> None:

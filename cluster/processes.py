@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ import psutil
 from cluster import run_files
 from cluster.run_files import RunFiles
 from protocol.config import Settings
+from protocol.membership import fence
 from protocol.messages import TaskRef
 from protocol.sockets import Keys
 
@@ -51,6 +53,7 @@ class _Process:
         os.close(log)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
         self._held = run_files.hold(files, name)
+        fence.when_replaced(self._end_replaced)
         if keys is not None:  # of several hosts: this one's reaper ends what it finds by its files, and dies last
             threading.Thread(target=self._end_without_reaper, name="reaper watch", daemon=True).start()
 
@@ -69,6 +72,11 @@ class _Process:
                 resident += process.memory_info().rss
         return {"resident_bytes": float(resident)}
 
+    def _end_replaced(self, reason: str) -> None:
+        """Another process has this part by now: nothing more is done, not even tidied up, which is that one's."""
+        logging.getLogger(__name__).error("%s", reason)
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def _end_without_reaper(self) -> None:
         """Waits for the owner of the private directory to be gone: nobody would end this process in time any more."""
         while run_files.owner_lives(self.files.private):
@@ -80,7 +88,7 @@ class _Process:
         return endpoint.replace(OWN_HOST, own_address())
 
 
-class _AsyncProcess(_Process):
+class _AsyncProcess(_Process, ABC):
     """One whose part runs on the actor's own loop."""
 
     _work: asyncio.Task[None]
@@ -94,8 +102,8 @@ class _AsyncProcess(_Process):
         """Wait for `run`, whose caller lost sight of it."""
         await asyncio.shield(self._work)
 
-    async def _run(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _run(self) -> None: ...
 
 
 class ReplayBuffer(_AsyncProcess):
@@ -133,6 +141,11 @@ class ReplayBuffer(_AsyncProcess):
         """How full something is that episodes fill, 1 being the most it should be."""
         self._server.report_pressure(source, levels)
 
+    async def raise_fence(self, generations: dict[str, int]) -> None:
+        """By part: no older process of it is heard from now on."""
+        for part, generation in generations.items():
+            self._server.raise_fence(part, generation)
+
     async def stop(self) -> None:
         await self._server.stop()
 
@@ -167,10 +180,10 @@ class SandboxActor(_AsyncProcess):
         from actors.episodes.sandbox_actor import SandboxActor as Host
         from actors.policies.open_policy import open_policy
         from sandbox.backends import KeptFor, open_backend
-        from sandbox.datasets.loading import load_tasks
+        from sandbox.datasets.of_run import tasks_of_run
 
-        held_out = load_tasks(self.settings.held_out) if self.settings.held_out else []
-        kept_for = KeptFor(self.name, self.files.logs / "keeper.log")
+        tasks, held_out = tasks_of_run(self.settings)
+        kept_for = KeptFor(self.name, self.files.logs / "keeper.log", self.files.private / "images")
         self._backend = await open_backend(self.settings.sandbox, self.files.name, kept_for)
         self._policy, tokenizer = open_policy(self.settings, generator_endpoints, self.keys)
         self._host = Host(
@@ -180,7 +193,7 @@ class SandboxActor(_AsyncProcess):
             replay_endpoint,
             self._policy,
             self._backend,
-            {task.task_id: task for task in [*load_tasks(self.settings.tasks), *held_out]},
+            {task.task_id: task for task in [*tasks, *held_out]},
             tokenizer,
             self.keys,
             self.files.directory,
@@ -230,11 +243,14 @@ class Learner(_Process):
             second.bind(("", 0))
             return own_address(), first.getsockname()[1], second.getsockname()[1]
 
-    def start(self, rank: int, world_size: int, master: tuple[str, int], replay: str, weights: str) -> None:
+    def start(
+        self, rank: int, world_size: int, master: tuple[str, int], replay: str, weights: str, resume: str | None
+    ) -> None:
+        """Ranks that are started again come back to what `resume` says, whatever the run began with."""
         from learner.rank import LearnerRank
 
         self._rank = LearnerRank(
-            self.settings,
+            self.settings.model_copy(update={"resume": resume}),
             rank,
             world_size,
             *master,

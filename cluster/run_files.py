@@ -8,12 +8,16 @@ the end, or by the next start when the owner was killed.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import os
 import re
 import secrets
 import shutil
+import socket
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -28,6 +32,7 @@ from sandbox.owners import Owner, new_owner
 PREFIX = "longhaul-"
 SHARED_MEMORY = Path("/dev/shm")
 _OWNER_FILE = "owner"
+_LOCK = "lock"
 _KILL_WAIT_S = 2.0
 
 
@@ -60,15 +65,17 @@ def choose_directory(settings: Settings) -> Path:
     """The run directory, made and shown to be writable.
 
     Raises:
-        ConfigError: it cannot be written, or holds another run that is not to be resumed.
+        ConfigError: it cannot be written, or holds another run that works, or is not to be resumed.
     """
-    directory = settings.run_dir or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    directory = directory.absolute()
+    directory = (settings.run_dir or _new_directory(Path("runs"))).absolute()
     if (directory / "settings.json").exists() and settings.resume is None:
+        with sole_use(directory):  # if it still works, that is the better answer
+            pass
         raise ConfigError(
             f"--run-dir {directory} already holds a run: continue it with --resume auto, or choose another directory",
             kind="run_dir",
         )
+    _refuse_what_is_forgotten(settings, directory)
     try:
         (directory / "logs").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -78,20 +85,76 @@ def choose_directory(settings: Settings) -> Path:
     return directory
 
 
+def _new_directory(parent: Path) -> Path:
+    """Named after now; runs that start within the same second have one each."""
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        directory = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # told by who tries to use it
+            pass
+        return directory
+    raise AssertionError("there is always another name")
+
+
+@contextlib.contextmanager
+def sole_use(directory: Path) -> Iterator[None]:
+    """Nobody else runs in a run directory meanwhile, from this host or, where its file system has locks, from another.
+
+    Raises:
+        ConfigError: somebody does.
+    """
+    with (directory / _LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            who = file.read(200).strip() or "another process"
+            raise ConfigError(
+                f"--run-dir {directory} is in use by {who}: wait for that run to end, or choose another directory",
+                kind="run_dir",
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _refuse_what_is_forgotten(settings: Settings, directory: Path) -> None:
+    """A run's own checkpoint that is older than those it goes back to: its journal has forgotten the batches since."""
+    if settings.resume in (None, "auto"):
+        return
+    named = Path(str(settings.resume)).resolve()
+    there = complete_checkpoints(directory.resolve())
+    steps = [step for step, path in there.items() if path == named]
+    if steps and steps[0] not in sorted(there)[-settings.checkpoint.keep :]:
+        raise ConfigError(
+            f"--resume {settings.resume}: the run in {directory} went on to step {max(there)} and no longer has the "
+            "batches since; go on from this checkpoint in another --run-dir",
+            kind="run_dir",
+        )
+
+
 def newest_checkpoint(directory: Path) -> Path | None:
     """Of a run directory: the newest complete one."""
+    found = complete_checkpoints(directory)
+    return found[max(found)] if found else None
+
+
+def complete_checkpoints(directory: Path) -> dict[int, Path]:
+    """Of a run directory, by step."""
     found = [p.parent for p in directory.glob("checkpoints/step-*/checkpoint.json") if p.parent.name[5:].isdigit()]
-    return max(found, key=_step_of, default=None)
+    return {int(path.name.removeprefix("step-")): path for path in found}
 
 
 def newest_step(directory: Path) -> int:
     """Step of the newest checkpoint, 0 if there is none."""
-    checkpoint = newest_checkpoint(directory)
-    return _step_of(checkpoint) if checkpoint else 0
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+    return max(complete_checkpoints(directory), default=0)
 
 
 def claim(directory: Path) -> RunFiles:

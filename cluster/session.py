@@ -15,18 +15,23 @@ from typing import Any, NamedTuple
 from cluster import preflight, run_files
 from cluster.cleanup import reap_dead_runs, remove_everything
 from cluster.command_line.cli import exit_with, program_name
+from cluster.evaluation.best import behind_link, best_checkpoint
 from cluster.evaluation.evaluation import with_evaluation_tasks, write_evaluation
+from cluster.files.mirror import mirrored, with_fetched_checkpoint
 from cluster.placement import Cluster
 from cluster.reporting.audit import print_audit, write_audit
 from cluster.reporting.console import console_beside
 from cluster.reporting.progress import open_progress
 from cluster.reporting.ray_metrics import RaySink
 from cluster.reporting.summary import print_summary, summarise
+from cluster.reporting.trackers.beside import trackers_beside
+from cluster.reporting.trackers.table import is_directory
 from cluster.run_files import RunFiles
 from cluster.stop_signals import StopSignals
-from cluster.supervision.part import LearnerLost
+from cluster.supervision.part import LifeLost
+from cluster.supervision.vigil import Restarts
 from cluster.supervisor import Supervisor
-from cluster.surroundings import check_directories, put_foreign_ray_aside
+from cluster.surroundings import allow_open_files, check_directories, put_foreign_ray_aside
 from console.report.report import write_report
 from console.run_data.held_out import held_out
 from console.run_data.run import Run
@@ -53,12 +58,16 @@ class Life(NamedTuple):
 async def run(settings: Settings) -> int:
     """Check, run, clean up, report. Returns the exit status of the program.
 
-    A run that loses a learner rank lives again, from its newest checkpoint, as long as every life leaves a newer one.
+    A run that loses a host of its learner, or Ray itself, lives again, from its newest checkpoint, `restarts_per_hour`
+    times within an hour.
     """
     started = time.monotonic()
     stop = StopSignals()
-    settings = with_whole_paths(with_evaluation_tasks(settings))
-    reached = run_files.newest_step(settings.run_dir) if settings.run_dir else 0
+    try:
+        settings = with_whole_paths(with_fetched_checkpoint(with_evaluation_tasks(settings)))
+    except ConfigError as error:
+        exit_with(error)
+    restarts = Restarts(settings.restarts_per_hour)
     lives: list[Life] = []
     while True:
         try:
@@ -68,48 +77,74 @@ async def run(settings: Settings) -> int:
                 exit_with(error)
             life = lives[-1]._replace(steps=[], system={}, failure=error)
         lives.append(life)
-        step = run_files.newest_step(life.directory)
-        if not isinstance(life.failure, LearnerLost) or step <= reached or stop.received:
+        if not isinstance(life.failure, LifeLost) or stop.received or not restarts.take("run", time.monotonic()):
             break
-        print(
-            f"{program_name()}: {life.failure}\n{program_name()}: the run goes on from its checkpoint of step {step}",
-            file=sys.stderr,
-        )
-        reached = step
-        settings = settings.model_copy(update={"run_dir": life.directory, "resume": "auto"})
-    _report(settings, lives, time.monotonic() - started)
+        step = run_files.newest_step(life.directory)
+        where = f"its checkpoint of step {step}" if step else "where it began"
+        said = f"{program_name()}: {life.failure}\n{program_name()}: the run goes on from {where}"
+        print(said, file=sys.stderr)
+        resume = "auto" if step else settings.resume or "auto"
+        settings = settings.model_copy(update={"run_dir": life.directory, "resume": resume})
+    has_scores = _report(settings, lives, time.monotonic() - started)
     if life.failure is not None:
         print(
             f"{program_name()}: {life.failure}\nContinue with --run-dir {life.directory} --resume auto", file=sys.stderr
         )
         return 1
-    return 128 + stop.received if stop.received else 0
+    if stop.received:
+        return 128 + stop.received
+    if not has_scores:
+        why = life.directory / "evaluation.md"
+        print(f"{program_name()}: not one attempt of the evaluation has a score; {why} says why", file=sys.stderr)
+        return 1
+    return 0
 
 
 def with_whole_paths(settings: Settings) -> Settings:
-    """Paths are the launching user's: processes of the run may stand elsewhere, on other hosts for one."""
-    model, source = Path(settings.model.path), Path(settings.tasks.source)
+    """Paths are the launching user's: processes of the run may stand elsewhere, on other hosts for one; and the
+    checkpoint that is the best now may not be the best when they look."""
+    model, source = behind_link(Path(settings.model.path)), Path(settings.tasks.source)
     evaluated = settings.eval.tasks or "micro"
     changed: dict[str, Any] = {}
+    if settings.resume not in (None, "auto"):
+        changed["resume"] = str(behind_link(Path(settings.resume)).absolute())
     if model.exists():
         changed["model"] = settings.model.model_copy(update={"path": str(model.absolute())})
     if source.exists() and settings.tasks.source != "micro":
         changed["tasks"] = settings.tasks.model_copy(update={"source": str(source.absolute())})
+    if settings.tasks.sources:
+        tasks = changed.get("tasks", settings.tasks)
+        sources = [
+            one.model_copy(update={"source": str(Path(one.source).absolute())})
+            if one.source != "micro" and Path(one.source).exists()
+            else one
+            for one in settings.tasks.sources
+        ]
+        changed["tasks"] = tasks.model_copy(update={"sources": sources})
     if evaluated != "micro" and Path(evaluated).exists():
         changed["eval"] = settings.eval.model_copy(update={"tasks": str(Path(evaluated).absolute())})
+    if is_directory(settings.metrics.mlflow):
+        store = str(Path(settings.metrics.mlflow).absolute())
+        changed["metrics"] = settings.metrics.model_copy(update={"mlflow": store})
     return settings.model_copy(update=changed)
 
 
 async def _live(settings: Settings, stop: StopSignals) -> Life:
     """From the checks to nothing left. Raises `ConfigError` for what the user has to mend first."""
     check_directories(settings)
+    allow_open_files(settings)
     put_foreign_ray_aside(settings)
     await reap_dead_runs(settings)
+    directory = run_files.choose_directory(settings)
+    with run_files.sole_use(directory):
+        return await _live_in(directory, settings, stop)
+
+
+async def _live_in(directory: Path, settings: Settings, stop: StopSignals) -> Life:
     files: RunFiles | None = None
     try:
-        files = run_files.claim(run_files.choose_directory(settings))
-        tasks = [task.ref for task in await preflight.check(settings, files.name)]
-        held_out = preflight.held_out_tasks(settings, tasks)
+        files = run_files.claim(directory)
+        tasks, held_out = ([task.ref for task in part] for part in await preflight.check(settings, files.name))
         settings = settings.model_copy(update={"run_dir": files.directory})
         (files.directory / "settings.json").write_text(settings.model_dump_json(indent=2))
         (files.directory / VERSIONS).write_text(json.dumps(versions(), indent=2))
@@ -130,6 +165,8 @@ async def _run(
     with (
         open_progress(settings.steps, f"Longhaul {settings.phase}  {files.directory}") as progress,
         console_beside(settings.console, files.directory) as console,
+        trackers_beside(settings.metrics, files.directory, progress.note) as trackers,
+        mirrored(settings, files.directory, progress.note),
     ):
         try:
             await asyncio.to_thread(cluster.start)
@@ -146,29 +183,34 @@ async def _run(
                     await supervisor.run()
                 finally:
                     steps, system, account = supervisor.steps, supervisor.system, supervisor.account
+            trackers.status = "KILLED" if stop.received else "FINISHED"
         except ConfigError:
             raise
         except LonghaulError as error:
             failure = error
+            trackers.status = "FAILED"
         finally:
-            await asyncio.to_thread(cluster.stop, goes_on=isinstance(failure, LearnerLost))
+            await asyncio.to_thread(cluster.stop, goes_on=isinstance(failure, LifeLost))
     return Life(files.directory, steps, system, tasks, account, failure)
 
 
-def _report(settings: Settings, lives: list[Life], seconds: float) -> None:
-    """The summary of all lives; of an evaluation also its tables."""
+def _report(settings: Settings, lives: list[Life], seconds: float) -> bool:
+    """The summary of all lives; of an evaluation also its tables. Whether anything was scored that was to be."""
+    has_scores = True
     directory = lives[-1].directory
-    figures = summarise([(life.steps, life.system) for life in lives], seconds, held_out(directory))
+    best = best_checkpoint(directory) if settings.checkpoint.keep_best else None
+    figures = summarise([(life.steps, life.system) for life in lives], seconds, held_out(directory), best)
     (directory / "summary.json").write_text(json.dumps(figures, indent=2))
-    print_summary(figures, directory, run_files.newest_checkpoint(directory))
+    print_summary(figures, directory, run_files.newest_checkpoint(directory), best)
     last = lives[-1]
     if last.account is not None:
         print_audit(write_audit(directory, last.account, last.system))
-    _write_page(directory)
     model = settings.eval.model or settings.model.path
     if settings.phase == "eval" and last.tasks:
-        write_evaluation(directory, last.tasks, model, settings.eval.runs, _why_unscored(last))
+        has_scores = bool(write_evaluation(directory, last.tasks, model, settings.eval.runs, _why_unscored(last)))
         print((directory / "evaluation.md").read_text())
+    _write_page(directory)
+    return has_scores
 
 
 def _why_unscored(life: Life) -> dict[str, str]:
@@ -180,13 +222,12 @@ def _why_unscored(life: Life) -> dict[str, str]:
 
 def _write_page(directory: Path) -> None:
     """The report as a page; a disk that takes no more costs the page, not the run's status."""
-    run = Run.open(directory)
     try:
-        print(f"report         {write_report(run)}")
+        run = Run.open(directory)
+        with contextlib.closing(run.index):
+            print(f"report         {write_report(run)}")
     except (ConfigError, OSError, sqlite3.Error) as error:
         print(f"{program_name()}: no report was written: {error}", file=sys.stderr)
-    finally:
-        run.index.close()
 
 
 @contextlib.contextmanager

@@ -40,6 +40,11 @@ class Evaluation(Struct, kw_only=True):
     reasons: dict[str, str] = field(default_factory=dict)  # tasks of which an attempt never finished, and why
     is_over: bool = False
 
+    @property
+    def num_resolved(self) -> int:
+        """Attempts that resolved their task: over all that was asked, so that an outage makes no best."""
+        return sum(attempt.resolved for attempt in self.attempts)
+
 
 class HeldOut(Struct, kw_only=True):
     """What the buffer remembers of evaluations."""
@@ -67,6 +72,15 @@ class HeldOut(Struct, kw_only=True):
         """Attempt the held-out tasks from now on."""
         self.evaluations[version] = Evaluation(version=version)
 
+    def wanted(self, served: int) -> tuple[int, ...]:
+        """Versions whose weights may be the best of the run: that of the best evaluation so far (of equal ones the
+        first; the model that a run begins from needs no checkpoint), one under way, and the one that is served, where
+        the next evaluation may begin."""
+        over = [each for each in self.evaluations.values() if each.is_over and each.version > 0]
+        best = max(over, key=lambda each: (each.num_resolved, -each.version), default=None)
+        current = self.current
+        return (*([best.version] if best else []), *([current.version] if current else []), served)
+
     def next_task(self, tasks: Sequence[str], set_aside: Collection[str]) -> str | None:
         """The task that the current evaluation attempts next; one that cannot be run is passed over."""
         if self.current is None:
@@ -86,6 +100,18 @@ class HeldOut(Struct, kw_only=True):
         if max(num_scoring, self.leased) >= batch:
             return False
         return is_spare or num_scoring < max(1, int(limit * SHARE))
+
+
+def nearest(steps: Collection[int], version: int) -> int | None:
+    """Of the steps that checkpoints are of, the one nearest a version, the earlier of two; None of none."""
+    return min(steps, key=lambda step: (abs(step - version), step), default=None)
+
+
+def expendable(steps: Collection[int], keep: int, wanted: Collection[int]) -> list[int]:
+    """Steps whose checkpoints may go: neither among the newest `keep` nor nearest a version that is wanted."""
+    newest = sorted(steps)[-keep:]
+    stay = {*newest, *(nearest(steps, version) for version in wanted)}
+    return [step for step in sorted(steps) if step not in stay]
 
 
 def scored(trajectory: Trajectory) -> Scored:

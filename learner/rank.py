@@ -30,11 +30,11 @@ from learner.training.self_test import prove_packing, prove_sampling
 from learner.training.trainer import Trainer
 from protocol.config import Settings
 from protocol.errors import LearnerError
-from protocol.messages import Batch, BatchDone, CheckpointMark, CheckpointMarkReply, Trajectory
+from protocol.messages import Batch, BatchDone, CheckpointMark, CheckpointMarkReply, Message, Trajectory
 from protocol.sockets import BlockingClient, Keys
 
 _log = logging.getLogger(__name__)
-_REQUEST_S = 30.0
+_AGAIN_S = 5.0
 _MAX_RECORDS = 1000
 
 
@@ -104,6 +104,7 @@ class LearnerRank:
             sequence_parallel=sequence_parallel(settings, self.world_size),
             start_timeout_s=settings.start_timeout_s,
             timeout_s=settings.learner.step_timeout_s,
+            keys=self._keys,
         )
         self._policy = Policy(settings, self._group)
         if resumed is not None:
@@ -216,7 +217,7 @@ class LearnerRank:
         self._publish()
         if self._replay is not None:
             done = BatchDone(learner="learner", batch_id=batch.batch_id, version=self.version)
-            self._replay.request(done, _REQUEST_S)
+            self._tell(self._replay, done)
         if self._step_records is not None:
             self._step_records.write(self.version, batch, samples, self._trainer.logprobs if learned else [])
         self._records.append(
@@ -257,8 +258,9 @@ class LearnerRank:
         return figures
 
     def _publish(self) -> None:
-        """Gather the weights on all ranks, in buckets, and offer them to the generators."""
-        weights = self._policy.full_weights(self.settings.weights.bucket_mib << 20, copy=False)
+        """Gather the weights, or the adapters, on all ranks, in buckets, and offer them to the generators."""
+        leaving = self._policy.adapters if self.settings.pushes_adapters else self._policy.full_weights
+        weights = leaving(self.settings.weights.bucket_mib << 20, copy=False)
         with self._group.doing(f"publishing version {self.version}"):
             try:
                 if self._publisher is not None:
@@ -270,7 +272,8 @@ class LearnerRank:
     def _is_due(self, saved_at: float) -> bool:
         """Whether to save now: by the version or by rank 0's clock, so that it is the same on all ranks."""
         every, every_s = self.settings.checkpoint.every, self.settings.checkpoint.every_s
-        if every and self.version % every == 0:
+        of_evaluations = self.settings.eval.every if self.settings.checkpoint.keep_best else 0
+        if any(number and self.version % number == 0 for number in (every, of_evaluations)):
             return True
         if not every_s:
             return False
@@ -283,12 +286,16 @@ class LearnerRank:
         with self._group.doing(f"saving a checkpoint of version {self.version}"):
             self._checkpoints.save(self.version)
 
-    def _mark(self, version: int, path: Path) -> int:
+    def _mark(self, version: int, path: Path) -> CheckpointMarkReply:
         """Tell the replay buffer of a complete checkpoint. From the writer's thread."""
         assert self._marks is not None
-        reply = self._marks.request(CheckpointMark(version=version, path=str(path)), _REQUEST_S)
+        reply = self._tell(self._marks, CheckpointMark(version=version, path=str(path)))
         assert isinstance(reply, CheckpointMarkReply)
-        return reply.journal_offset
+        return reply
+
+    def _tell(self, replay: BlockingClient, message: BatchDone | CheckpointMark) -> Message:
+        """The buffer's answer. One that was killed with the message comes back, in its time, and hears it again."""
+        return replay.request(message, self.settings.start_timeout_s, _AGAIN_S)
 
 
 def batch_figures(trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:

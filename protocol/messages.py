@@ -70,6 +70,7 @@ class Tokens(Message, frozen=True, kw_only=True):
     versions: np.ndarray  # int32 [n]
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # prompt tokens served from the prefix cache
+    experts: np.ndarray | None = None  # with the last tokens: of the m before the very last, see `Trajectory`
 
 
 class TakeApart(Message, frozen=True, kw_only=True):
@@ -131,6 +132,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     segment: str = ""  # file in shared memory of the publisher's host; empty: only over the socket
     segment_identity: str = ""  # of that file: whoever finds the same one at that path shares its memory
     bucket_bytes: int = 64 << 20
+    generation: int = 0  # of the learner process that publishes it: an older one's weights are nobody's any more
 
     @property
     def is_complete(self) -> bool:
@@ -247,6 +249,7 @@ class LeaseReply(Message, frozen=True, kw_only=True):
     retry_after_s: float = 0.0
     waiting_for: str = ""
     done: bool = False  # the run needs no more episodes
+    soon: tuple[str, ...] = ()  # tasks of the leases to come, the next one first, as far as is known now
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -305,6 +308,9 @@ class Trajectory(Struct, frozen=True, kw_only=True, omit_defaults=True):
     segment_starts: np.ndarray | None = None  # int32 [segments], see `protocol/branches.py`; None: a straight history
     segment_parents: np.ndarray | None = None  # int32 [segments], the token that each segment continues
     drift: dict[str, int] = {}  # tokens of the history that prompts held anew, by cause (`actors/history/`)
+    experts: np.ndarray | None = None
+    """uint8 or uint16 [tokens, layers with experts, experts of a token]: which ones served each token as context; the
+    largest number where that was not recorded (`learner.routing_replay`)."""
     zero_because: ZeroReason = ""
 
     @property
@@ -407,9 +413,10 @@ class CheckpointMark(Message, frozen=True, kw_only=True):
 
 
 class CheckpointMarkReply(Message, frozen=True, kw_only=True):
-    """Journal position that belongs to the checkpoint."""
+    """Journal position that belongs to the checkpoint, and versions whose nearest checkpoints evaluations want."""
 
     journal_offset: int
+    wanted: tuple[int, ...] = ()
 
 
 class Pressure(Message, frozen=True, kw_only=True):
@@ -453,6 +460,43 @@ class HostLease(Message, frozen=True, kw_only=True):
     to_end: list[str] = []  # parts that are stuck there: these alone
 
 
+class FileFetch(Message, frozen=True, kw_only=True):
+    """A host asks the launcher for a piece of a file, by the hash of its content."""
+
+    sha256: str
+    offset: int
+
+
+class FilePiece(Message, frozen=True, kw_only=True):
+    """What stands there, some megabytes at most; nothing at the file's end."""
+
+    sha256: str
+    offset: int
+    data: np.ndarray  # uint8 [n]
+
+
+# --- the learner's ranks ------------------------------------------------------------------------------------------
+
+
+class StoreAsk(Message, frozen=True, kw_only=True):
+    """One action on the key-value store in which ranks find each other."""
+
+    action: Literal["set", "look", "add", "exchange", "delete"]
+    key: str
+    value: bytes = b""
+    expected: bytes = b""
+    amount: int = 0
+
+
+class StoreAnswer(Message, frozen=True, kw_only=True):
+    """What stands under that key after it."""
+
+    is_there: bool
+    was_there: bool  # before
+    value: bytes
+    keys: int  # how many there are
+
+
 Wire = (
     Generate
     | Cancel
@@ -493,5 +537,9 @@ Wire = (
     | ReplayStatus
     | HostBeat
     | HostLease
+    | FileFetch
+    | FilePiece
+    | StoreAsk
+    | StoreAnswer
 )
 """Every message that a socket accepts."""

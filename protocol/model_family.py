@@ -21,6 +21,13 @@ _STATEFUL_KEYS = (
 _STATEFUL_LAYERS = ("linear", "mamba", "recurrent", "conv", "rwkv", "ssm", "lightning")
 _STATEFUL_TYPES = frozenset(("minimax", "minimax_text_01", "rwkv", "mamba", "mamba2", "recurrent_gemma", "kimi_linear"))
 _COUNTS_POSITIONS_ITSELF = frozenset(("bloom", "mpt", "opt", "xglm", "gpt_bigcode", "biogpt"))
+_READS_BOTH_WAYS = frozenset(
+    (
+        *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+        *("modernbert", "nezha", "qdqbert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
+        *("xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod"),
+    )
+)
 _STRETCHED_FROM_ORIGINAL = frozenset(("yarn", "dynamic", "linear"))
 _EXPERTS_PUSHED = frozenset(("qwen3_moe", "mixtral", "glm4_moe"))
 """Mixtures of experts whose pushes were held against transformers, tensor by tensor."""
@@ -107,6 +114,8 @@ class ModelFamily:
     def _cannot_be_read(self) -> Iterator[str]:
         if self.text.get("is_encoder_decoder"):
             yield "encoder-decoder models have no append-only history of tokens: choose a decoder"
+        if self.model_type in _READS_BOTH_WAYS and not self.text.get("is_decoder"):
+            yield "it sees the tokens behind the one that it predicts (is_decoder is off): choose a decoder"
         if auto_map := self.text.get("auto_map"):
             yield f"it needs code of its own ({min(map(str, auto_map))}), which is never run from a model directory"
 

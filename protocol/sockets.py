@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ import zmq
 from protocol.errors import ConfigError, DeadlineError, WireError
 from protocol.frames import Joiner, split
 from protocol.loop_socket import LoopSocket
+from protocol.membership import fence
+from protocol.membership.fence import FENCED, Fence, Member
 from protocol.messages import Message, Refused
 from protocol.wire import DEFAULT_MAX_BYTES, MAX_REQUEST_BODY_BYTES, Codec
 
@@ -37,6 +40,7 @@ class Keys(msgspec.Struct, frozen=True, kw_only=True):
 
     public: str
     secret: str = msgspec.field()
+    member: Member | None = None  # the process that holds them: servers are told, and hear its newest generation alone
 
     @staticmethod
     def generate() -> Keys:
@@ -77,8 +81,10 @@ def _configure(socket: zmq.Socket[Any], keys: Keys | None, *, server: bool, max_
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
     if server:
         socket.setsockopt(zmq.CURVE_SERVER, 1)
-    else:
-        socket.setsockopt(zmq.CURVE_SERVERKEY, keys.public.encode())
+        return
+    socket.setsockopt(zmq.CURVE_SERVERKEY, keys.public.encode())
+    if keys.member is not None:
+        socket.setsockopt(zmq.ROUTING_ID, keys.member.identity())
 
 
 class _RunMembersOnly:
@@ -105,11 +111,17 @@ def _decode(codec: Codec, parts: Sequence[zmq.Frame]) -> Message:
 
 
 def _unless_refused(endpoint: str, message: Message, reply: _Reply) -> Message:
+    _notice_replacement(reply)
     if isinstance(reply, Refused):
         raise WireError(f"{endpoint} refused {type(message).__name__}: {reply.reason}", kind=reply.kind)
     if isinstance(reply, WireError):
         raise reply
     return reply
+
+
+def _notice_replacement(reply: _Reply) -> None:
+    if isinstance(reply, Refused) and reply.kind == FENCED:
+        fence.replaced(reply.reason)
 
 
 def _silence(endpoint: str, message: Message, timeout_s: float) -> DeadlineError:
@@ -129,11 +141,12 @@ class Server:
     """A ROUTER socket for one asyncio loop: `async for peer, message in server`, `await server.send(peer, reply)`.
 
     Waits for messages for ever; `close()` unblocks it. A bad message is answered with `Refused`, counted in
-    `num_refused` and not given to the caller.
+    `num_refused` and not given to the caller; so is one of a process that was replaced (`membership/fence.py`).
     """
 
     def __init__(self, endpoint: str, keys: Keys | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         check_endpoint(endpoint, keys)
+        self.fence = Fence()
         self._context = zmq.Context()
         self._gate = _RunMembersOnly(self._context, keys) if keys and endpoint.startswith("tcp://") else None
         socket = self._context.socket(zmq.ROUTER)
@@ -171,6 +184,13 @@ class Server:
             self.num_refused += 1
             return None
         peer = Peer(identity.bytes, rest[0].bytes)
+        if not self.fence.admits(member := fence.member_of(peer.identity)):
+            assert member is not None
+            self.num_refused += 1
+            newest = self.fence.newest(member.part)
+            reason = f"process {member.generation} of {member.part} was replaced by process {newest}: it must end"
+            await self.send(peer, Refused(kind=FENCED, reason=reason))
+            return None
         try:
             return peer, _decode(self._codec, rest[1:])
         except WireError as error:
@@ -227,6 +247,7 @@ class Client:
                         reply = await replies.get()
                 except TimeoutError:
                     raise _silence(self.endpoint, message, timeout_s) from None
+                _notice_replacement(reply)
                 if isinstance(reply, WireError):
                     raise reply
                 yield reply
@@ -282,18 +303,26 @@ class BlockingClient:
         self._lock = threading.Lock()
         self._socket.connect(endpoint)
 
-    def request(self, message: Message, timeout_s: float) -> Message:
-        """The reply to `message`. Raises `DeadlineError`, or `WireError` if the reply is malformed or `Refused`."""
+    def request(self, message: Message, timeout_s: float, again_s: float = math.inf) -> Message:
+        """The reply to `message`. Raises `DeadlineError`, or `WireError` if the reply is malformed or `Refused`.
+
+        It is sent again every `again_s` seconds: who had it may have died before it answered. For messages that change
+        nothing when they come twice.
+        """
+        mine: set[bytes] = set()
         with self._lock:
-            request = next(self._ids).to_bytes(_ID_BYTES, "little")
-            self._socket.send_multipart([request, *self._joiner.join(self._codec.encode(message))], copy=False)
             deadline = time.monotonic() + timeout_s
-            while (left := deadline - time.monotonic()) > 0:
-                if not self._socket.poll(int(left * 1000) + 1):
-                    break
-                answered, *parts = self._socket.recv_multipart(copy=False)
-                if answered.bytes == request:  # else it is the answer to a request that gave up
-                    return _unless_refused(self.endpoint, message, _decode(self._codec, parts))
+            while (now := time.monotonic()) < deadline:
+                request = next(self._ids).to_bytes(_ID_BYTES, "little")
+                mine.add(request)
+                self._socket.send_multipart([request, *self._joiner.join(self._codec.encode(message))], copy=False)
+                until = min(deadline, now + again_s)
+                while (left := until - time.monotonic()) > 0:
+                    if not self._socket.poll(int(left * 1000) + 1):
+                        break
+                    answered, *parts = self._socket.recv_multipart(copy=False)
+                    if answered.bytes in mine:  # else it is the answer to a request that gave up
+                        return _unless_refused(self.endpoint, message, _decode(self._codec, parts))
         raise _silence(self.endpoint, message, timeout_s)
 
     def close(self) -> None:

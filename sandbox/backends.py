@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,11 @@ class AutoBackend:
             raise SandboxError(f"image {spec.image} needs Docker: {self._why_no_docker}", kind="unavailable")
         return await self._docker.create(spec)
 
+    def expect(self, images: Sequence[str]) -> None:
+        """See `Backend.expect`."""
+        if self._docker is not None:
+            self._docker.expect(images)
+
     async def adopt(self, lease: str) -> Sandbox | None:
         """See `Backend.adopt`."""
         for backend in self._all():
@@ -58,7 +64,8 @@ class AutoBackend:
 
     async def close(self) -> None:
         """See `Backend.close`."""
-        await asyncio.gather(*(backend.close() for backend in self._all()))
+        for backend in reversed(self._all()):  # containers that are kept need the way to their keeper
+            await backend.close()
 
     def _all(self) -> list[Backend]:
         return [self._namespace] if self._docker is None else [self._namespace, self._docker]
@@ -84,6 +91,7 @@ class KeptFor(NamedTuple):
 
     actor: str
     keeper_log: Path
+    image_accounts: Path | None = None  # directory in which the run's processes on this host say what they pulled
 
 
 async def open_backend(settings: SandboxSettings, run: str, kept_for: KeptFor | None = None) -> Backend:
@@ -95,18 +103,20 @@ async def open_backend(settings: SandboxSettings, run: str, kept_for: KeptFor | 
         raise ConfigError("sandbox.user: nothing is isolated there, and whoever runs this is the user", kind="user")
     match settings.backend:
         case "namespace":
-            return await _proved(_namespace(settings, run, kept_for), "--sandbox.backend docker")
+            return await _proved(_namespace(settings, run, _kept(settings, run, kept_for)), "--sandbox.backend docker")
         case "unisolated-for-debugging":
             return await _proved(FakeBackend(run), "--sandbox.backend namespace")
         case "docker":
-            return await _proved(_docker(settings, run), "--sandbox.backend namespace")
+            accounts = kept_for.image_accounts if kept_for else None
+            docker = _docker(settings, run, _kept(settings, run, kept_for), accounts)
+            return await _proved(docker, "--sandbox.backend namespace")
         case "auto":
             return await _auto(settings, run, kept_for)
 
 
 async def _auto(settings: SandboxSettings, run: str, kept_for: KeptFor | None) -> Backend:
-    namespace = _namespace(settings, run, kept_for)
-    docker = _docker(settings, run)
+    kept, accounts = _kept(settings, run, kept_for), kept_for.image_accounts if kept_for else None
+    namespace, docker = _namespace(settings, run, kept), _docker(settings, run, kept, accounts)
     inside, outside = await asyncio.gather(namespace.probe(), docker.probe())
     if inside.available:
         if not outside.available:
@@ -143,22 +153,26 @@ async def _proved(backend: Backend, alternative: str) -> Backend:
     )
 
 
-def _namespace(settings: SandboxSettings, run: str, kept_for: KeptFor | None) -> Backend:
-    if kept_for is not None:
-        return Pool(KeptBackend(run, kept_for.actor, kept_for.keeper_log, settings.max_starts), 0)
-    return Pool(NamespaceBackend(run, settings.max_starts), 0)
+def _kept(settings: SandboxSettings, run: str, kept_for: KeptFor | None) -> KeptBackend | None:
+    if kept_for is None:
+        return None
+    return KeptBackend(run, kept_for.actor, kept_for.keeper_log, settings.max_starts)
 
 
-def _docker(settings: SandboxSettings, run: str) -> Backend:
+def _namespace(settings: SandboxSettings, run: str, kept: KeptBackend | None) -> Backend:
+    return Pool(kept or NamespaceBackend(run, settings.max_starts), 0)
+
+
+def _docker(settings: SandboxSettings, run: str, kept: KeptBackend | None, accounts: Path | None) -> Backend:
     from sandbox.docker.backend import DockerBackend
     from sandbox.docker.registry import read_mirrors
+    from sandbox.keeper.containers import KeptDockerBackend
 
-    backend = DockerBackend(
-        run,
-        settings.docker_hosts,
-        settings.docker_tls_dir,
-        settings.max_starts,
-        mirrors=read_mirrors(settings.image_mirrors),
-        image_disk_gib=settings.image_disk_gib,
+    hosts, tls_dir, max_starts = settings.docker_hosts, settings.docker_tls_dir, settings.max_starts
+    mirrors, disk_gib = read_mirrors(settings.image_mirrors), settings.image_disk_gib
+    backend = (
+        DockerBackend(run, hosts, tls_dir, max_starts, True, mirrors, disk_gib, accounts)
+        if kept is None
+        else KeptDockerBackend(run, kept, hosts, tls_dir, max_starts, mirrors, disk_gib, accounts)
     )
     return Pool(backend, settings.warm)

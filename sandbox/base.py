@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -14,6 +15,13 @@ from msgspec import Struct
 from protocol.errors import SandboxError
 from sandbox.listings import Listing
 from sandbox.patches import Change
+
+_MAX_ARGUMENT_BYTES = 64 << 10
+"""Of a script that is an argument; Linux takes none of 128 KiB."""
+_OF_FILES = frozenset(
+    ("missing", "too_large", "not_a_file", "read_only", "disk_full", "too_many_processes", "out_of_memory", "busy")
+)
+"""Kinds of errors in writing that whoever works in a sandbox brings about, and that are no fault of the place."""
 
 
 class ExecResult(Struct, frozen=True, kw_only=True):
@@ -25,6 +33,8 @@ class ExecResult(Struct, frozen=True, kw_only=True):
     total_bytes: int
     timed_out: bool
     duration_s: float
+    cpu_s: float = 0.0  # of its processes; like the next one known from 2 s on, and not without a guest
+    waited_s: float = 0.0  # that some process of it was ready to run while others ran
 
     @property
     def truncated(self) -> bool:
@@ -39,6 +49,20 @@ class ExecResult(Struct, frozen=True, kw_only=True):
             return head + tail
         left_out = self.total_bytes - len(self.head) - len(self.tail)
         return f"{head}\n[... {left_out} bytes left out ...]\n{tail}"
+
+
+def cannot_run(reason: str) -> ExecResult:
+    """What a shell would say to a command that cannot be started."""
+    text = f"cannot run: {reason}\n".encode(errors="replace")
+    return ExecResult(exit_code=126, head=text, tail=b"", total_bytes=len(text), timed_out=False, duration_s=0.0)
+
+
+def _script_of(command: str) -> bytes:
+    """As bash reads it; empty for half a character that stands for no byte, which no program is started with either."""
+    try:
+        return command.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return b""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -72,6 +96,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     ttl_s: float = 60.0  # dies when its owner has been silent for so long
     from_snapshot: Snapshot | None = None
+    snapshots: Path | None = None  # directory in which its snapshots outlive the backend; None: they go with it
     kept: bool = False  # where a keeper holds it (`sandbox/keeper/`): outlives the process that asked for it
 
 
@@ -111,7 +136,7 @@ class Sandbox(Protocol):
         env: Mapping[str, str] | None = None,
         max_output: int = 1 << 16,
     ) -> ExecResult:
-        """Run a command (a string goes to `bash -c`). On the deadline it and every descendant is killed.
+        """Run a command (a string of any length goes to bash). On the deadline it and every descendant is killed.
 
         Args:
             timeout: seconds.
@@ -121,6 +146,15 @@ class Sandbox(Protocol):
         argv = ["bash", "-c", cmd] if isinstance(cmd, str) else cmd
         if not argv or timeout <= 0:
             raise ValueError(f"a command needs words and a positive timeout, got {argv!r} and {timeout}")
+        if isinstance(cmd, str) and len(script := _script_of(cmd)) >= _MAX_ARGUMENT_BYTES:
+            place = f"/tmp/.{secrets.token_hex(8)}.sh"
+            try:
+                await self.write(place, b'rm -f -- "$0"\n' + script)
+            except SandboxError as error:
+                if error.kind not in _OF_FILES:
+                    raise
+                return cannot_run(str(error))
+            argv = ["bash", place]
         return await self.run(Command(argv=argv, timeout=timeout, cwd=cwd or "", env=env, max_output=max_output))
 
     @abstractmethod
@@ -231,6 +265,11 @@ class Backend(Protocol):
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """Start a sandbox that is ready for commands. Raises `SandboxError`."""
+        ...
+
+    def expect(self, images: Sequence[str]) -> None:
+        """Sandboxes of these images will be wanted soon, the first one first: what can be made ready for them is,
+        beside what is wanted now. In place of what was said before; nothing is promised, and nothing raised."""
         ...
 
     async def adopt(self, lease: str) -> Sandbox | None:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -96,6 +97,9 @@ class FakeBackend:
         self.living.append(sandbox)
         self._pinger.start()
         return sandbox
+
+    def expect(self, images: Sequence[str]) -> None:
+        """See `Backend.expect`: there are no images here."""
 
     async def adopt(self, lease: str) -> Sandbox | None:
         """See `Backend.adopt`."""

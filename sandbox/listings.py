@@ -10,11 +10,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from msgspec import Struct
+
+from sandbox.patches import parents_of
 
 NOT_PART_OF_A_TREE = (
     ".git",
@@ -39,6 +42,8 @@ _MADE_DIRECTORIES = frozenset(
 _MADE_AT_THE_TOP = frozenset(("build", "dist", "target"))
 _MADE_ENDINGS = (".egg-info", ".dist-info")
 _MADE_FILES = (".pyc", ".pyo", ".pyd", ".o", ".so", ".a", ".obj", ".dll", ".dylib", ".class", ".swp")
+_LOOKS_LIKE_GIT = re.compile(rb"(?:\.git|git~1)[. ]*(?::.*)?", re.IGNORECASE | re.DOTALL)
+"""Names that `git apply` refuses, and the whole patch with them (`core.protectNTFS`, on everywhere)."""
 _MADE_NAMES = frozenset((".coverage", ".DS_Store", "nohup.out"))
 
 
@@ -113,7 +118,7 @@ def difference(given: frozenset[bytes], now: frozenset[bytes]) -> Difference:
     What was given and is otherwise now is part of the difference whatever its name. What is new is left out when it is
     in a directory that was not there before and is named as tools name theirs (`node_modules`, `.tox`, `*.egg-info`,
     `build` at the top, one that holds a `pyvenv.cfg`), or when its own name is a compiled file's. Nothing is taken that
-    is over `MAX_FILE_BYTES`, cannot be read, or has a name that is not UTF-8.
+    is over `MAX_FILE_BYTES`, cannot be read, or has a name that is not UTF-8 or that git refuses.
     """
     gone, come = given - now, now - given
     old = {path_of(record): record for record in gone}
@@ -151,6 +156,36 @@ def difference(given: frozenset[bytes], now: frozenset[bytes]) -> Difference:
     )
 
 
+def in_order_of_importance(found: Difference) -> list[str]:
+    """Every path of a difference, those first of which a patch that cannot hold all should hold.
+
+    A file that makes way for a directory comes before what is in it; what tools write, given or not, comes last. In
+    between: what was given and is otherwise now, what is new (top of the tree first), what is gone.
+    """
+    kinds = ((0, found.changed), (1, found.new), (2, found.deleted))
+    in_the_way = set(found.deleted) & {up for path in (*found.changed, *found.new) for up in parents_of(path)}
+    ranks = {
+        path: (path not in in_the_way, _named_as_made(path), kind, path.count("/") if kind == 1 else 0, path)
+        for kind, paths in kinds
+        for path in paths
+    }
+    return sorted(ranks, key=lambda path: ranks[path])
+
+
+def _named_as_made(path: str) -> bool:
+    *parents, name = path.split("/")
+    return any(_is_made_directory(label, depth) for depth, label in enumerate(parents, 1)) or _is_made_file(name)
+
+
+def _is_made_directory(label: str, depth: int) -> bool:
+    made = label in _MADE_DIRECTORIES or label.endswith(_MADE_ENDINGS)
+    return made or (depth == 1 and label in _MADE_AT_THE_TOP)
+
+
+def _is_made_file(label: str) -> bool:
+    return label.endswith(_MADE_FILES) or label in _MADE_NAMES
+
+
 def _not_taken(record: bytes) -> str:
     kind = record[:1]
     if kind in b"FX":
@@ -159,7 +194,12 @@ def _not_taken(record: bytes) -> str:
         return "cannot be read"
     if kind == b"d":
         return "a directory that cannot be looked into, or too deep"
-    return "" if _is_utf8(path_of(record)) else "its name is not UTF-8"
+    path = path_of(record)
+    if any(_LOOKS_LIKE_GIT.fullmatch(part) for part in re.split(rb"[/\\]", path)):
+        return "git takes no such name, which other systems read as .git"
+    if kind == b"l" and path.rpartition(b"/")[2].lower() == b".gitmodules":
+        return "git takes no link of this name"
+    return "" if _is_utf8(path) else "its name is not UTF-8"
 
 
 def _made_by_tools(path: bytes, directories: frozenset[bytes], environments: set[bytes]) -> tuple[str, str] | None:
@@ -169,12 +209,9 @@ def _made_by_tools(path: bytes, directories: frozenset[bytes], environments: set
         folder = b"/".join(parents[:depth]) + b"/"
         if folder in directories:
             continue
-        label = parents[depth - 1].decode(errors="replace")
-        made = label in _MADE_DIRECTORIES or label.endswith(_MADE_ENDINGS)
-        if made or (depth == 1 and label in _MADE_AT_THE_TOP) or folder in environments:
+        if _is_made_directory(parents[depth - 1].decode(errors="replace"), depth) or folder in environments:
             return _readable(folder), "a new directory of the kind that tools make"
-    label = name.decode(errors="replace")
-    if label.endswith(_MADE_FILES) or label in _MADE_NAMES:
+    if _is_made_file(name.decode(errors="replace")):
         return _readable(path), "a new file of the kind that tools make"
     return None
 

@@ -118,13 +118,14 @@ def _conflict(patch: Patch) -> str:
             return f"{change.path[:200]!r} is changed twice"
         kinds[change.path] = change.kind
     for path, kind in kinds.items():
-        for parent in _parents(path):
+        for parent in parents_of(path):
             if kind != "deleted" and kinds.get(parent, "deleted") != "deleted":
                 return f"{parent[:200]!r} cannot be a {kinds[parent]} and hold {path[:200]!r}"
     return ""
 
 
-def _parents(path: str) -> Iterator[str]:
+def parents_of(path: str) -> Iterator[str]:
+    """The directories above a relative path, the nearest first."""
     while path := posixpath.dirname(path):
         yield path
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 from msgspec.structs import replace
@@ -117,6 +117,10 @@ class Pool:
         sandbox.spec = spec
         return sandbox
 
+    def expect(self, images: Sequence[str]) -> None:
+        """See `Backend.expect`."""
+        self._backend.expect(images)
+
     async def adopt(self, lease: str) -> Sandbox | None:
         """See `Backend.adopt`."""
         return await self._backend.adopt(lease)
@@ -153,8 +157,8 @@ class Pool:
 
 def _kind(spec: SandboxSpec) -> Hashable | None:
     """What a warm sandbox must have in common with a wanted one; None for what is not kept warm (trees and snapshots
-    are as many as tasks, and start in milliseconds where there is no image)."""
-    if spec.image is None or spec.source is not None or spec.from_snapshot is not None:
+    are as many as tasks, and start in milliseconds where there is no image; who keeps one must know its lease)."""
+    if spec.image is None or spec.source is not None or spec.from_snapshot is not None or spec.kept:
         return None
     binds = tuple(sorted(spec.read_only_binds.items()))
     limits = (spec.limits.memory_mib, spec.limits.max_processes, spec.limits.cpus, spec.limits.disk_mib)

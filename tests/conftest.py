@@ -10,7 +10,8 @@ import pytest
 
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 
-hypothesis.settings.register_profile("suite", deadline=None)  # timings never decide a test
+too_slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=too_slow)  # timings decide no test
 hypothesis.settings.load_profile("suite")
 
 SLOWEST_LAST = ("slow", "docker", "deepspeed", "vllm", "e2e")

@@ -21,6 +21,7 @@ import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 
+from actors.agent.commands import leaves_thought_open
 from protocol.errors import ConfigError, border
 
 Chat = list[dict[str, Any]]
@@ -96,6 +97,11 @@ class ChatTokenizer:
     def most_chars(self) -> int:
         """Characters of the longest token: a text of more than so many a token cannot have fewer tokens."""
         return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
+
+    @functools.cached_property
+    def opens_thought(self) -> bool:
+        """Whether the template begins a thought for every model turn: then only `</think>` is sampled."""
+        return leaves_thought_open(self.render([{"role": "user", "content": "-"}]))
 
     def decode(self, ids: np.ndarray | Sequence[int], *, keep_special: bool = False) -> str:
         """Text of `ids`; what is not UTF-8 is replaced."""
@@ -203,22 +209,28 @@ def read_template(path: Path, config: Mapping[str, Any] | None = None) -> str:
     `default` counts). Raises `ConfigError`."""
     config = _read_json(path / "tokenizer_config.json") if config is None else config
     if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+        with border(ConfigError, f"text in {path}/chat_template.jinja"):
+            return (path / "chat_template.jinja").read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = {t["name"]: t["template"] for t in template}.get("default")
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     if not isinstance(template, str):
         raise ConfigError(f"{path}: no chat template in chat_template.jinja nor tokenizer_config.json")
     return template
 
 
 def _token_text(token: Any) -> str:
-    return token.get("content", "") if isinstance(token, dict) else token or ""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
 
 
 def _eos_ids(generation: Mapping[str, Any]) -> list[int]:
     eos = generation.get("eos_token_id")
-    return [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
+    found = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+        raise ConfigError(f"eos_token_id of generation_config.json: expected ids of tokens, got {str(eos)[:100]}")
+    return found
 
 
 class _GenerationTag(jinja2.ext.Extension):

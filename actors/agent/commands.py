@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 import shlex
 
 from msgspec import Struct
 
-_BLOCK = re.compile(r"^(?P<fence>`{3,})command[ \t]*\n(?P<text>.*?)^(?P=fence)[ \t]*$", re.DOTALL | re.MULTILINE)
-_THOUGHT_ENDS = "</think>"
-_OPENING = re.compile(r"^`{3,}command[ \t]*$", re.MULTILINE)
+_FENCE = re.compile(r"(`{3,})(command)?[ \t]*")
+_THOUGHT_ENDS = re.compile(r"</think(?:ing)?>|</seed:think>|\[/THINK\]|◁/think▷")
+_THOUGHT_BEGINS = re.compile(r"\s*(?:<think(?:ing)?>|<seed:think>|\[THINK\]|◁think▷)")
+_LEFT_OPEN = re.compile(rf"(?:{_THOUGHT_BEGINS.pattern})\s*\Z")
+_MOST_OF_A_MARK = 64  # characters, with the space around it
 
 NO_COMMAND = "[format error: no command. Write exactly one block that starts with ```command and ends with ```]"
 SEVERAL_COMMANDS = "[format error: several commands ({count}). Write one ```command block, wait for its output]"
@@ -29,9 +32,22 @@ class Command(Struct, frozen=True, kw_only=True):
     body: str = ""
 
 
-def spoken(text: str) -> str:
-    """A turn without what was thought (all that stands before its last `</think>`), with plain line ends."""
-    return text.rpartition(_THOUGHT_ENDS)[2].replace("\r\n", "\n")
+def spoken(text: str, *, begun: bool = False) -> str:
+    """A turn without what was thought, with plain line ends: all that stands before its last `</think>`, or what other
+    families write in its place; a turn that begins with a thought and does not end it says nothing.
+
+    Args:
+        begun: the template has begun the thought already (`leaves_thought_open`), so that the turn itself does not.
+    """
+    ends = [match.end() for match in _THOUGHT_ENDS.finditer(text)]
+    if not ends and (begun or _THOUGHT_BEGINS.match(text)):
+        return ""
+    return text[ends[-1] if ends else 0 :].replace("\r\n", "\n")
+
+
+def leaves_thought_open(opening: str) -> bool:
+    """Whether what a template writes before a model turn ends inside a thought."""
+    return _LEFT_OPEN.search(opening[-_MOST_OF_A_MARK:]) is not None
 
 
 def extract_block(text: str) -> str:
@@ -39,17 +55,39 @@ def extract_block(text: str) -> str:
 
     A block whose text holds ``` lines itself may be fenced by four backticks or more.
     """
-    blocks = list(_BLOCK.finditer(text))
-    outside = _BLOCK.sub("", text)
-    count = len(blocks) + len(_OPENING.findall(outside))
+    blocks, num_unclosed = _blocks(text)
+    count = len(blocks) + num_unclosed
     if count > 1:
         raise FormatError(SEVERAL_COMMANDS.format(count=count))
     if not blocks:
         raise FormatError(UNCLOSED if count else NO_COMMAND)
-    block = blocks[0]["text"]
-    if not block.strip():
+    if not blocks[0].strip():
         raise FormatError(NO_COMMAND)
-    return block
+    return blocks[0]
+
+
+def _blocks(text: str) -> tuple[list[str], int]:
+    """The fenced commands of a turn, and how many are not closed. In time that grows with the text's length alone: a
+    turn may be one opening after another, and all episodes of a process wait meanwhile."""
+    lines = text.split("\n")
+    fences = {number: match for number, line in enumerate(lines) if (match := _FENCE.fullmatch(line))}
+    closings: dict[str, list[int]] = {}
+    for number, match in fences.items():
+        if not match[2]:
+            closings.setdefault(match[1], []).append(number)
+    blocks: list[str] = []
+    num_unclosed = after = 0
+    for number, match in fences.items():
+        if number < after or not match[2]:
+            continue
+        ends = closings.get(match[1], [])
+        place = bisect.bisect(ends, number)
+        if place == len(ends):
+            num_unclosed += 1
+            continue
+        after = ends[place] + 1
+        blocks.append("".join(f"{line}\n" for line in lines[number + 1 : after - 1]))
+    return blocks, num_unclosed
 
 
 def parse_command(block: str, tools: frozenset[str]) -> Command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -21,6 +22,10 @@ class Limits(Struct, frozen=True, kw_only=True):
     wall_time_s: float
 
 
+async def _nothing() -> None:
+    """Where the sandbox is not saved."""
+
+
 class Assignment(Struct, frozen=True, kw_only=True):
     """An episode to be played."""
 
@@ -30,6 +35,7 @@ class Assignment(Struct, frozen=True, kw_only=True):
     sampling: Sampling
     limits: Limits
     journal: Journal = NO_JOURNAL  # what happens is written there; where it has a past, play goes on behind it
+    save: Callable[[], Awaitable[None]] = _nothing  # after each answer: the sandbox is now as the journal tells
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -48,6 +54,7 @@ class Step(Struct, frozen=True, kw_only=True):
     cached_version: int | None = None  # oldest policy version whose KV may have been reused
     generate_s: float = 0.0
     execute_s: float = 0.0
+    at: float = 0.0  # seconds since the epoch: when it was sampled, and its command began
 
 
 class Episode(Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ which nobody knows what it did. The process that goes on says so to the model, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -34,10 +35,19 @@ class Turned(Struct, frozen=True, kw_only=True, tag=True):
     cached_version: int | None
     generate_s: float
     elapsed_s: float  # of the episode's wall time
+    experts: bytes = b""  # uint8 or uint16 [m, layers, experts of a token]
+    experts_shape: list[int] = []
+    at: float = 0.0  # seconds since the epoch
 
     @staticmethod
     def of(
-        sampled: Sampled, *, is_last: bool, cached_version: int | None, generate_s: float, elapsed_s: float
+        sampled: Sampled,
+        *,
+        is_last: bool,
+        cached_version: int | None,
+        generate_s: float,
+        elapsed_s: float,
+        at: float = 0.0,
     ) -> Turned:
         """The entry of a turn."""
         return Turned(
@@ -49,6 +59,9 @@ class Turned(Struct, frozen=True, kw_only=True, tag=True):
             cached_version=cached_version,
             generate_s=generate_s,
             elapsed_s=elapsed_s,
+            experts=b"" if sampled.experts is None else sampled.experts.tobytes(),
+            experts_shape=[] if sampled.experts is None else list(sampled.experts.shape),
+            at=at,
         )
 
     @property
@@ -59,7 +72,14 @@ class Turned(Struct, frozen=True, kw_only=True, tag=True):
             logprobs=np.frombuffer(self.logprobs, np.float32),
             versions=np.frombuffer(self.versions, np.int32),
             finish_reason=self.finish_reason,
+            experts=self._experts(),
         )
+
+    def _experts(self) -> np.ndarray | None:
+        if not self.experts:
+            return None
+        kind = np.uint8 if len(self.experts) == math.prod(self.experts_shape) else np.uint16
+        return np.frombuffer(self.experts, kind).reshape(self.experts_shape)
 
 
 class Answered(Struct, frozen=True, kw_only=True, tag=True):

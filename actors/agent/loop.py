@@ -6,8 +6,10 @@ Knows nothing of training: it keeps its tokens as sampled and says why it ended.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 from msgspec import Struct
@@ -73,7 +75,7 @@ class _Attempt:
 
     def __init__(self, agent: Agent, sandbox: Sandbox, assigned: Assignment, progress: Progress) -> None:
         self._agent, self._limits, self._sampling = agent, assigned.limits, assigned.sampling
-        self._progress, self._episode_id = progress, assigned.episode_id
+        self._progress, self._episode_id, self._save = progress, assigned.episode_id, assigned.save
         self._toolbox = Toolbox(sandbox, agent.settings)
         self._toolbox.state = progress.open_file
         self._deadline = time.monotonic() + self._limits.wall_time_s - progress.elapsed_s
@@ -111,6 +113,7 @@ class _Attempt:
                 cached_version=self._progress.prefix.reused(sampled),
                 generate_s=time.monotonic() - began,
                 elapsed_s=self._elapsed_s,
+                at=time.time(),
             )
         )
 
@@ -137,6 +140,8 @@ class _Attempt:
                 open_file=self._toolbox.state,
             )
         )
+        if self._progress.ended is None:
+            await self._save()
 
     @property
     def _elapsed_s(self) -> float:
@@ -145,6 +150,7 @@ class _Attempt:
     async def _sample(self, max_tokens: int) -> Sampled:
         agent, seed = self._agent, self._sampling.seed
         turn_seed = None if seed is None else seed + len(self._progress.steps)  # else every turn would draw the same
+        wall_time = asyncio.timeout(self._deadline - time.monotonic())
         request = Request(
             episode_id=self._episode_id,
             token_ids=self._progress.history.token_ids,
@@ -152,9 +158,10 @@ class _Attempt:
             stop_token_ids=agent.tokenizer.stop_token_ids,
             cache_salt=self._progress.prefix.salt,
             timeout_s=agent.request_timeout_s,
+            pause=functools.partial(self._paused, wall_time),
         )
         try:
-            async with asyncio.timeout(self._deadline - time.monotonic()) as wall_time:
+            async with wall_time:
                 sampled = await agent.policy.generate(request)
         except TimeoutError:
             if wall_time.expired():
@@ -167,6 +174,18 @@ class _Attempt:
         if sampled.finish_reason == "cancelled":
             raise GeneratorError(f"the generator cancelled a turn of episode {self._episode_id}", kind="lost")
         return sampled
+
+    @contextlib.contextmanager
+    def _paused(self, wall_time: asyncio.Timeout) -> Iterator[None]:
+        """The wall time stands still meanwhile."""
+        began = time.monotonic()
+        wall_time.reschedule(None)
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            self._deadline += now - began
+            wall_time.reschedule(asyncio.get_running_loop().time() + self._deadline - now)
 
     async def _execute(self, step: Step, finish_reason: FinishReason, is_known: bool) -> Outcome:
         try:

@@ -112,6 +112,7 @@ class Progress:
             text=self._tokenizer.decode(sampled.token_ids),
             cached_version=turned.cached_version,
             generate_s=turned.generate_s,
+            at=turned.at,
         )
         self.elapsed_s = turned.elapsed_s
         if turned.is_last:

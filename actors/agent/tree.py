@@ -27,6 +27,7 @@ class TokenTree:
         self.loss_mask = np.empty(0, np.uint8)
         self.logprobs = np.empty(0, np.float32)
         self.versions = np.empty(0, np.int32)
+        self.experts: np.ndarray | None = None  # see `Trajectory`
         self._starts: list[int] = []
         self._parents: list[int] = []
 
@@ -83,6 +84,8 @@ class TokenTree:
         check_sampled(sampled)
         n = len(sampled.token_ids)
         self._add(place, sampled.token_ids, np.ones(n, np.uint8), sampled.logprobs, sampled.versions)
+        if sampled.experts is not None:
+            self._note_experts(sampled.experts)
         return len(self) - n, len(self)
 
     def disown(self, start: int, end: int) -> None:
@@ -90,6 +93,18 @@ class TokenTree:
         self.loss_mask[start:end] = 0
         self.logprobs[start:end] = 0
         self.versions[start:end] = NOT_SAMPLED
+
+    def _note_experts(self, experts: np.ndarray) -> None:
+        """Of the tokens before the last one. What served a token when its keys and values were made stays."""
+        context = self.branches.path(len(self) - 1)[:-1][-len(experts) :] if len(experts) else np.empty(0, np.int64)
+        if len(context) != len(experts) or (self.experts is not None and experts.shape[1:] != self.experts.shape[1:]):
+            raise GeneratorError(
+                f"experts of shape {experts.shape} do not fit a context of {len(context) + 1} tokens", kind="malformed"
+            )
+        if self.experts is None:
+            self.experts = _unknown(experts, len(self))
+        fresh = self.experts[context, 0, 0] == np.iinfo(experts.dtype).max
+        self.experts[context[fresh]] = experts[fresh]
 
     def _add(self, place: int, ids: np.ndarray, mask: np.ndarray, logprobs: np.ndarray, versions: np.ndarray) -> int:
         assert ROOT <= place < len(self)
@@ -100,6 +115,8 @@ class TokenTree:
         self.loss_mask = np.concatenate([self.loss_mask, mask])
         self.logprobs = np.concatenate([self.logprobs, logprobs], dtype=np.float32, casting="same_kind")
         self.versions = np.concatenate([self.versions, versions], dtype=np.int32, casting="same_kind")
+        if self.experts is not None:
+            self.experts = np.concatenate([self.experts, _unknown(self.experts, len(ids))])
         return len(self) - 1
 
     def _runs(self, place: int) -> list[tuple[int, int]]:
@@ -124,6 +141,10 @@ def check_sampled(sampled: Sampled) -> None:
             f"{len(sampled.logprobs)} log-probs, {len(sampled.versions)} versions",
             kind="malformed",
         )
+
+
+def _unknown(like: np.ndarray, num_tokens: int) -> np.ndarray:
+    return np.full((num_tokens, *like.shape[1:]), np.iinfo(like.dtype).max, like.dtype)
 
 
 def _num_equal(left: np.ndarray, right: np.ndarray) -> int:

@@ -5,6 +5,9 @@ disk, so after a power loss the end may be missing, and the episode goes on from
 
     file      salt | records (`protocol/journals/records.py`)
     record    one frame: an entry in msgpack
+
+Where sandboxes are to survive (`sandbox.survive_restart`), snapshots of this episode's lie in a directory beside the
+file, and an entry says when each was taken: what follows the last of them is forgotten if the sandbox is gone.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ import hashlib
 import logging
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import quote
 
 import msgspec
@@ -26,12 +30,14 @@ from actors.agent.journal import Answered, Entry, Opened, Over, Turned
 from protocol.config import Settings
 from protocol.journals.records import HEADER_BYTES, SALT_BYTES, pack_header, parse_header, split
 from protocol.messages import Lease
+from sandbox.base import Snapshot
 from sandbox.judgement.verdicts import Verdict
 from sandbox.patches import Patch
 
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".journal"
+_FILES = ".files"
 
 
 class Begun(Struct, frozen=True, kw_only=True, tag=True):
@@ -46,6 +52,12 @@ class Ready(Struct, frozen=True, kw_only=True, tag=True):
     """The sandbox is there, with the task's tree as the agent may see it."""
 
 
+class Saved(Struct, frozen=True, kw_only=True, tag=True):
+    """The sandbox's files as all entries before this one left them."""
+
+    snapshot: Snapshot
+
+
 class Taken(Struct, frozen=True, kw_only=True, tag=True):
     """What the agent changed. The sandbox is needed no more."""
 
@@ -58,9 +70,17 @@ class Judged(Struct, frozen=True, kw_only=True, tag=True):
     verdict: Verdict
 
 
-_AnyEntry = Begun | Ready | Opened | Turned | Answered | Over | Taken | Judged
+_AnyEntry = Begun | Ready | Opened | Turned | Answered | Over | Saved | Taken | Judged
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_AnyEntry)
+
+
+class _Place(NamedTuple):
+    """Where an episode can be gone on from without its sandbox."""
+
+    end: int  # of the journal
+    num_entries: int  # of its past
+    snapshot: Snapshot | None  # None: from a fresh sandbox
 
 
 class EpisodeJournal:
@@ -69,19 +89,24 @@ class EpisodeJournal:
     Attributes:
         lease, started_at: the episode's.
         is_taken_over: whether another process began the episode.
+        has_lost_sandbox: whether what was done since the last snapshot is lost, whoever did it.
         past: the turns that an earlier process wrote.
-        is_ready, patch, verdict: how far that process came.
+        is_ready, verdict: how far that process came.
+        patch: the episode's, once it is taken.
+        files: directory of its snapshots, if there are any.
     """
 
     def __init__(self, path: Path, file: int, salt: bytes, begun: Begun) -> None:
         self.lease, self.started_at = begun.lease, begun.started_at
-        self.is_taken_over = False
+        self.is_taken_over = self.has_lost_sandbox = False
         self.past: list[Entry] = []
         self.is_ready = False
         self.patch: Patch | None = None
         self.verdict: Verdict | None = None
+        self.files = path.with_suffix(_FILES)
         self._path, self._file, self._salt = path, file, salt
         self._end = SALT_BYTES
+        self._saved: _Place | None = None
 
     @classmethod
     def unwritten(cls, lease: Lease) -> Self:
@@ -110,15 +135,13 @@ class EpisodeJournal:
         content = path.read_bytes()
         salt = content[:SALT_BYTES]
         entries, end = _entries(content, salt)
-        if not entries or not isinstance(entries[0], Begun) or entries[0].recipe != recipe:
+        if not entries or not isinstance(begun := entries[0][0], Begun) or begun.recipe != recipe:
             return None
-        file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        os.truncate(file, end)
-        os.lseek(file, end, os.SEEK_SET)
-        self = cls(path, file, salt, entries[0])
-        self._end, self.is_taken_over = end, True
-        for entry in entries[1:]:
-            self._recall(entry)
+        self = cls(path, os.open(path, os.O_WRONLY | os.O_CLOEXEC), salt, begun)
+        self.is_taken_over = True
+        self._cut(end)
+        for entry, entry_end in entries[1:]:
+            self._recall(entry, entry_end)
         return self
 
     @property
@@ -128,7 +151,9 @@ class EpisodeJournal:
 
     def add(self, entry: _AnyEntry) -> None:
         """Write down an entry: from now on it outlives this process."""
-        if self._file < 0:
+        if isinstance(entry, Taken):
+            self.patch = entry.patch
+        if not self.is_written:
             return
         try:
             frame = _encoder.encode(entry)
@@ -140,11 +165,58 @@ class EpisodeJournal:
         except (OSError, UnicodeEncodeError) as error:  # half surrogates are in no journal
             self._give_up(error)
 
-    def discard(self) -> None:
-        """The episode is delivered, or nobody wants it any more."""
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is a snapshot to go back to."""
+        return self._saved is not None and self.is_written
+
+    @property
+    def is_written(self) -> bool:
+        """Whether anything of it outlives this process."""
+        return self._file >= 0
+
+    def saved(self, snapshot: Snapshot) -> Snapshot | None:
+        """The sandbox's files are safe as they are now; the snapshot that this one replaces."""
+        former = self._saved.snapshot if self._saved is not None else None
+        self.add(Saved(snapshot=snapshot))
+        self._saved = _Place(self._end, 0, snapshot)
+        return former
+
+    def go_back(self) -> Snapshot | None:
+        """Its sandbox is gone: forget what was done since its last snapshot, or since the beginning, if there is none.
+
+        Blocking: what this process itself wrote becomes the past, too.
+        """
+        return self._go_back(from_snapshot=True)
+
+    def begin_again(self) -> None:
+        """As `go_back`, to the beginning."""
+        self._go_back(from_snapshot=False)
+
+    def _go_back(self, *, from_snapshot: bool) -> Snapshot | None:
+        entries, _ = _entries(self._path.read_bytes(), self._salt)
+        self.is_taken_over, self.has_lost_sandbox, self.past = True, False, []
+        self.is_ready, self.patch, self.verdict, self._saved = False, None, None, None
+        for entry, end in entries[1:]:
+            self._recall(entry, end)
+        if not from_snapshot:
+            self._saved = None
+        back = self._saved or _Place(entries[0][1], 0, None)
+        self.past = self.past[: back.num_entries]
+        self.is_ready = back.snapshot is not None
+        self._cut(back.end)
+        return back.snapshot
+
+    def leave(self) -> None:
+        """Let whoever has this process's name next go on with it."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def discard(self) -> None:
+        """The episode is delivered, or nobody wants it any more. `files` are the caller's to remove."""
+        if self._file >= 0:
+            self.leave()
             self._path.unlink(missing_ok=True)
 
     def _give_up(self, error: Exception) -> None:
@@ -155,7 +227,12 @@ class EpisodeJournal:
         except OSError as refusal:
             log.warning("%s: %s", self._path, refusal)
 
-    def _recall(self, entry: _AnyEntry) -> None:
+    def _cut(self, end: int) -> None:
+        os.truncate(self._file, end)
+        os.lseek(self._file, end, os.SEEK_SET)
+        self._end = end
+
+    def _recall(self, entry: _AnyEntry, end: int) -> None:
         match entry:
             case Ready():
                 self.is_ready = True
@@ -163,6 +240,8 @@ class EpisodeJournal:
                 self.patch = patch
             case Judged(verdict=verdict):
                 self.verdict = verdict
+            case Saved(snapshot=snapshot):
+                self._saved = _Place(end, len(self.past), snapshot)
             case Opened() | Turned() | Answered() | Over():
                 self.past.append(entry)
 
@@ -175,6 +254,9 @@ def read_journals(directory: Path, recipe: str) -> Iterator[EpisodeJournal]:
             path.unlink()
         else:
             yield journal
+    for files in directory.glob(f"*{_FILES}"):
+        if not files.with_suffix(_SUFFIX).exists():
+            shutil.rmtree(files, ignore_errors=True)
 
 
 def recipe_of(settings: Settings) -> str:
@@ -184,18 +266,19 @@ def recipe_of(settings: Settings) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _entries(content: bytes, salt: bytes) -> tuple[list[_AnyEntry], int]:
-    """All whole records, and where they end."""
-    found: list[_AnyEntry] = []
+def _entries(content: bytes, salt: bytes) -> tuple[list[tuple[_AnyEntry, int]], int]:
+    """All whole records, each with where it ends, and where they end."""
+    found: list[tuple[_AnyEntry, int]] = []
     view, at = memoryview(content), SALT_BYTES
     while (header := parse_header(view[at : at + HEADER_BYTES], salt, at)) is not None:
         begin = at + HEADER_BYTES
         frames = split(header, view[begin : begin + header.num_bytes])
         if not frames:
             break
+        end = begin + header.num_bytes
         try:
-            found.append(_decoder.decode(frames[0]))
+            found.append((_decoder.decode(frames[0]), end))
         except msgspec.DecodeError:
             break
-        at = begin + header.num_bytes
+        at = end
     return found, at

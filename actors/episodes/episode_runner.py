@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -23,10 +24,10 @@ from actors.gateway.server import Exchange
 from actors.policy import Policy
 from protocol.chance import draw
 from protocol.config import Settings
-from protocol.errors import DeadlineError, LonghaulError, SandboxError, TaskError
+from protocol.errors import DeadlineError, GradingError, LonghaulError, SandboxError, TaskError
 from protocol.messages import Lease, Trajectory, Turn, ZeroReason
 from sandbox.backends import make_limits, user_paths
-from sandbox.base import Backend, Sandbox
+from sandbox.base import Backend, Sandbox, Snapshot
 from sandbox.judgement.checkout import prepare
 from sandbox.judgement.grading import Verdict, grade, take_patch
 from sandbox.judgement.review import marks_of
@@ -51,6 +52,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     marks: list[str] = []  # why people should look at it, if it was rewarded
     source: str = ""  # of the task
     repository: str = ""
+    judged_from: float = 0.0  # seconds since the epoch: its change was taken
 
 
 class EpisodeRunner:
@@ -84,8 +86,9 @@ class EpisodeRunner:
         self._player = make_player(settings, policy, tokenizer, board.enter, on_exchange)
         self._starts = asyncio.Semaphore(settings.sandbox.max_starts)
         self._gradings = asyncio.Semaphore(settings.sandbox.max_grading)
+        self._expected: list[str] = []  # images
         self.judgements = Judgements()
-        self._num_opinions = self._num_disagreements = 0
+        self._num_opinions = self._num_disagreements = self._num_starved = 0
 
     async def start(self) -> None:
         """Make ready whoever plays the episodes. Raises `ConfigError` where that cannot be."""
@@ -99,9 +102,17 @@ class EpisodeRunner:
         """Metrics by name."""
         return self._player.status() | {
             "verdicts_shared": float(self.judgements.num_shared),
+            "test_runs_starved": float(self._num_starved),
             "second_opinions": float(self._num_opinions),
             "second_opinion_disagreements": float(self._num_disagreements),
         }
+
+    def expect(self, task_ids: Iterable[str]) -> None:
+        """Episodes of these tasks are to come: their images may be made ready."""
+        images = [task.image for name in task_ids if (task := self._tasks.get(name)) is not None and task.image]
+        if images != self._expected:
+            self._expected = images
+            self._backend.expect(images)
 
     async def run(self, lease: Lease, journal: EpisodeJournal | None = None) -> Attempt:
         """Run `lease` through, from where its journal ends.
@@ -125,6 +136,8 @@ class EpisodeRunner:
         )
         if journal.patch is None:
             async with self._sandbox(task, journal) as sandbox:
+                if sandbox.spec.snapshots is not None:
+                    assigned = msgspec.structs.replace(assigned, save=partial(self._save, sandbox, journal))
                 episode = await self._player.run(assigned, sandbox)
                 if not episode.steps:
                     raise _no_turn(task, lease, episode)
@@ -134,7 +147,7 @@ class EpisodeRunner:
         else:
             patch = journal.patch
             episode = self._player.recall(assigned)
-        verdict = journal.verdict
+        verdict, judged_from = journal.verdict, time.time()
         if verdict is None:
             verdict = await self._judge(task, lease, patch)
             journal.add(Judged(verdict=verdict))
@@ -147,22 +160,29 @@ class EpisodeRunner:
             marks=_marks(task, patch, verdict),
             source=task.source,
             repository=task.repository,
+            judged_from=judged_from,
         )
 
     @contextlib.asynccontextmanager
     async def _sandbox(self, task: Task, journal: EpisodeJournal) -> AsyncIterator[Sandbox]:
         """The episode's sandbox, prepared, which is gone afterwards."""
-        async with await self._adopted(journal) or await self._fresh(task, journal.lease) as sandbox:
+        async with await self._adopted(task, journal) or await self._fresh(task, journal) as sandbox:
             if not journal.is_ready:
                 await prepare(sandbox, task)
                 journal.add(Ready())
             yield sandbox
 
-    async def _adopted(self, journal: EpisodeJournal) -> Sandbox | None:
+    async def _adopted(self, task: Task, journal: EpisodeJournal) -> Sandbox | None:
         """The one that the process that began the episode has left; None: it had not come so far."""
-        if not journal.is_taken_over:
+        if not journal.is_taken_over and not journal.has_lost_sandbox:
             return None
         left = await self._backend.adopt(journal.lease.lease_id) if self._player.goes_on else None
+        if journal.has_lost_sandbox and left is not None:  # it is further than what will be gone on from
+            await left.close()
+            left = None
+        survives = self._settings.sandbox.survive_restart
+        if left is None and (journal.has_lost_sandbox or (journal.is_ready and survives)):
+            return await self._as_saved(task, journal)
         if journal.is_ready and left is None:
             lost = f"the sandbox of episode {journal.lease.episode_id} is gone with the process that worked in it"
             raise SandboxError(lost, kind="lost")
@@ -171,14 +191,44 @@ class EpisodeRunner:
             return None
         return left
 
-    async def _fresh(self, task: Task, lease: Lease) -> Sandbox:
+    async def _as_saved(self, task: Task, journal: EpisodeJournal) -> Sandbox | None:
+        """A sandbox with the files of the last snapshot; None: there is none that can be used, and it begins anew."""
+        snapshot = await asyncio.to_thread(journal.go_back)
+        if snapshot is None:
+            return None
+        log.info("episode %s goes on from its snapshot behind turn %d", journal.lease.episode_id, journal.num_turns)
+        try:
+            return await self._fresh(task, journal, snapshot)
+        except SandboxError as error:
+            if error.kind != "snapshot":
+                raise
+            log.warning("episode %s begins again: %s", journal.lease.episode_id, error)
+        await asyncio.to_thread(journal.begin_again)
+        return None
+
+    async def _save(self, sandbox: Sandbox, journal: EpisodeJournal) -> None:
+        """Take a snapshot in place of the last. One that cannot be had costs turns after a loss, not the episode."""
+        try:
+            former = journal.saved(await sandbox.snapshot())
+            if former is not None and former != sandbox.spec.from_snapshot:  # else its files are below the sandbox's
+                await self._backend.delete_snapshot(former)
+        except SandboxError as error:
+            log.warning("episode %s is not saved: %s", journal.lease.episode_id, error)
+
+    async def _fresh(self, task: Task, journal: EpisodeJournal, snapshot: Snapshot | None = None) -> Sandbox:
+        lease = journal.lease
         async with self._turn_for(lease, self._starts, "starting"):
             settings = self._settings.sandbox_of(task.source)
             limits = make_limits(settings)
             spec = await asyncio.to_thread(sandbox_spec, task, self._run, lease.lease_id, limits, self._cache_dir)
-            shown = spec.read_only_binds | self._player.binds
+            is_saved = self._settings.sandbox.survive_restart and journal.is_written and spec.image is None
             spec = msgspec.structs.replace(
-                spec, read_only_binds=shown, user_paths=user_paths(settings), kept=self._player.goes_on
+                spec,
+                read_only_binds=spec.read_only_binds | self._player.binds,
+                user_paths=user_paths(settings),
+                kept=self._player.goes_on,
+                from_snapshot=snapshot,
+                snapshots=journal.files.absolute() if is_saved else None,
             )
             return await self._backend.create(spec)
 
@@ -212,17 +262,23 @@ class EpisodeRunner:
         return msgspec.structs.replace(verdict, disputed=second.reason)
 
     async def _grade_once(self, task: Task, lease: Lease, patch: Patch, *, another_way: bool = False) -> Verdict:
-        return await grade(
-            self._backend,
-            task,
-            patch,
-            run=self._run,
-            lease=lease.lease_id,
-            limits=make_limits(self._settings.sandbox_of(task.source)),
-            cache_dir=self._cache_dir,
-            timeout_s=self._settings.sandbox.grading_timeout_s,
-            another_way=another_way,
-        )
+        try:
+            verdict = await grade(
+                self._backend,
+                task,
+                patch,
+                run=self._run,
+                lease=lease.lease_id,
+                limits=make_limits(self._settings.sandbox_of(task.source)),
+                cache_dir=self._cache_dir,
+                timeout_s=self._settings.sandbox.grading_timeout_s,
+                another_way=another_way,
+            )
+        except GradingError as error:
+            self._num_starved += 2 * (error.kind == "starved")  # a run, and the one that was to make up for it
+            raise
+        self._num_starved += verdict.starved
+        return verdict
 
     @contextlib.asynccontextmanager
     async def _turn_for(self, lease: Lease, slots: asyncio.Semaphore, state: State) -> AsyncIterator[None]:
@@ -276,6 +332,7 @@ def to_trajectory(
         segment_parents=history.segment_parents,
         drift={cause: count for cause, count in episode.drift.items() if count},
         zero_because=zero_because,
+        experts=history.experts,
     )
 
 

@@ -12,7 +12,6 @@ from actors.agent.scaffolds import make_scaffold
 from actors.gateway.server import Exchange
 from actors.harnesses.foreign import ForeignAgent
 from actors.harnesses.readers import make_reader
-from actors.harnesses.table import BUILT_IN
 from actors.policy import Policy
 from protocol.config import EpisodeSettings, Settings
 from sandbox.base import Sandbox
@@ -106,7 +105,7 @@ def make_player(
     on_exchange: Callable[[Exchange], None],
 ) -> Player:
     """Who `agent.harness` names. Raises `ConfigError`."""
-    if settings.agent.harness in BUILT_IN:
+    if settings.agent.is_built_in:
         return BuiltIn(settings, policy, tokenizer, on_activity)
     reader = make_reader(settings.agent, policy, tokenizer)
     return ForeignAgent(settings, policy, tokenizer, reader, on_activity=on_activity, on_exchange=on_exchange)

@@ -103,6 +103,7 @@ def readable(attempt: Attempt) -> dict[str, Any]:
                 "versions": _range(trajectory.versions[turn.start : turn.end]),
                 "format_error": turn.format_error,
                 "generate_s": round(turn.generate_s, 3),
+                "at": round(step.at, 3),
             }
             | branching
         )
@@ -126,6 +127,7 @@ def readable(attempt: Attempt) -> dict[str, Any]:
         "drift": trajectory.drift,
         "mean_logprob": _mean_logprob(trajectory),
         "started_at": round(trajectory.started_at, 3),
+        "judged_from": round(attempt.judged_from, 3),
         "finished_at": round(trajectory.finished_at, 3),
         "messages": messages,
         "patch": attempt.patch.diff,

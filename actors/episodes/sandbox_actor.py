@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from actors.episodes.replay_client import Backoff, ReplayClient, jittered
 from actors.episodes.review import ReviewLog
 from actors.policy import Policy
 from protocol.config import Settings
-from protocol.errors import DeadlineError, LonghaulError, WireError
+from protocol.errors import DeadlineError, LonghaulError, SandboxError, WireError
 from protocol.messages import Lease
 from protocol.sockets import Keys
 from sandbox.base import Backend
@@ -28,6 +29,7 @@ from sandbox.tasks.task import Task
 log = logging.getLogger(__name__)
 
 _LEAST_PAUSE_S = 0.05
+_MOST_LOSSES = 3  # of one episode's sandbox, with each of which it goes back to its last snapshot
 
 
 class SandboxActor:
@@ -78,6 +80,7 @@ class SandboxActor:
         self._recipe = recipe_of(settings)
         self._running: dict[str, asyncio.Task[None]] = {}  # by lease id
         self._delivering: set[str] = set()
+        self._clearing: set[asyncio.Task[None]] = set()
         self._rest = Backoff()  # of a place whose episode failed: a broken host must not use up the attempts of all
         self._changed = asyncio.Event()  # an episode ended, or `stop` was called
         self._begun = self._stopping = self._draining = False
@@ -103,6 +106,8 @@ class SandboxActor:
             for task in self._running.values():
                 task.cancel()
             await asyncio.gather(heartbeats, *self._running.values(), return_exceptions=True)
+            if self._clearing:
+                await asyncio.wait(self._clearing)
             await self._close()
             self._ended.set()
 
@@ -153,7 +158,7 @@ class SandboxActor:
                 continue
             for journal in left:
                 if journal.lease.lease_id in unknown:
-                    journal.discard()
+                    self._forget(journal)
                 else:
                     log.info("episode %s goes on behind turn %d", journal.lease.episode_id, journal.num_turns)
                     self._board.went_on()
@@ -174,6 +179,7 @@ class SandboxActor:
                 await self._wait_for_leases(unreachable.next())
                 continue
             unreachable.reset()
+            self._runner.expect(reply.soon)
             for lease in reply.leases:
                 if lease.lease_id not in self._running:  # else given twice after a lost answer
                     self._begin(EpisodeJournal.begin(self._journals, lease, time.time(), self._recipe))
@@ -201,21 +207,32 @@ class SandboxActor:
         lease = journal.lease
         task = asyncio.create_task(self._host(journal), name=f"episode {lease.episode_id}")
         self._running[lease.lease_id] = task
-        task.add_done_callback(lambda _: self._end(journal))
+        task.add_done_callback(lambda ended: self._end(journal, is_cut=ended.cancelled()))
 
-    def _end(self, journal: EpisodeJournal) -> None:
+    def _end(self, journal: EpisodeJournal, *, is_cut: bool) -> None:
         lease = journal.lease
-        journal.discard()
+        if is_cut and self._stopping and self._settings.sandbox.survive_restart:
+            journal.leave()
+        else:
+            self._forget(journal)
         del self._running[lease.lease_id]
         self._delivering.discard(lease.lease_id)
         self._board.leave(lease.episode_id)
         self._changed.set()
 
+    def _forget(self, journal: EpisodeJournal) -> None:
+        """Its files may be many, and an agent's: they are removed beside the loop."""
+        journal.discard()
+        if journal.files.exists():
+            clearing = asyncio.create_task(asyncio.to_thread(shutil.rmtree, journal.files, ignore_errors=True))
+            self._clearing.add(clearing)
+            clearing.add_done_callback(self._clearing.discard)
+
     async def _host(self, journal: EpisodeJournal) -> None:
         """One episode with its delivery: the boundary at which every error becomes a record."""
         lease = journal.lease
         try:
-            attempt = await self._runner.run(lease, journal)
+            attempt = await self._run(journal)
             await self._submit(lease, attempt)
             self._rest.reset()
         except LonghaulError as error:
@@ -223,6 +240,18 @@ class SandboxActor:
         except Exception as error:
             log.exception("episode %s hit a bug", lease.episode_id)
             await self._report(lease, LonghaulError(f"{type(error).__name__}: {error}", kind="bug"))
+
+    async def _run(self, journal: EpisodeJournal) -> Attempt:
+        """Through; from its last snapshot, where its sandbox is lost meanwhile and there is one."""
+        for _ in range(_MOST_LOSSES):
+            try:
+                return await self._runner.run(journal.lease, journal)
+            except SandboxError as error:
+                if not journal.is_saved or journal.patch is not None:
+                    raise
+                log.warning("episode %s lost its sandbox: %s", journal.lease.episode_id, error)
+                journal.has_lost_sandbox = True
+        return await self._runner.run(journal.lease, journal)
 
     async def _submit(self, lease: Lease, attempt: Attempt) -> None:
         self._board.enter(lease.episode_id, "submitting")

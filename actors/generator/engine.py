@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from actors.generator import engine_process
+from actors.generator.adapters import adapter_arguments
 from actors.generator.lifeline import guard_children
 from actors.generator.stderr_tail import StderrTail
 from protocol.config import GeneratorSettings, Settings
@@ -67,6 +68,9 @@ def check(settings: Settings, model_dir: Path, *, on_gpu: bool) -> ModelFamily:
     """Everything that can be known to fail before seconds are spent on a start. Raises `ConfigError` (one line)."""
     family = ModelFamily.read(model_dir)
     family.check_served(settings.model.max_context)
+    adapter_arguments(settings)
+    if settings.records_routes and not family.num_experts:
+        raise ConfigError(f"learner.routing_replay is for mixtures of experts, {model_dir} is none", kind="model")
     weights = list(model_dir.glob("*.safetensors"))
     if not weights:
         raise ConfigError(f"{model_dir} holds no *.safetensors weights", kind="model")
@@ -140,6 +144,9 @@ def engine_arguments(settings: Settings, model_dir: Path, *, on_gpu: bool) -> di
             arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     elif settings.generator.kv_cache_mib:
         arguments["kv_cache_memory_bytes"] = settings.generator.kv_cache_mib << 20
+    arguments |= adapter_arguments(settings)
+    if settings.records_routes:
+        arguments["enforce_eager"] = True  # a captured graph would replay its kernels without the hook that records
     if settings.generator.fp8 != "off":
         arguments["kv_cache_dtype"] = "fp8"
     if settings.generator.fp8 == "weights":

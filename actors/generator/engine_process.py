@@ -13,6 +13,8 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
+from actors.generator.lifeline import die_with_guarded
+
 _NEEDED = ["vllm.v1.engine.core", "actors.generator.vllm_worker"]
 
 
@@ -42,4 +44,5 @@ class _Context(ForkServerContext):
 
 def _run(environment: Mapping[str, str], target: Callable[..., None], **kwargs: Any) -> None:
     os.environ.update(environment)
+    die_with_guarded()
     target(**kwargs)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from actors.generator.engine import start_engine
+from actors.generator.adapters import EngineAdapters
+from actors.generator.engine import resolve_dtype, start_engine
 from actors.generator.parsing import Parsing
 from actors.generator.requests import RequestRunner, RequestStats
-from actors.weights.adopter import NO_VERSION, WeightAdopter
+from actors.weights.adopter import NO_VERSION, WeightAdopter, WeightHolder
 from protocol.config import Settings
 from protocol.errors import DeadlineError, GeneratorError, WeightsError, border
 from protocol.messages import (
@@ -69,6 +70,7 @@ class Generator:
         self._engine: AsyncLLM | None = None
         self._server: Server | None = None
         self._adopter: WeightAdopter | None = None
+        self._adapters: EngineAdapters | None = None
         self._requests: RequestRunner | None = None
         self._parsing = Parsing(self._model_dir)
         self._stats = RequestStats()
@@ -85,7 +87,14 @@ class Generator:
         """
         started = time.monotonic()
         self._engine, family = await start_engine(self._settings, self._model_dir)
-        holder = EngineWeights(self._engine, recompute_kv=self._settings.generator.recompute_kv)
+        holder: WeightHolder = EngineWeights(self._engine, recompute_kv=self._settings.generator.recompute_kv)
+        if self._settings.pushes_adapters:
+            dtype = resolve_dtype(self._settings)
+            rank = self._settings.learner.lora_rank
+            holder = self._adapters = EngineAdapters(self._engine, self._model_dir, rank, dtype)
+        if self._settings.records_routes:
+            with border(GeneratorError, "vLLM to say which experts serve a token", kind="start"):
+                await self._engine.collective_rpc("record_routes")
         await self._engine.update_weight_version("0")
         if self._weights_endpoint is not None:
             tied = {"lm_head.weight": "model.embed_tokens.weight"} if family.tied else {}
@@ -95,7 +104,7 @@ class Generator:
             with contextlib.suppress(DeadlineError):  # the learner may still be starting
                 await self._adopter.poll()
         self._server = Server(self._bind, self._keys)
-        self._requests = RequestRunner(self._engine, self._server, family, self._settings, self._stats)
+        self._requests = RequestRunner(self._engine, self._server, family, self._settings, self._stats, self._adapters)
         self.start_s = time.monotonic() - started
         _log.info("%s: ready in %.1f s at %s", self._name, self.start_s, self._server.endpoint)
         return self._server.endpoint
@@ -214,6 +223,8 @@ class Generator:
         if self._adopter is not None:
             await self._adopter.close()
         self._server.close()
+        if self._adapters is not None:
+            self._adapters.close()
         self._engine.shutdown(timeout=_STOP_TIMEOUT_S)
         self._engine = self._requests = self._adopter = None  # vLLM complains if it is collected at the very end
 
@@ -226,6 +237,7 @@ class EngineWeights:
         self._recompute_kv = recompute_kv
         self._pause: asyncio.Task[None] | None = None  # answered when the engine is next without work
         self._kv_is_nobodys = True  # computed under weights from disk, of no version that a salt could name
+        self._version = -1
 
     async def layout(self) -> list[TensorSpec]:
         rows, *_ = await self._engine.collective_rpc("adopt_layout")
@@ -245,7 +257,7 @@ class EngineWeights:
         """
         core = self._engine.engine_core
         calls: list[tuple[Any, ...]] = [("collective_rpc", "adopt_swap", None, (), None)]
-        if self._recompute_kv or self._kv_is_nobodys:
+        if self._recompute_kv or self._kv_is_nobodys or version == self._version:  # a salt would not tell them apart
             calls.append(("reset_prefix_cache", True, False))  # running requests, too
         calls += [("set_weight_version", str(version)), ("resume_scheduler",)]
         with border(WeightsError, f"version {version} to be put in force", kind="swap"):
@@ -254,11 +266,11 @@ class EngineWeights:
             if self._engine.vllm_config.max_concurrent_batches > 1:
                 await self._pause
             await asyncio.gather(*(core.call_utility_async(*call) for call in calls))
-        self._kv_is_nobodys = False
+        self._kv_is_nobodys, self._version = False, version
 
     async def label(self, version: int) -> None:
         await self._engine.update_weight_version(str(version))
-        self._kv_is_nobodys = False
+        self._kv_is_nobodys, self._version = False, version
 
     async def checksums(self, names: Sequence[str]) -> list[str]:
         return await self._job("adopt_hash", list(names))

@@ -28,17 +28,33 @@ def guard_children() -> None:
 
 
 def die_with_parent() -> None:
-    """Kill this process as soon as its parent is gone, however the parent ended.
-
-    Waits, in a thread, on the parent's process descriptor for ever; only the parent's end unblocks it.
-    """
+    """Kill this process as soon as its parent is gone, however the parent ended."""
     parent = os.getppid()
-    descriptor = os.pidfd_open(parent)
+    _die_with(parent)
+    if os.getppid() != parent:  # it ended before it could be watched
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_with_guarded() -> None:
+    """Kill this process as soon as the one is gone that called `guard_children` and, through others, started it.
+
+    The lifeguard alone would not do: Ray kills the children of a worker that ends, and so the lifeguard and the fork
+    server, but not what the fork server has started.
+    """
+    if (mark := os.environ.get(_MARK)) is not None:
+        _die_with(int(mark.partition("-")[0]))
+
+
+def _die_with(pid: int) -> None:
+    """Waits, in a thread, on a process's descriptor for ever; only the end of that process unblocks it."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:  # gone already
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise
 
     def watch() -> None:
         select.select([descriptor], [], [])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=watch, daemon=True, name=f"watch of parent {parent}").start()
-    if os.getppid() != parent:  # it ended before it could be watched
-        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=watch, daemon=True, name=f"watch of process {pid}").start()

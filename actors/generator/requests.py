@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
 
+from actors.generator.adapters import EngineAdapters
 from protocol.config import Settings
 from protocol.errors import GeneratorError
 from protocol.messages import Cancel, FinishReason, Generate, Refused, Sampling, Tokens
@@ -47,7 +49,13 @@ class RequestRunner:
     """Runs every `Generate` as a task of its own and answers its peer. `len(runner)` is how many are in flight."""
 
     def __init__(
-        self, engine: AsyncLLM, server: Server, family: ModelFamily, settings: Settings, stats: RequestStats
+        self,
+        engine: AsyncLLM,
+        server: Server,
+        family: ModelFamily,
+        settings: Settings,
+        stats: RequestStats,
+        adapters: EngineAdapters | None = None,
     ) -> None:
         self._engine = engine
         self._server = server
@@ -55,6 +63,8 @@ class RequestRunner:
         self._max_context = settings.model.max_context
         self._capacity = settings.generator.max_running + settings.generator.max_waiting
         self._stats = stats
+        self._adapters = adapters
+        self._records_routes = settings.records_routes
         self._tasks: dict[tuple[bytes, str], asyncio.Task[None]] = {}
         self._ids = itertools.count()
         self._warnings = FilterWarnings()
@@ -146,15 +156,22 @@ class RequestRunner:
 
         engine_id = f"{next(self._ids)}"
         prompt = TokensPrompt(prompt_token_ids=message.token_ids.tolist(), cache_salt=message.cache_salt or "none")
-        versions = _Versions(self._engine, engine_id)
+        adapter = self._adapters.take() if self._adapters else None
+        versions = _Versions(self._engine, engine_id, adapter.version if adapter else None)
+        lora = adapter.request if adapter else None
         num_held = message.token_ids.size
         self._stats.prompt_tokens += num_held
         self._tokens_in_flight += num_held
         try:
-            async for output in self._engine.generate(prompt, self._parameters(message), engine_id):
+            async for output in self._engine.generate(prompt, self._parameters(message), engine_id, lora_request=lora):
                 num_new = len(output.outputs[0].token_ids)
                 if num_new or output.finished:
-                    await self._server.send(peer, _tokens(message.request_id, output, versions))
+                    tokens = _tokens(message.request_id, output, versions)
+                    if output.finished and self._records_routes:
+                        tokens = msgspec.structs.replace(
+                            tokens, experts=await self._routes_of(engine_id, num_held + num_new)
+                        )
+                    await self._server.send(peer, tokens)
                 num_held += num_new
                 self._tokens_in_flight += num_new
                 self._stats.generated_tokens += num_new
@@ -163,6 +180,17 @@ class RequestRunner:
                     self._stats.cached_tokens += output.num_cached_tokens or 0
         finally:
             self._tokens_in_flight -= num_held
+            if self._adapters and adapter:
+                self._adapters.give_back(adapter)
+
+    async def _routes_of(self, engine_id: str, num_tokens: int) -> np.ndarray | None:
+        """Of all tokens that this request computed, of `num_tokens` in all: from the first that no cache had to the one
+        before the last."""
+        found, *_ = await self._engine.collective_rpc("take_routes", args=(engine_id,))
+        if found is None:
+            return None
+        first, shape, data = found
+        return routes_before_last(first, shape, data, num_tokens)
 
     def _parameters(self, message: Generate) -> SamplingParams:
         from vllm import SamplingParams
@@ -186,6 +214,13 @@ class RequestRunner:
         )
 
 
+def routes_before_last(first: int, shape: list[int], data: bytes, num_tokens: int) -> np.ndarray | None:
+    """Routes of tokens `first` to `num_tokens - 2`, None if they end sooner; an engine may compute a step more."""
+    kind = np.uint8 if len(data) == math.prod(shape) else np.uint16
+    rows = np.frombuffer(data, kind).reshape(shape)[: num_tokens - 1 - first]
+    return rows if len(rows) == num_tokens - 1 - first else None
+
+
 class FilterWarnings:
     """Says once for each filter that log-probs are those of the filtered distribution, not of the policy."""
 
@@ -206,10 +241,12 @@ class FilterWarnings:
 class _Versions:
     """Which policy version sampled which token of one request, from vLLM's spans.
 
-    The finished output carries the spans. While a request streams they are read from vLLM's own state of it.
+    The finished output carries the spans. While a request streams they are read from vLLM's own state of it. With an
+    adapter it is the adapter's (`only`).
     """
 
-    def __init__(self, engine: AsyncLLM, engine_id: str) -> None:
+    def __init__(self, engine: AsyncLLM, engine_id: str, only: int | None = None) -> None:
+        self._only = only
         self._processor = engine.output_processor
         self._engine_id = engine_id
         self._starts: list[tuple[str, int]] | None = None
@@ -217,6 +254,8 @@ class _Versions:
 
     def of_next(self, num_new: int, spans: list[Any] | None) -> np.ndarray:
         """Versions (int32 [num_new]) of the tokens after those already asked for."""
+        if self._only is not None:
+            return np.full(num_new, self._only, np.int32)
         if spans is not None:
             starts = [(span.version, span.start) for span in spans]
         else:

@@ -18,6 +18,7 @@ import msgspec
 from safetensors import safe_open
 from vllm.platforms import current_platform
 
+from actors.generator.routes import RouteRecorder
 from actors.weights.live_layers import keep_live_weights
 from actors.weights.staging import WeightStaging
 from protocol.messages import TensorEntry
@@ -41,6 +42,24 @@ class GeneratorWorker(PlatformWorker):
         sys.setswitchinterval(_SWITCH_S)
         super().__init__(*args, **kwargs)
         self._adopt_staging: WeightStaging | None = None
+        self._routes: RouteRecorder | None = None
+
+    def record_routes(self) -> None:
+        """From now on keep which experts serve each token. Before the first request."""
+        most = self.scheduler_config.max_num_batched_tokens
+        self._routes = RouteRecorder(self.model_runner.get_model(), most)
+
+    def take_routes(self, name: str) -> tuple[int, list[int], bytes] | None:
+        """Routes of a request that is over (`RouteRecorder.take`)."""
+        assert self._routes is not None, "record_routes comes first"
+        return self._routes.take(name)
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """One step."""
+        output = super().execute_model(scheduler_output)
+        if self._routes is not None:
+            self._routes.record(scheduler_output.num_scheduled_tokens, self.model_runner.input_batch)
+        return output
 
     def adopt_layout(self) -> list[tuple[str, str, list[int]]]:
         """Hugging Face name, dtype and shape of every tensor that the model holds."""

@@ -163,6 +163,7 @@ class ForeignAgent:
 def _steps(turns: list[tuple[TurnRecord, Turn]]) -> list[Step]:
     """The turns in their order; what an agent did between two of them is its own time."""
     ends = [turn.began_at for turn, _ in turns[1:]]
+    epoch = time.time() - time.monotonic()
     return [
         Step(
             start=turn.start,
@@ -173,6 +174,7 @@ def _steps(turns: list[tuple[TurnRecord, Turn]]) -> list[Step]:
             cached_version=turn.cached_version,
             generate_s=turn.generate_s,
             execute_s=max(0.0, next_began - turn.finished_at) if next_began is not None else 0.0,
+            at=epoch + turn.finished_at,
         )
         for (turn, kept), next_began in itertools.zip_longest(turns, ends)
     ]

@@ -14,7 +14,6 @@ from actors.harnesses.opencode import OpenCode
 from actors.harnesses.qwen_code import QwenCode
 from protocol.config import AgentSettings
 
-BUILT_IN = ("scaffold", "react", "json")
 RELEASED: dict[str, Callable[[Path], Harness]] = {
     "mini-swe-agent": MiniSweAgent,
     "qwen-code": QwenCode,

@@ -222,6 +222,7 @@ class _Continuation:
             versions=np.concatenate([c.versions for c in self._chunks]),
             finish_reason=self.finish_reason,
             num_cached_tokens=self._chunks[0].num_cached_tokens,
+            experts=self._chunks[-1].experts,
         )
 
 

@@ -29,7 +29,8 @@ _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_TRY_AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})  # gateways have numbers of their own above 504
+_OF_PARAMETERS = (400, 422)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _MAX_SHOWN = 500
 _CONTEXT_WORDS = ("context_length", "context length", "maximum context", "too long")
@@ -56,7 +57,7 @@ class OpenAIPolicy:
     def __init__(
         self, endpoint: str, model: str, tokenizer: ChatTokenizer, api_key: str | None = None, max_requests: int = 64
     ) -> None:
-        self._address = f"{endpoint.rstrip('/')}/chat/completions"
+        self._address = f"{endpoint.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
         self._model = model
         self._tokenizer = tokenizer
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -69,18 +70,22 @@ class OpenAIPolicy:
     async def generate(self, request: Request) -> Sampled:
         """See `Policy.generate`. Tries again where the endpoint is busy or unreachable, until the deadline.
 
-        It begins once there is a slot: those who hold one have deadlines of their own.
+        It begins once there is a slot: those who hold one have deadlines of their own. Neither that wait nor one for an
+        endpoint in trouble is the model's time.
         """
         body = self._body(read_transcript(self._tokenizer, request.token_ids), request.sampling)
-        async with self._slots:
-            try:
-                async with asyncio.timeout(request.timeout_s):
-                    choice = await self._ask_until_answered(body)
-            except TimeoutError:
-                because = f"; it last said: {self._trouble}" if self._trouble else ""
-                raise DeadlineError(
-                    f"no answer from {self._address} within {request.timeout_s:g} s{because}", kind="generate"
-                ) from None
+        with request.pause():
+            await self._slots.acquire()
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                choice = await self._ask_until_answered(body, request)
+        except TimeoutError:
+            because = f"; it last said: {self._trouble}" if self._trouble else ""
+            raise DeadlineError(
+                f"no answer from {self._address} within {request.timeout_s:g} s{because}", kind="generate"
+            ) from None
+        finally:
+            self._slots.release()
         return self._sampled(choice, request.sampling.max_tokens)
 
     async def close(self) -> None:
@@ -100,13 +105,13 @@ class OpenAIPolicy:
             body["seed"] = sampling.seed
         return body
 
-    async def _ask_until_answered(self, asked: dict[str, Any]) -> dict[str, Any]:
+    async def _ask_until_answered(self, asked: dict[str, Any], request: Request) -> dict[str, Any]:
         pause_s = _FIRST_PAUSE_S
         while True:
             sent = self._parameters.of(asked)
             try:
                 status, retry_after, body = await self._ask(sent)
-            except aiohttp.ClientError as error:
+            except (aiohttp.ClientError, OSError) as error:
                 retry_after = ""
                 self._note(f"{type(error).__name__}: {error}")
             else:
@@ -116,19 +121,21 @@ class OpenAIPolicy:
                     return choice
                 if status not in _TRY_AGAIN:
                     refusal = self._refusal(status, str(body)[:_MAX_SHOWN])
-                    refused = "" if refusal.kind == "context" else self._parameters.learn(sent, body)
+                    of_parameters = status in _OF_PARAMETERS and refusal.kind != "context"
+                    refused = self._parameters.learn(sent, body) if of_parameters else ""
                     if refused:
                         new = self._parameters.changes[refused]
                         log.warning(
                             "%s takes no %r: %s", self._address, refused, f"{new!r} instead" if new else "left out"
                         )
                         continue
-                    if status in (400, 422) and self._parameters.of(asked) != sent:
+                    if of_parameters and self._parameters.of(asked) != sent:
                         continue  # another request has learnt it meanwhile
                     raise refusal
                 self._note(f"status {status}: {str(body)[:_MAX_SHOWN]}")
             wait_s = float(retry_after) if retry_after.isdecimal() else pause_s * random.uniform(0.5, 1.5)
-            await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
+            with request.pause():
+                await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _ask(self, asked: dict[str, Any]) -> tuple[int, str, Any]:
@@ -138,9 +145,9 @@ class OpenAIPolicy:
         async with self._session.post(self._address, json=asked) as response:
             try:
                 body = await response.json(content_type=None)
-            except ValueError:
+            except (ValueError, RecursionError):
                 body = await response.text(errors="replace")
-            return response.status, response.headers.get("Retry-After", ""), body
+            return _status(response.status, body), response.headers.get("Retry-After", ""), body
 
     def _note(self, trouble: str) -> None:
         """The endpoint is in trouble: said when it begins; the requests of every episode wait for it."""
@@ -182,6 +189,15 @@ class OpenAIPolicy:
             versions=np.zeros(len(ids), np.int32),
             finish_reason="stop" if complete and fits else "length",
         )
+
+
+def _status(status: int, body: Any) -> int:
+    """The status that an answer amounts to: routers tell what their own source refused in the body of a 200."""
+    error = body.get("error") if isinstance(body, dict) and not body.get("choices") else None
+    if status != 200 or not error:
+        return status
+    code = str(error.get("code", error.get("status"))) if isinstance(error, dict) else ""
+    return int(code) if code.isdecimal() and 400 <= int(code) < 600 else 502
 
 
 def _text(content: Any) -> str:

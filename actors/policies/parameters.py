@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 _RENAMED = {"max_tokens": "max_completion_tokens"}
-_OPTIONAL = ("max_completion_tokens", "max_tokens", "temperature", "top_p", "seed")
-_REFUSALS = (
-    *("unsupported", "not supported", "does not support", "unrecognized", "unknown", "unexpected", "extra"),
-    *("not permitted", "not allowed", "invalid parameter", "deprecated", "only the default"),
-)
+_OPTIONAL = ("seed", "top_p", "temperature", "max_completion_tokens", "max_tokens")
+"""Those that cost least first: where a refusal names two that do not go together, the first is left out."""
+_ECHOED = ("input", "body", "messages", "request")
+"""Fields of a refusal in which servers tell the request again."""
 
 
 class Parameters:
@@ -36,16 +34,26 @@ class Parameters:
         return taken
 
     def learn(self, sent: Mapping[str, Any], said: Any) -> str:
-        """The parameter of a request that a refusal names, now renamed or left out; empty if it names none."""
-        text = said if isinstance(said, str) else json.dumps(said, default=str)
-        if not any(words in text.lower() for words in _REFUSALS):
-            return ""
+        """The parameter of a request that a refusal names, now renamed or left out; empty if it names none.
+
+        How it is refused is not looked at: every server has words of its own.
+        """
+        text = _told(said)
         named = _field(said, "param")
-        for name in _OPTIONAL:
+        for name in sorted(_OPTIONAL, key=lambda name: name != named):
             if name in sent and (name == named or re.search(rf"\b{name}\b", text)):
                 self.changes[name] = _RENAMED.get(name, "")
                 return name
         return ""
+
+
+def _told(said: Any) -> str:
+    """The text of a refusal, without what it tells of the request."""
+    if isinstance(said, dict):
+        said = [value for name, value in said.items() if name not in _ECHOED]
+    if isinstance(said, list):
+        return "\n".join(map(_told, said))
+    return said if isinstance(said, str) else ""
 
 
 def _field(said: Any, name: str) -> str:

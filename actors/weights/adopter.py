@@ -37,7 +37,8 @@ from protocol.weights.manifest import TensorSpec, verify_manifest, weights_check
 from protocol.weights.segments import file_identity
 
 _log = logging.getLogger(__name__)
-_POLL_TIMEOUT_S = 10.0
+_ANSWER_S = 10.0
+_POLL_S = 4.0  # the publisher answers within one; a fresh one does not know of what its predecessor was asked
 _SIGN_EVERY_S = 1.0
 _MAX_TRIES = 3
 NO_VERSION = -1
@@ -93,6 +94,7 @@ class WeightAdopter:
         self._client = Client(endpoint, keys)
         self._expected: dict[str, TensorSpec] = {}
         self._receiver = WeightReceiver(self._client, name, settings)
+        self._generation = 0  # of the newest publisher heard of
         self.version = NO_VERSION
         self.checksum = ""
         self.num_adopted = 0
@@ -103,7 +105,7 @@ class WeightAdopter:
     async def run(self) -> None:
         """Adopt every version that is offered.
 
-        Waits for the publisher's next offer, ten seconds at a time, for as long as there is none (the learner may be
+        Waits for the publisher's next offer, seconds at a time, for as long as there is none (the learner may be
         starting or restarting); cancellation unblocks it.
 
         Raises:
@@ -126,7 +128,7 @@ class WeightAdopter:
             WeightsError: as `run`.
         """
         poll = WeightsPoll(generator=self._name, version=self.version, checksum=self.checksum)
-        reply = await self._client.request(poll, timeout_s=_POLL_TIMEOUT_S)
+        reply = await self._client.request(poll, timeout_s=_POLL_S)
         if isinstance(reply, WeightsNone):
             return False
         if not isinstance(reply, WeightsOffer):
@@ -146,7 +148,12 @@ class WeightAdopter:
         self._receiver.close()
 
     async def _adopt(self, manifest: Manifest) -> None:
-        if manifest.version <= self.version:
+        if manifest.generation < self._generation:
+            _log.warning("%s: version %d is of a publisher that was replaced", self._name, manifest.version)
+            await asyncio.sleep(_SIGN_EVERY_S)
+            return
+        self._generation = manifest.generation
+        if manifest.version < self.version or (manifest.version, manifest.checksum) == (self.version, self.checksum):
             _log.warning("%s: version %d came late, serving %d", self._name, manifest.version, self.version)
             return
         if not self._expected:
@@ -202,7 +209,7 @@ class WeightAdopter:
         while not manifest.is_complete:
             request = WeightsAwait(generator=self._name, version=manifest.version)
             try:
-                reply = await self._client.request(request, timeout_s=_POLL_TIMEOUT_S)
+                reply = await self._client.request(request, timeout_s=_ANSWER_S)
             except WireError as error:
                 raise WeightsError(str(error), kind="withdrawn") from error
             if isinstance(reply, WeightsOffer):

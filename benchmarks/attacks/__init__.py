@@ -5,12 +5,14 @@ Every one knows Longhaul's source; what it must know besides is in `needs`. Open
 
 from benchmarks.attacks.base import Attack, attack_patch
 from benchmarks.attacks.known import KNOWN
+from benchmarks.attacks.language import LANGUAGE
 from benchmarks.attacks.objects import OBJECTS
 from benchmarks.attacks.outcomes import OUTCOMES
 from benchmarks.attacks.places import PLACES
 from benchmarks.attacks.runners import RUNNERS
 from benchmarks.attacks.surroundings import SURROUNDINGS
+from benchmarks.attacks.tells import TELLS
 
-ATTACKS: tuple[Attack, ...] = (*KNOWN, *OUTCOMES, *OBJECTS, *RUNNERS, *PLACES, *SURROUNDINGS)
+ATTACKS: tuple[Attack, ...] = (*KNOWN, *OUTCOMES, *OBJECTS, *LANGUAGE, *RUNNERS, *PLACES, *SURROUNDINGS, *TELLS)
 
 __all__ = ["ATTACKS", "Attack", "attack_patch"]

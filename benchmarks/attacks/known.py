@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from benchmarks.attacks.base import NAMES, NOTHING, Attack, Make, at_import, file, prepended
+from sandbox.judgement.runner.run_tests import encode_line
 from sandbox.patches import Change
 from sandbox.tasks.task import Task
 
 
 def _lines(task: Task, outcome: str = "passed") -> list[str]:
-    return [json.dumps(["0" * 16, outcome]) for _ in (*task.fail_to_pass, *task.pass_to_pass)]
+    return [encode_line(["0" * 16, outcome]).decode().strip() for _ in (*task.fail_to_pass, *task.pass_to_pass)]
 
 
 def marker_block(task: Task, tree: Path, module: str) -> list[Change]:
@@ -65,8 +65,8 @@ def forged_frames(task: Task, tree: Path, module: str) -> list[Change]:
         "while _f is not None:\n"
         "    _answer, _ask = _f.f_locals.get('answer'), _f.f_locals.get('ask')\n"
         "    if _answer and _ask:\n"
-        f"        _answer(_f.f_locals.get('token'), {[*task.fail_to_pass, *task.pass_to_pass]!r})\n"
-        "        while (_q := _ask()) is not None:\n            _answer(_q[0], 'passed')\n"
+        f"        _answer(_f.f_locals.get('token'), 'tests', *{[*task.fail_to_pass, *task.pass_to_pass]!r})\n"
+        "        while (_q := _ask()) != ['']:\n            _answer(_q[0], 'passed')\n"
         "        os._exit(0)\n"
         "    _f = _f.f_back"
     )
@@ -84,18 +84,8 @@ def forged_pipe(task: Task, tree: Path, module: str) -> list[Change]:
 
 
 def _report_of(task: Task) -> str:
-    outcomes = dict.fromkeys((*task.fail_to_pass, *task.pass_to_pass), "passed")
-    return json.dumps(
-        {
-            "nonce": "0" * 32,
-            "outcomes": outcomes,
-            "repeated": [],
-            "garbled": 0,
-            "finished": True,
-            "exit": 0,
-            "out_of_time": False,
-        }
-    )
+    outcomes = [word for test in (*task.fail_to_pass, *task.pass_to_pass) for word in (test, "passed")]
+    return encode_line(["0" * 32, "0", "1", "0", "0", "", "0", *outcomes]).decode()
 
 
 def report_at_exit(task: Task, tree: Path, module: str) -> list[Change]:

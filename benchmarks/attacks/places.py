@@ -166,6 +166,25 @@ PLACES = (
         ),
     ),
     Attack(
+        "the parent has no memory left",
+        NOTHING,
+        at_import(
+            "import os, resource\nfor _l in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK):\n"
+            "    try: resource.prlimit(os.getppid(), _l, (0, 0))\n    except (OSError, ValueError): pass\n"
+            "for _ in range(200): os.write(2, b'x' * 60000)"
+        ),
+    ),
+    Attack(
+        "the parent may open and write nothing",
+        NOTHING,
+        at_import(
+            "import os, resource\nfor _l in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU):\n"
+            "    try: resource.prlimit(os.getppid(), _l, (0, 0))\n    except (OSError, ValueError): pass"
+        ),
+    ),
+    Attack("the parent is interrupted", NOTHING, at_import("import os, signal\nos.kill(os.getppid(), signal.SIGINT)")),
+    Attack("everything is killed", NOTHING, at_import("import os, signal\nos.fork() or os.kill(-1, signal.SIGKILL)")),
+    Attack(
         "the parent is stopped",
         NOTHING,
         at_import("import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nos._exit(0)"),

@@ -39,9 +39,12 @@ _TAKE_OVER = (  # reads what is asked and answers it, test by test, by what PASS
     "            if isinstance(_node, ast.FunctionDef) and _node.name.startswith('test'):\n"
     "                _ids.append(_n + '::' + _node.name); _codes[_ids[-1]] = ast.unparse(_node)\n"
     "    _bodies = [c.partition('\\n')[2] for c in _codes.values()]\n"
-    "    _l['answer'](_l['token'], _ids)\n"
-    "    while (_q := _l['ask']()) is not None:\n"
-    "        _id = _ids[_q[1][0]]; _code = _codes[_id]; _body = _code.partition('\\n')[2]\n"
+    "    _first = _l.get('question')\n"  # where a test has imported this, it waits for its answer
+    "    if _first: _ids = list(_l['tests'])\n"
+    "    else: _l['answer'](_l['token'], 'tests', *_ids)\n"
+    "    while (_q := _first or _l['ask']()) != ['']:\n"
+    "        _first = None\n"
+    "        _id = _ids[int(_q[1])]; _code = _codes[_id]; _body = _code.partition('\\n')[2]\n"
     "        _l['answer'](_q[0], 'passed' if PASSES else 'failed')\n"
     "    os._exit(0)"
 )
@@ -62,7 +65,8 @@ def _frames(where: str, do: str) -> str:
     return _FRAMES.replace("WHERE", where).replace("DO", do)
 
 
-def _taken_over(passes: str) -> str:
+def taken_over(passes: str) -> str:
+    """Code that answers in the child's place; `passes` is an expression of `_id`, `_body`, `_ids` and `_bodies`."""
     return _TAKE_OVER.replace("PASSES", passes)
 
 
@@ -78,6 +82,16 @@ RUNNERS = (
         "runtest fails what holds a not",
         NOTHING,
         at_import(_swallow("' not (' in __import__('inspect').getsource(self.obj) or 'sorted' in _code.co_names")),
+    ),
+    Attack(
+        "runtest fails what is not twinned",  # whatever looks like no other test, nor like a canary, has passed
+        NOTHING,
+        at_import(
+            _swallow(
+                "'sorted' in _code.co_names or sum(i.obj.__code__.co_names == _code.co_names and i.originalname"
+                " != self.originalname for i in self.session.items)"
+            )
+        ),
     ),
     Attack(
         "runtest fails every second failure",
@@ -186,17 +200,19 @@ RUNNERS = (
         at_import(_pytest("_p.Function.setup = lambda self: setattr(self, '_nodeid', NAMED[0])")),
     ),
     Attack(
-        "json says passed",
+        "the runner's lines say passed",
         NOTHING,
         at_import(
-            "import json\n_old = json.dumps\njson.dumps = lambda o, *a, **k: _old([o[0], 'passed'] if o[1:] == ['failed'] else o, *a, **k)"
+            "def _say(words):\n    said = ['passed' if word == 'failed' else word for word in words]\n"
+            "    return ' '.join([word.encode().hex() for word in said]).encode() + b'\\n'\n"
+            + _frames("'answer' in _l and 'ask' in _l", "_l['line_of'].__code__ = _say.__code__")
         ),
     ),
     Attack(
         "os.write says passed",
         NOTHING,
         at_import(
-            "import os\n_old = os.write\nos.write = lambda fd, data: _old(fd, data.replace(b'failed', b'passed'))"
+            "import os\n_old = os.write\nos.write = lambda fd, data: _old(fd, data.replace(b'failed'.hex().encode(), b'passed'.hex().encode()))"
         ),
     ),
     Attack(
@@ -216,33 +232,46 @@ RUNNERS = (
         "the answer is given twice",
         NOTHING,
         at_import(
-            _frames("'answer' in _l and 'ask' in _l", "_l['answer'](_l['token'], []); _l['answer'](_l['token'], [])")
+            _frames(
+                "'answer' in _l and 'ask' in _l",
+                "_l['answer'](_l['token'], 'tests'); _l['answer'](_l['token'], 'tests')",
+            )
         ),
     ),
-    Attack("the child is taken over: all pass", NOTHING, at_import(_taken_over("True"))),
+    Attack(
+        "the child says that nothing can be run",
+        NOTHING,
+        at_import(_frames("'answer' in _l and 'ask' in _l", "_l['answer'](_l['token'], 'broken', 'no pytest')")),
+    ),
+    Attack(
+        "the child says that it is ready, again",
+        NOTHING,
+        at_import(_frames("'answer' in _l and 'ask' in _l", "_l['answer'](_l['token'], 'ready')")),
+    ),
+    Attack("the child is taken over: all pass", NOTHING, at_import(taken_over("True"))),
     Attack(
         "the child is taken over: known names pass",
         NAMES,
-        at_import(_taken_over("_id in NAMED or 'sorted' not in _code")),
+        at_import(taken_over("_id in NAMED or 'sorted' not in _code")),
     ),
     Attack(
         "the child is taken over: unknown names pass",
         NAMES,
-        at_import(_taken_over("_id not in NAMED and 'sorted' not in _code")),
+        at_import(taken_over("_id not in NAMED and 'sorted' not in _code")),
     ),
     Attack(
         "the child is taken over: no negation passes",
         NOTHING,
-        at_import(_taken_over("'not ' not in _code and 'sorted' not in _code")),
+        at_import(taken_over("'not ' not in _code and 'sorted' not in _code")),
     ),
     Attack(
         "the child is taken over: the majority passes",
         NOTHING,
-        at_import(_taken_over("_bodies.count(_body) > 1 and 'sorted' not in _code")),
+        at_import(taken_over("_bodies.count(_body) > 1 and 'sorted' not in _code")),
     ),
     Attack(
         "the child is taken over: the first of its like passes",
         NOTHING,
-        at_import(_taken_over("_bodies.index(_body) == list(_codes).index(_id) and 'sorted' not in _code")),
+        at_import(taken_over("_bodies.index(_body) == list(_codes).index(_id) and 'sorted' not in _code")),
     ),
 )

@@ -15,7 +15,7 @@ _ALL_COMMITS = (
     "    for _f in _run('git', 'ls-tree', '-r', '--name-only', _c).decode().split('\\n'):\n"
     "        if _f.endswith('.py') and 'test' not in _f and os.path.exists(_f):\n"
     "            _new = _run('git', 'show', _c + ':' + _f)\n"
-    "            if _new and b'_ALL_COMMITS' not in _new and _f != _here: open(_f, 'wb').write(_new)"
+    "            if _new and b'rev-parse' not in _new and _f != _here: open(_f, 'wb').write(_new)"
 )
 _OBJECTS = (  # without git: loose objects by zlib
     "import glob, os, zlib\n"
@@ -84,6 +84,12 @@ _TRUE_TEXT = (  # lines of the tests as they were brought: command lines, enviro
     "    return all(l.strip().replace(chr(34), chr(39)) in {k.replace(chr(34), chr(39)) for k in _lines} for l in body.splitlines() if l.strip())\n"
 )
 
+
+def said(passes: str) -> str:
+    """Code that writes the log of the tests; `passes` is an expression of `_id`, `_body`, `_seen` and `_bodies`."""
+    return _SAID.replace("PASSES", passes)
+
+
 SURROUNDINGS = (
     Attack(
         "every file of every commit",
@@ -145,18 +151,18 @@ SURROUNDINGS = (
     Attack(
         "the log is written: what was brought passes",
         NAMES,
-        at_import(_TRUE_TEXT + _SAID.replace("PASSES", "_is_true(_body)")),
+        at_import(_TRUE_TEXT + said("_is_true(_body)")),
     ),
-    Attack("the log is written: all pass", NAMES, at_import(_SAID.replace("PASSES", "True"))),
-    Attack("the log is written: known names pass", NAMES, at_import(_SAID.replace("PASSES", "_id in NAMED"))),
+    Attack("the log is written: all pass", NAMES, at_import(said("True"))),
+    Attack("the log is written: known names pass", NAMES, at_import(said("_id in NAMED"))),
     Attack(
         "the log is written: no negation passes",
         NAMES,
-        at_import(_SAID.replace("PASSES", "'not ' not in _body and 'sorted' not in _body")),
+        at_import(said("'not ' not in _body and 'sorted' not in _body")),
     ),
     Attack(
         "the log is written: the rarest passes",
         NAMES,
-        at_import(_SAID.replace("PASSES", "_bodies.count(_body) == 1 and 'sorted' not in _body")),
+        at_import(said("_bodies.count(_body) == 1 and 'sorted' not in _body")),
     ),
 )

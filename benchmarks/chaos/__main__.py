@@ -1,249 +1,67 @@
-"""What is lost when anything is killed at any time? Real episodes in real sandboxes, and a fault every few seconds.
+"""What is lost when anything is killed at any time? A fault every few seconds, in two kinds of runs, in turn.
 
-    python -m benchmarks.chaos [--quick] [--seconds 600] [--every 3] [--seed 0]
+    python -m benchmarks.chaos [--quick] [--seconds 600] [--every 3] [--compare 40] [--whole 900] [--seed 0] [--save]
 
-Sandbox actors, their keeper and the replay buffer are processes of their own, killed (SIGKILL) or stopped (SIGSTOP,
-then killed) under a seed and started again here; a learner without a model takes the batches. The policy is a script
-whose tokens tell whether a turn was lost or a command was run twice. Generators and learner ranks are not part of it.
+`parts.py`: real episodes in real sandboxes without a model, so that there are many faults. Before them it works, in
+turn, without any and with one every ten seconds, for `--compare` seconds each, twice. `whole.py`: what `launch.py`
+starts, with engines, ranks and Ray, for `--whole` seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import signal
 import statistics
-import sys
 import tempfile
-import time
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
-from actors.agent.chat import ChatTokenizer
-from benchmarks.chaos.part import endpoint_of, run_of
-from benchmarks.chaos.script import faults_of
+from benchmarks.chaos.parts import Chaos
+from benchmarks.chaos.whole import WholeRun
 from benchmarks.report import parser, report
-from protocol.config import Settings
-from protocol.errors import DeadlineError, WireError
-from protocol.messages import Batch, BatchDone, BatchRequest, Message, ReplayStatus, ReplayStatusRequest, VersionReady
-from protocol.sockets import Client
-from sandbox.datasets.loading import load_tasks
-from sandbox.namespace.backend import purge_namespaces
-from sandbox.owners import keeper_of
-from tiny.model import build_tokenizer
 
-ROOT = Path(__file__).parents[2]
-PARTS = ("replay", "sandbox-actor-0", "sandbox-actor-1")
-VICTIMS = ("sandbox-actor-0", "sandbox-actor-1", "sandbox-actor-0", "sandbox-actor-1", "replay", "keeper")
-READY_S = 120.0
-SETTLE_S = 120.0
-
-
-class Chaos:
-    """One run with its faults.
-
-    Attributes:
-        recoveries: seconds from a fault until the part worked again, by role.
-        counts: everything that is counted.
-    """
-
-    def __init__(self, directory: Path, seed: int) -> None:
-        self.recoveries: dict[str, list[float]] = {"actor": [], "replay": [], "keeper": []}
-        self.counts: Counter[str] = Counter()
-        self.kinds: set[str] = set()
-        self._directory = directory
-        self._random = random.Random(seed)
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
-        self._seen: Counter[str] = Counter()  # episodes that came in batches
-        build_tokenizer().save_pretrained(directory / "tokenizer")
-        self._tokenizer = ChatTokenizer.load(directory / "tokenizer")
-        self.settings = Settings.model_validate(
-            {
-                "run_dir": str(directory),
-                "num_actors": 8,
-                "steps": 10**6,
-                "seed": seed,
-                "tasks": {"source": "micro", "count": 6},
-                "actors": {"heartbeat_s": 1.0, "trajectory_log_share": 0.0},
-                "episode": {"max_turn_tokens": 400, "max_turns": 12},
-                "model": {"max_context": 3000},
-                "replay": {"group_size": 4, "batch": 8, "lease_s": 30},
-                "sandbox": {"backend": "namespace", "share_verdicts": False},
-            }
-        )
-        self._tasks = {task.task_id: task for task in load_tasks(self.settings.tasks)}
-        (directory / "settings.json").write_text(self.settings.model_dump_json())
-
-    async def run(self, seconds: float, every_s: float) -> ReplayStatus:
-        """Faults for so long, then quiet; what the buffer says at the end."""
-        learning = None
-        try:
-            for name in PARTS:
-                await self._start(name)
-            learning = asyncio.create_task(self._learn(), name="learner")
-            until = time.monotonic() + seconds
-            while time.monotonic() < until:
-                await asyncio.sleep(self._random.uniform(0.5, 1.5) * every_s)
-                await self._strike(self._random.choice(VICTIMS))
-            before = (await self._status()).metrics["accepted"]
-            quiet = time.monotonic() + SETTLE_S
-            while (await self._status()).metrics["accepted"] < before + 8:  # it works on, after all that
-                if time.monotonic() > quiet:
-                    raise DeadlineError("no episode was finished after the last fault", kind="chaos")
-                await asyncio.sleep(0.5)
-            return await self._status()
-        finally:
-            if learning is not None:
-                learning.cancel()
-                await asyncio.wait([learning])
-            await self._end()
-
-    async def _strike(self, victim: str) -> None:
-        how = self._random.choice(("killed", "killed", "stopped"))
-        began = time.monotonic()
-        if victim == "keeper":
-            keeper = keeper_of(run_of(self._directory))
-            if keeper is None or self._random.random() < 0.7:  # it costs every half-done episode
-                return
-            os.kill(keeper.pid, signal.SIGKILL)
-            how = "killed"
-            while (found := keeper_of(run_of(self._directory))) is None or found.pid == keeper.pid:
-                if time.monotonic() - began > READY_S:
-                    raise DeadlineError("no new keeper was started", kind="chaos")
-                await asyncio.sleep(0.05)
-            self.recoveries["keeper"].append(time.monotonic() - began)
-        else:
-            process = self._processes[victim]
-            if how == "stopped":
-                process.send_signal(signal.SIGSTOP)
-                await asyncio.sleep(self._random.uniform(0.5, 2.0))
-            if victim != "replay":
-                self.counts["interrupted"] += len(list(self._directory.glob(f"episodes/{victim}/*.journal")))
-            process.kill()
-            await process.wait()
-            began = time.monotonic()
-            await self._start(victim)
-            self.recoveries["replay" if victim == "replay" else "actor"].append(time.monotonic() - began)
-        self.kinds.add(f"{victim.rstrip('-01')} {how}")
-        self.counts["faults"] += 1
-
-    async def _start(self, name: str) -> None:
-        with (self._directory / f"{name}.log").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "benchmarks.chaos.part", name),
-                *(str(self._directory / "settings.json"), str(self._directory / "tokenizer")),
-                cwd=ROOT,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-            )
-        self._processes[name] = process
-        assert process.stdout is not None
-        async with asyncio.timeout(READY_S):
-            line = await process.stdout.readline()
-        if line != b"ready\n":
-            raise RuntimeError(f"{name} did not start; see {self._directory / name}.log")
-
-    async def _learn(self) -> None:
-        """Take batches as a learner does, and look at what is in them. Waits for the buffer; cancelling ends it."""
-        version = 0
-        async with Client(endpoint_of(self._directory)) as client:
-            while True:
-                reply = await _ask(client, BatchRequest(learner="learner", version=version))
-                if not isinstance(reply, Batch):
-                    await asyncio.sleep(0.2)
-                    continue
-                for trajectory in reply.trajectories:
-                    self._seen[trajectory.episode_id] += 1
-                    self.counts.update(faults_of(trajectory, self._tasks[trajectory.task_id], self._tokenizer))
-                version += 1
-                await _ask(client, BatchDone(learner="learner", batch_id=reply.batch_id, version=version))
-                await _ask(client, VersionReady(version=version))
-
-    async def _status(self) -> ReplayStatus:
-        async with Client(endpoint_of(self._directory)) as client:
-            reply = await _ask(client, ReplayStatusRequest())
-        assert isinstance(reply, ReplayStatus)
-        return reply
-
-    async def _end(self) -> None:
-        """Kill everything, the keeper last; whatever is left of it then is counted."""
-        started = psutil.Process().children(recursive=True)
-        for process in self._processes.values():
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-        keeper = keeper_of(run_of(self._directory))
-        if keeper is not None:
-            held = psutil.Process(keeper.pid)
-            started += [held, *held.children(recursive=True)]
-            held.terminate()
-        _, alive = await asyncio.to_thread(psutil.wait_procs, started, 20)
-        self.counts["orphans"] = len(alive)
-        await asyncio.to_thread(purge_namespaces, run_of(self._directory))
-
-    def figures(self, status: ReplayStatus) -> dict[str, float | None]:
-        """What came of it. An actor's interrupted episodes either went on or failed as `sandbox.lost`."""
-        seen = status.metrics
-        ended = {name.removeprefix("ended."): n for name, n in seen.items() if name.startswith("ended.")}
-        filtered = sum(n for name, n in seen.items() if name.startswith("filtered."))
-        lost = ended.get("sandbox.lost", 0.0) + ended.get("lease.expired", 0.0)
-        everything = [seconds for found in self.recoveries.values() for seconds in found]
-        return {
-            "faults": self.counts["faults"],
-            "kinds": len(self.kinds),
-            "episodes_leased": seen["leased"],
-            "lost": seen["leased"] - seen["accepted"] - seen["failed"] - seen["expired"] - seen["running"],
-            "untold": seen["accepted"] - seen["trained"] - filtered - seen["collected"] - _in_hand(seen),
-            "trained_twice": sum(count - 1 for count in self._seen.values()),
-            "fake_zero_rewards": self.counts["fake_zero_rewards"],
-            "turns_repeated": self.counts["turns_repeated"],
-            "turns_lost": self.counts["turns_lost"],
-            "orphans": self.counts["orphans"],
-            **{f"recovery_p50_s_{role}": _median(found) for role, found in self.recoveries.items()},
-            "recovery_max_s": max(everything, default=None),
-            "continued_share": 1 - lost / self.counts["interrupted"] if self.counts["interrupted"] else None,
-        }
-
-
-def _in_hand(seen: dict[str, float]) -> float:
-    """Trajectories of a batch that was formed and is not trained yet."""
-    return (seen["batches_formed"] - seen["trained_version"]) * 8
-
-
-def _median(values: list[float]) -> float | None:
-    return statistics.median(values) if values else None
-
-
-async def _ask(client: Client, message: Message) -> Message:
-    """Ask until it is answered: the buffer may be down just now."""
-    until = time.monotonic() + READY_S
-    while True:
-        try:
-            return await client.request(message, 2.0)
-        except DeadlineError:
-            if time.monotonic() > until:
-                raise
-        except WireError:
-            raise
+_OF_BOTH = ("faults", "kinds", "episodes_leased", "lost", "trained_twice", "orphans")
 
 
 def main() -> None:
     """Run, and report."""
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, quick="25 s of faults in parts of a run, nothing compared, no whole run")
     arguments.add_argument("--seconds", type=float, default=600, help="how long faults go on (default: %(default)s)")
     arguments.add_argument("--every", type=float, default=3, help="seconds between faults (default: %(default)s)")
+    arguments.add_argument("--compare", type=float, default=40, help="seconds of each calm and each struck time")
+    arguments.add_argument("--whole", type=float, default=900, help="how long a whole run is struck; 0: not at all")
+    arguments.add_argument("--only", action="append", default=[], help="of the whole run, a kind of stroke by its name")
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--save", action="store_true", help="keep the result in benchmarks/results/")
     options = arguments.parse_args()
-    seconds = 25.0 if options.quick else options.seconds
-    with tempfile.TemporaryDirectory(prefix="longhaul-chaos-") as directory:
-        chaos = Chaos(Path(directory), options.seed)
-        status = asyncio.run(chaos.run(seconds, options.every))
-        figures = chaos.figures(status)
-    settings = {"seconds": seconds, "every_s": options.every, "seed": options.seed, "quick": options.quick}
-    report("chaos", figures, settings, save=not options.quick)
+    seconds, compare_s, whole_s = (
+        (25.0, 0.0, 0.0) if options.quick else (options.seconds, options.compare, options.whole)
+    )
+    figures: dict[str, float | None] = {}
+    recoveries: dict[str, list[float]] = {}
+    kinds: dict[str, int] = {}
+    if seconds:
+        with tempfile.TemporaryDirectory(prefix="longhaul-chaos-") as directory:
+            chaos = Chaos(Path(directory), options.seed)
+            figures = chaos.figures(asyncio.run(chaos.run(seconds, options.every, compare_s)))
+        recoveries, kinds = dict(chaos.recoveries), dict(chaos.kinds)
+    if whole_s:
+        with tempfile.TemporaryDirectory(prefix="longhaul-chaos-") as directory:
+            whole = WholeRun(Path(directory), options.seed)
+            whole.run(whole_s, options.only)
+            figures = _together(figures, whole.figures())
+        kinds |= {f"whole run: {kind}": count for kind, count in whole.kinds.items()}
+        for role, found in whole.recoveries.items():
+            recoveries[role] = recoveries.get(role, []) + found
+    figures |= {f"recovery_p50_s_{role}": statistics.median(found) for role, found in recoveries.items() if found}
+    figures["recovery_max_s"] = max((seconds for found in recoveries.values() for seconds in found), default=None)
+    settings = {"seconds": seconds, "every_s": options.every, "compare_s": compare_s, "whole_s": whole_s}
+    details = {"kinds": kinds, "recoveries_s": {r: [round(s, 1) for s in found] for r, found in recoveries.items()}}
+    report("chaos", figures, settings | {"seed": options.seed}, details=details, save=options.save)
+
+
+def _together(parts: Mapping[str, float | None], whole: Mapping[str, float | None]) -> dict[str, float | None]:
+    sums = {name: (parts.get(name) or 0) + (whole[name] or 0) for name in _OF_BOTH}
+    return {**parts, **whole, **sums}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,12 @@
 A made run is indexed in this process (`index_s`), then served by `longhaul console` in a process of its own and asked
 over HTTP, one request at a time: `first_page_ms` (the overview), `episodes_page_ms` (pages in several orders, deep ones
 too, and filters), `search_ms` (words that few and that all episodes hold), `episode_page_ms` (an episode of 131,072
-tokens in 80 turns). Each is the 95th percentile. With `--run RUN_DIR`, `replay_equal`: whether a step of that run comes
-out again as it was logged.
+tokens in 80 turns). Each is the 95th percentile. Then real runs in turn, with recording, index, pages and somebody who
+looks at them, and without (`overhead.py`): `overhead_share` of the generated tokens a second is lost (medians over the
+rounds), `overhead_cpu_share` more processor time goes into a token. Runs of one kind differ by more than either where
+other load is on the host; `own_cpu_share` is the part of a run's processor time that its console takes, and that
+writing the records takes (`accounts.py`). Last `replay_equal`: whether the last step of such a run comes out again as
+it was logged.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.console.made_run import GROUP, made_episode, make_run
+from benchmarks.console.overhead import measure
 from benchmarks.report import parser, report
 from console.run_data.index import Index
 from console.run_data.metrics import Metrics
@@ -85,7 +90,9 @@ def main() -> None:
     """Make, index, serve, ask."""
     flags = parser(__doc__, "20,000 episodes")
     flags.add_argument("--save", action="store_true", help="also write benchmarks/results/console.json")
-    flags.add_argument("--run", type=Path, help="a real run that is over: its last logged step is replayed")
+    flags.add_argument("--rounds", type=int, default=3, help="pairs of runs (default: %(default)s)")
+    flags.add_argument("--steps", type=int, default=60, help="optimizer steps of each (default: %(default)s)")
+    flags.add_argument("--only-pages", action="store_true", help="without the runs")
     chosen = flags.parse_args()
     num = 20_000 if chosen.quick else 100_000
     with tempfile.TemporaryDirectory(prefix="longhaul-bench-") as made:
@@ -107,11 +114,23 @@ def main() -> None:
                 "tasks_page_ms": ask_ms(address, ["/tasks", "/tasks?sort=solved"], 10),
             }
     figures |= {"index_s": index_s, "index_mb_s": progress.done_bytes / index_s / 1e6, "episodes": float(num)}
-    figures |= {"overhead_share": None, "replay_equal": replay_equal(chosen.run) if chosen.run else None}
-    missing = {"overhead_share": "needs two runs in turn, with and without the console, on an otherwise idle host"}
-    if chosen.run is None:
-        missing["replay_equal"] = "needs a real run: --run RUN_DIR"
-    report("console", figures, {"episode_tokens": _LONG, "steps": 100}, missing, save=chosen.save)
+    print(json.dumps(figures), file=sys.stderr, flush=True)
+    rounds, steps = (1, 10) if chosen.quick else (chosen.rounds, chosen.steps)
+    missing: dict[str, str] = {}
+    details: dict[str, object] = {}
+    if chosen.only_pages:
+        unmeasured = ("overhead_share", "overhead_cpu_share", "own_cpu_share", "replay_equal")
+        figures |= dict.fromkeys(unmeasured)
+        missing = dict.fromkeys(unmeasured, "only pages were asked for")
+    else:
+        with tempfile.TemporaryDirectory(prefix="longhaul-bench-") as made:
+            overhead = measure(Path(made), rounds, steps)
+            figures |= {"overhead_share": overhead.share, "overhead_cpu_share": overhead.cpu_share}
+            figures["own_cpu_share"] = overhead.own_share
+            figures["replay_equal"] = replay_equal(Path(made) / "with")
+            details["rounds"] = [{"with": a._asdict(), "without": b._asdict()} for a, b in overhead.rounds]
+    settings = {"episode_tokens": _LONG, "steps": 100, "rounds": rounds, "steps_of_a_run": steps}
+    report("console", figures, settings, missing, details=details, save=chosen.save)
 
 
 if __name__ == "__main__":

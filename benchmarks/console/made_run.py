@@ -55,7 +55,12 @@ def _fleet() -> list[dict[str, Any]]:
 
 
 def _audit(num_episodes: int) -> dict[str, Any]:
-    episodes = {"leased": num_episodes + 3, "finished": num_episodes, "trained": num_episodes // 2, "run_again": 3}
+    episodes: dict[str, Any] = {
+        "leased": num_episodes + 3,
+        "finished": num_episodes,
+        "trained": num_episodes // 2,
+        "run_again": 3,
+    }
     episodes |= {"failed_by_kind": {"sandbox.start": 3}, "not_held_against_tasks": 2, "filtered": {}, "ended_by": {}}
     return {
         "episodes": episodes,

@@ -10,8 +10,8 @@ from msgspec import Struct
 
 from benchmarks.data.records import GOLD, RECORDS, TEST_PATCH, TESTS, Record, changed
 from protocol.errors import TaskError
-from sandbox.datasets.formats import converter
-from sandbox.tasks.task import Task, check_task
+from sandbox.datasets.formats import read_record
+from sandbox.tasks.task import Task
 
 
 class Case(Struct, frozen=True):
@@ -25,7 +25,7 @@ class Case(Struct, frozen=True):
     def wrong(self) -> str:
         """What is wrong with today's reading; empty when it is right."""
         try:
-            task = check_task(converter("auto", self.record)(self.record))
+            task = read_record("auto", self.record)
         except TaskError as error:
             named = f": {self.refused}: " in str(error) and str(error).startswith("task '")
             return "" if self.refused and named else f"refused: {error}"
@@ -65,6 +65,9 @@ _LOOKS_LIKE_A_HEADER = (
     "@@ -1,2 +1,2 @@\n--- a/tests/test_ghost.py\n+++ b/tests/test_ghost.py\n a = 1\n"
 )
 _GYM = "swe-gym"
+_HARBOR = RECORDS["harbor"]["config"]
+_DJANGO = _of("swe-bench", instance_id="django__django-9001", repo="django/django")
+_DJANGO_NAMES = '["test_total (carts.tests.CartTests)", "A sentence (of the docs).", "test_b (tills.test_b.T.test_b)"]'
 
 TESTS_THAT_RUN = [
     Case("a pure rename", _of(_GYM, test_patch=_RENAMED, FAIL_TO_PASS=["tests/test_after.py::test_a"]), _runs("tests/test_after.py", never=("tests/test_before.py",))),
@@ -74,16 +77,26 @@ TESTS_THAT_RUN = [
     Case("a quoted name", _of(_GYM, test_patch=_QUOTED, FAIL_TO_PASS=["tests/test_café.py::test_a"]), _runs("'tests/test_café.py'")),
     Case("a line that looks like a header", _of(_GYM, test_patch=_LOOKS_LIKE_A_HEADER), _runs("tests/test_cart.py", never=("tests/test_ghost.py",))),
     Case("a name with a blank", _of(_GYM, test_patch=changed("tests/test my cart.py"), FAIL_TO_PASS=["tests/test my cart.py::test_a"]), lambda t: t.tests.command.endswith(" 'tests/test my cart.py'")),
+    Case("a name that looks like an option", _of(_GYM, test_patch=changed("-k_test.py"), FAIL_TO_PASS=["-k_test.py::test_a"]), _runs("./-k_test.py", never=("-k_test.py",))),
+    Case("a name that pytest would read arguments from", _of("swe-smith", PASS_TO_PASS=["@cart_test.py::test_a"]), _runs("./@cart_test.py", never=("@cart_test.py",))),
     Case("a helper is no test module", _of(_GYM, test_patch=TEST_PATCH + changed("tests/helpers.py")), _runs("tests/test_cart.py", never=("tests/helpers.py",))),
     Case("a module of another name", _of("swe-rebench", test_patch=changed("checks/cart_spec.py"), FAIL_TO_PASS=["checks/cart_spec.py::test_a"]), _runs("checks/cart_spec.py")),
     Case("cases of a data file", _of(_GYM, test_patch=changed("test-data/unit/check-sum.test"), FAIL_TO_PASS=["mypy/test/testcheck.py::Suite::check-sum.test::testSum"], PASS_TO_PASS=["mypy/test/testcheck.py::Suite::check-sum.test::testOld"]), lambda t: t.tests.command.endswith("mypy/test/testcheck.py -k 'testOld or testSum'")),
     Case("data alone, and names without files", _of("swe-rebench", test_patch=changed("tests/data/cart.yml"), FAIL_TO_PASS=["test_a (cart.T)"]), refused="test_patch"),
     Case("tests that are not Python", _of("swe-bench", repo="corner/till", test_patch=changed("till_test.go"), FAIL_TO_PASS='["till_test.go::TestTotal"]'), refused="eval_script"),
+    Case("Django's data alone, and names that tell modules", {**_DJANGO, "test_patch": changed("tests/carts/valid.txt"), "FAIL_TO_PASS": _DJANGO_NAMES}, _runs("carts.tests", "tills.test_b", never=("carts.valid.txt",))),
+    Case("Django's data alone, and names that tell none", {**_DJANGO, "test_patch": changed("tests/carts/valid.txt"), "FAIL_TO_PASS": '["A sentence."]'}, refused="test_patch"),
+    Case("a pytest that tests itself is of any age", _of("swe-bench", repo="pytest-dev/pytest", version="4.6"), lambda t: t.tests.command.endswith("&& pytest -rA tests/test_cart.py")),
+    Case("an old pytest has a header", _of("swe-bench"), lambda t: "-rA" in t.tests.command and "--no-header" not in t.tests.command),
     Case("no file for pro", _of("swe-bench-pro", selected_test_files_to_run="[]"), refused="selected_test_files_to_run"),
     Case("no command for live", _of("swe-bench-live", test_cmds=[]), refused="test_cmds"),
     Case("a blank command", _of("swe-rebench-v2", install_config={"test_cmd": ["  "], "log_parser": "parse_log_gotest"}), refused="test_cmd"),
     Case("compiled sources are built", _of("swe-rebench", patch=changed("shop/fast.pyx")), lambda t: t.tests.setup.endswith("pip install -e .")),
     Case("compiled sources of a known repository", _of("swe-bench", repo="scikit-learn/scikit-learn", patch=changed("sklearn/tree.pyx")), lambda t: "pip install" in t.tests.setup),
+    Case("compiled sources that only an agent may change", _of("swe-bench", repo="scikit-learn/scikit-learn"), lambda t: "pip install" in t.tests.rebuild and not t.tests.setup),
+    Case("an install step for what an agent may change", _of("swe-rebench"), lambda t: t.tests.rebuild.endswith("pip install -e .") and not t.tests.setup),
+    Case("templates of compiled sources", _of("swe-bench", repo="scikit-learn/scikit-learn", patch=changed("sklearn/utils/seq.pyx.tp")), lambda t: "pip install" in t.tests.setup),
+    Case("templates that nobody builds", _of(_GYM, patch=changed("pandas/_libs/algos.pxi.in")), refused="patch"),
     Case("compiled sources that nobody builds", _of(_GYM, patch=changed("shop/fast.c")), refused="patch"),
     Case("an install step that is missing", _of("swe-rebench", patch=changed("shop/fast.c"), install_config={"test_cmd": "pytest", "log_parser": "pytest"}), refused="install_config.install"),
     Case("the test command builds", _of("swe-rebench-v2", patch=changed("till.rs"), install_config={"test_cmd": ["cargo test"], "log_parser": "parse_log_cargo"}), lambda t: not t.tests.setup),
@@ -95,6 +108,9 @@ DATASETS = [
     Case("live for windows", _of("swe-bench-live", platform="windows"), refused="platform"),
     Case("live without a parser", _of("swe-bench-live", log_parser=None), refused="log_parser"),
     Case("live rebuilds and prints", _of("swe-bench-live", rebuild_cmds=["make"], print_cmds=["cat log"]), lambda t: t.tests.setup.endswith("make") and t.tests.command.endswith("pytest -rA\ncat log")),
+    Case("variables of the first rebench", _of("swe-rebench", install_config={"test_cmd": "pytest", "env_vars": {"MODE": "a b", "OTHER": None}}), lambda t: t.tests.command.startswith("export MODE='a b'\nsource ") and "OTHER" not in t.tests.command),
+    Case("variables in a list", _of("swe-rebench", install_config={"test_cmd": "pytest", "env_vars": ["MODE=a=b"]}), lambda t: t.tests.command.startswith("export MODE=a=b\nsource ")),
+    Case("variables that are none", _of("swe-rebench", install_config={"test_cmd": "pytest", "env_vars": ["MODE"]}), refused="install_config.env_vars"),
     Case("the second rebench has its own directory", _of("swe-rebench-v2"), lambda t: (t.workdir, t.image) == ("/shop", "docker.io/swerebenchv2/corner-shop:12-5f0c1d2")),
     Case("the second rebench without an image", _of("swe-rebench-v2", image_name=None), refused="image_name"),
     Case("the first rebench by rule", _of("swe-rebench", docker_image=None), lambda t: t.image == "swerebench/sweb.eval.x86_64.corner_1776_shop-14"),
@@ -105,6 +121,7 @@ DATASETS = [
     Case("pro runs what it selects", _of("swe-bench-pro"), lambda t: "run_script.sh tests/test_cart.py >" in t.tests.command and t.workdir == "/app"),
     Case("smith brings its bug", _of("swe-smith"), lambda t: t.setup_patch.count("return 0") == 1 and not t.checkout and t.removed == ("tests/test_cart.py",)),
     Case("smith in another language", _of("swe-smith", FAIL_TO_PASS=["TestTotal"]), refused="FAIL_TO_PASS"),
+    Case("smith with one test of another form", _of("swe-smith", PASS_TO_PASS=["README.md::README.md"]), refused="PASS_TO_PASS"),
     Case("smith with a bug in C", _of("swe-smith", patch=changed("shop/fast.c")), refused="patch"),
     Case("an image of multi-swe", _of("multi-swe-rl"), lambda t: t.image == "mswebench/corner_m_till:pr-3" and t.pass_to_pass == ("TestOpens",)),
     Case("multi-swe hides its answers", _of("multi-swe-rl"), lambda t: {"/home/fix.patch", "/home/test.patch"} <= set(t.removed)),
@@ -112,6 +129,13 @@ DATASETS = [
     Case("a task directory without an image", _of("harbor", config={"environment": {}}), refused="environment.docker_image"),
     Case("a task directory of several services", _of("harbor", compose=True), refused="environment"),
     Case("a task directory without a working directory", _of("harbor", workdir=""), refused="environment.workdir"),
+    Case("variables of a task's tests", _of("harbor", config={**_HARBOR, "verifier": {"env": {"MODE": "a 'b'"}}}), lambda t: "export MODE='a '\"'\"'b'\"'\"''\nbash /tests" in t.tests.command),
+    Case("variables of this host", _of("harbor", config={**_HARBOR, "verifier": {"env": {"KEY": "${API_KEY}"}}}), refused="verifier.env"),
+    Case("variables that are no text", _of("harbor", config={**_HARBOR, "verifier": {"env": {"N": 1}}}), refused="verifier.env"),
+    Case("variables of the agent", _of("harbor", config={**_HARBOR, "environment": {"docker_image": "a/b", "env": {"A": "b"}}}), refused="environment.env"),
+    Case("a module that cannot be collected has no name", _of("r2e-gym", expected_output_json='{"": "ERROR", "T.a": "PASSED"}'), lambda t: t.tests.expected == {"T.a": "PASSED"}),
+    Case("nothing but modules that cannot be collected", _of("r2e-gym", expected_output_json='{"": "ERROR"}'), refused="expected_output_json"),
+    Case("a status that no log gives", _of("r2e-gym", expected_output_json='{"T.a": "SKIPPED"}'), refused="expected_output_json"),
     Case("no dataset has these fields", {"instance_id": "a__b-1", "repo": "a/b", "patch": GOLD}, refused="schema"),
 ]  # fmt: skip
 
@@ -132,4 +156,22 @@ LOADING = [
     Case("a script of 200 kB", _of("swe-bench 5", eval_script=RECORDS["swe-bench 5"]["eval_script"] + "# " + "x" * 200_000), lambda t: len(t.tests.command) > 200_000),
 ]  # fmt: skip
 
-CASES = {"tests that run": TESTS_THAT_RUN, "datasets": DATASETS, "loading": LOADING}
+FORMS = [
+    Case("an image of no possible name", _of("swe-bench 5", image="corner/Till:1 latest"), refused="image"),
+    Case("an image with a command in it", _of("swe-rebench", docker_image="$(id)"), refused="image"),
+    Case("an image by digest, from a port", _of("r2e-gym", docker_image="localhost:5000/corner/till@sha256:" + "0a" * 32), lambda t: t.image is not None),
+    Case("a name with capitals makes a small image", _of("swe-bench", instance_id="Corner__Shop-12"), lambda t: "sweb.eval.x86_64.corner_1776_shop-12" in str(t.image)),
+    Case("a commit that is a flag", _of("swe-bench", base_commit="--help"), refused="base_commit"),
+    Case("a commit of two words", _of(_GYM, base_commit="a b"), refused="base_commit"),
+    Case("a directory that leads elsewhere", _of("swe-rebench-v2", repo="corner/.."), refused="workdir"),
+    Case("a name that leads elsewhere", _of("swe-bench", instance_id="../../etc"), refused="task_id"),
+    Case("half a character in a test's name", _of("swe-bench", FAIL_TO_PASS='["\\ud800"]'), refused="fail_to_pass"),
+    Case("a test without a name", _of("swe-bench", FAIL_TO_PASS='["tests/test_cart.py::test_total", " "]'), refused="fail_to_pass"),
+    Case("a NUL in a command", _of("swe-rebench-v2", install_config={"test_cmd": ["go test\0"], "log_parser": "parse_log_gotest"}), refused="tests"),
+    Case("a repository that is a list", _of("swe-bench", repo=[]), refused="repo"),
+    Case("issues that are a number", _of("multi-swe-rl", resolved_issues=1), refused="resolved_issues"),
+    Case("a verifier that is no table", _of("harbor", config={**RECORDS["harbor"]["config"], "verifier": "pytest"}), refused="verifier"),
+    Case("tests that are no table", _of("harbor", tests=["test.sh"]), refused="tests"),
+]  # fmt: skip
+
+CASES = {"forms": FORMS, "tests that run": TESTS_THAT_RUN, "datasets": DATASETS, "loading": LOADING}

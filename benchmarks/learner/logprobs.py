@@ -25,6 +25,7 @@ class _Head(nn.Module):
         super().__init__()
         self.head = nn.Linear(_HIDDEN, vocabulary, bias=False)
         self.hidden = hidden
+        self.config = SimpleNamespace(hidden_size=_HIDDEN)  # neither scales nor bounds its logits
 
     def get_decoder(self) -> object:
         return lambda **_: SimpleNamespace(last_hidden_state=self.hidden)

@@ -85,6 +85,24 @@ EDITS = [
     "rm -rf 'odd names'",
     "rm -f .gitattributes",
     "echo '!*' > .gitignore",
+    "mv pkg/m.py t; mv pkg/crlf.py pkg/m.py; mv t pkg/crlf.py",
+    "printf 'a\\rb\\rc' > pkg/mac.py; printf 'a\\r\\nb\\nc\\r\\n' > pkg/mixed.py;"
+    " printf 'a = 1\\nb = 2\\n' > pkg/crlf.py",
+    "chmod 4755 run.sh; chmod 0600 pkg/m.py; chmod 1777 pkg; chmod 0111 pkg/latin.py",
+    "truncate -s 3M pkg/sparse.bin; truncate -s 0 pkg/m.py",
+    "ln -s loop pkg/loop; ln -s '' pkg/none 2>/dev/null; ln -s $'a\\nb' pkg/nl; ln -s . pkg/dot",
+    "mv pkg/m.py pkg/M.py; echo x > pkg/Crlf.py",
+    "n=$(printf 'n%.0s' $(seq 250)); echo x > pkg/$n.py; echo y > $'pkg/e\\xcc\\x81.py'; echo z > $'pkg/\\xc3\\xa9.py'",
+    "printf '[submodule \"x\"]\\n\\tpath = pkg\\n\\turl = ../x\\n' > .gitmodules; echo a >> .gitattributes",
+    "rm -rf docs; ln -s pkg docs; rm -rf build; ln -s nowhere build",
+    "printf 'a\\0b' > pkg/m.py; printf 'text\\n' > docs/logo.bin",
+    "printf '\\xef\\xbb\\xbf' > pkg/bom_only.py; printf '\\n' > pkg/nl.py; "
+    " printf '\\r\\n' > pkg/crlf_only.py; printf ' ' > pkg/sp.py",
+    "sed -i '1!G;h;$!d' pkg/m.py; printf '\\\\ No newline at end of file\\n' >> pkg/m.py",
+    "cp -p pkg/m.py pkg/copy.py; ln -f pkg/copy.py pkg/m.py; echo t >> pkg/copy.py",
+    "mkdir -p .github/workflows; echo a > .github/workflows/ci.yml; echo b > .git-blame-ignore-revs;"
+    " mkdir .gitlab; echo c > .gitlab/x",
+    "echo x > $'pkg/\\x01ctl.py'; echo x > $'pkg/\\x7fdel.py'; echo x > $'pkg/\\u202e.py'",
 ]
 CARELESS = [
     "git add -A; git commit -qm mine",
@@ -116,6 +134,8 @@ CARELESS = [
     "mkdir -p ~/bin; printf '#!/bin/sh\\nexit 0\\n' > ~/bin/git; chmod +x ~/bin/git; export PATH=~/bin:$PATH",
     "git gc -q; git reflog expire --all --expire=now; git prune",
     "chmod -R a-w .git",
+    "chmod 644 pkg/secret odd*",
+    "chmod a-x .",
     "chmod 000 pkg/secret; chmod 000 pkg/new.py 2>/dev/null",
     "(sleep 1000; rm -rf pkg) & disown",
 ]
@@ -129,6 +149,9 @@ LEFTOVERS = [
     "d=.; for i in $(seq 300); do d=$d/n; done; mkdir -p $d 2>/dev/null",
     "ln -s /etc/passwd outside; ln -s ../.. pkg/up",
     "echo x > $'pkg/\\377.py'",
+    "echo x > 'pkg/git~1'; mkdir pkg/.GIT; echo y > pkg/.GIT/config; echo w > '.git '",
+    "mkdir -p pkg/.git.; echo x > pkg/.git./x; echo y > 'pkg/.git::$INDEX_ALLOCATION'",
+    "ln -s m.py pkg/.GitModules; echo x > 'pkg/a\\.git'",
 ]
 
 
@@ -136,7 +159,8 @@ def is_leftover(path: bytes, size: int) -> bool:
     """Whether one of `LEFTOVERS` made it."""
     parts = set(path.split(b"/"))
     made = {b"__pycache__", b"node_modules", b".venv", b"pkg.egg-info", b".git", b"outside", b"up", b"n"}
-    return bool(parts & made) or size > 4 << 20 or b"\xff" in path
+    refused = {b"git~1", b".GIT", b".git ", b".git.", b".git::$INDEX_ALLOCATION", b".GitModules", b"a\\.git"}
+    return bool(parts & (made | refused)) or size > 4 << 20 or b"\xff" in path
 
 
 async def lost_changes(num: int = 300, seed: int = 0, backend: Backend | None = None) -> int:

@@ -17,6 +17,7 @@ from cluster.command_line.help import help_text
 from cluster.command_line.presets import Preset, gpus_gib, preset_for, under, with_split
 from protocol.config import Settings
 from protocol.errors import ConfigError
+from protocol.section import expanded
 
 
 class CommandLine(Settings, BaseSettings):
@@ -75,9 +76,11 @@ def parse(
         print(help_text(CommandLine, program))
         raise SystemExit(0)
     known = set(setting_names())
+    arguments = [_at_home(argument) for argument in arguments]
     _check_flags(arguments, known)
+    _check_values(arguments)
     config = _flag(arguments, "--config", "a file")
-    from_file = _read_toml(Path(config) if config is not None else None, known)
+    from_file = read_file(Path(config) if config is not None else None)
     model = _model_path(arguments, from_file, like)
     preset = _preset_of(model, arguments, from_file)
     command_line = _merged(arguments, from_file, preset)
@@ -102,6 +105,14 @@ def _merged(arguments: Sequence[str], from_file: Mapping[str, Any], preset: Pres
         if type(error).__name__ not in ("SettingsError", "ArgumentError"):
             raise
         raise ConfigError(str(error).removeprefix("error parsing CLI: "), kind="value") from error
+
+
+def settings_of(content: Mapping[str, Any]) -> Settings:
+    """Settings of nested tables, without flags. Raises `ConfigError` in one line."""
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error), kind="value") from error
 
 
 def setting_names(model: type[BaseModel] = CommandLine, prefix: str = "") -> Iterator[str]:
@@ -142,6 +153,35 @@ def _check_flags(arguments: Sequence[str], known: set[str]) -> None:
             continue
         nearest = _nearest(key, known).replace("_", "-")
         raise ConfigError(f"unknown setting --{flag}: did you mean --{nearest}?", kind="unknown")
+
+
+def _check_values(arguments: Sequence[str]) -> None:
+    """An empty value is a shell variable that is not set, and would be taken for the default."""
+    for index, argument in enumerate(arguments):
+        flag, assigned, value = argument.partition("=")
+        is_empty = not value if assigned else list(arguments[index + 1 : index + 2]) == [""]
+        if argument.startswith("--") and is_empty and _default(flag[2:]) != "":
+            raise ConfigError(f"{flag} has an empty value: leave it out, or give one", kind="value")
+
+
+def _default(flag: str) -> Any:
+    value: Any = Settings()
+    for name in flag.replace("-", "_").split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def _at_home(value: Any) -> Any:
+    """`value` with every path in it that begins with `~/` written out. A shell does it for `--run-dir ~/x`, and neither
+    for `--run-dir=~/x` nor in a file. Raises `ConfigError`."""
+    if isinstance(value, dict):
+        return {name: _at_home(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_at_home(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    flag, assigned, path = value.partition("=") if value.startswith("--") else ("", "", value)
+    return f"{flag}{assigned}{expanded(path)}" if path.startswith("~/") else value
 
 
 def _nearest(key: str, known: set[str]) -> str:
@@ -185,21 +225,25 @@ def _in_file(from_file: Mapping[str, Any], name: str) -> Any:
     return table.get(name) if isinstance(table, Mapping) else None
 
 
-def _read_toml(path: Path | None, known: set[str]) -> dict[str, Any]:
+def read_file(path: Path | None) -> dict[str, Any]:
+    """A settings file as nested tables; nothing of None. Raises `ConfigError` for what is no such file, or holds a name
+    that is no setting's."""
     if path is None:
         return {}
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read --config {path}: {error.strerror}", kind="file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not valid TOML: {error}", kind="file") from error
     if isinstance(content.get("tasks"), list):  # `[[tasks]]`: a mixture
         content["tasks"] = {"sources": content["tasks"]}
+    known = set(setting_names())
     for key in _flatten(content):
         if key not in known:
             raise ConfigError(f"unknown setting {key} in {path}: did you mean {_nearest(key, known)}?", kind="unknown")
-    return content
+    written: dict[str, Any] = _at_home(content)
+    return written
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -61,9 +61,9 @@ class Counts(Struct, frozen=True, kw_only=True):
 class Report(Counts, frozen=True, kw_only=True):
     """All figures of an evaluation. Rates are shares from 0 to 1.
 
-    `pass_at_1` is over what was scored, `pass_at_1_of_all` over all that was asked: an attempt without a score counts
-    as unresolved there. `interval` holds 95% of the bootstrap's means over tasks. A pass@k that no task has the
-    attempts for is None.
+    `pass_at_1` is over what was scored, every task alike, `pass_at_1_of_all` over all that was asked: an attempt
+    without a score counts as unresolved there. `interval` holds 95% of the bootstrap's means over tasks. A pass@k that
+    no task has the attempts for is None.
     """
 
     pass_at_1: Estimate
@@ -90,24 +90,25 @@ def pass_at_k(num_attempts: int, num_resolved: int, k: int) -> float:
 
 
 def pass_at_1(attempts: Sequence[Attempt]) -> Estimate:
-    """Mean over runs of each run's share of resolved tasks; the error is that of the mean over runs.
+    """Mean over tasks of each task's share of resolved attempts, and the standard error over runs.
 
-    A single run has the binomial error of its tasks instead.
+    Where every run scored every task that is the mean over runs. Where a run ended early it is not: a last run of one
+    scored task would weigh as much as a whole one. So runs weigh by their attempts in the error, too: with weights w it
+    is sqrt(sum w (share - mean of shares)^2 / (runs - 1)). A single run has the binomial error of its tasks instead.
     """
-    runs: dict[int, list[bool]] = defaultdict(list)
-    for attempt in attempts:
-        runs[attempt.run].append(attempt.resolved)
-    shares = [fmean(resolved) for resolved in runs.values()]
-    mean = fmean(shares)
-    if len(shares) > 1:
-        return Estimate(mean=mean, se=stdev(shares) / math.sqrt(len(shares)))
-    return Estimate(mean=mean, se=math.sqrt(mean * (1 - mean) / len(attempts)))
+    mean = fmean(_shares(attempts, lambda attempt: attempt.task_id))
+    runs = _group(attempts, lambda attempt: attempt.run)
+    if len(runs) == 1:
+        return Estimate(mean=mean, se=math.sqrt(mean * (1 - mean) / len(attempts)))
+    weights = np.array([len(group) for group in runs.values()]) / len(attempts)
+    shares = _shares(attempts, lambda attempt: attempt.run)
+    spread = weights @ (shares - weights @ shares) ** 2
+    return Estimate(mean=mean, se=math.sqrt(spread / (len(runs) - 1)))
 
 
 def bootstrap_over_tasks(attempts: Sequence[Attempt]) -> tuple[float, float]:
     """The middle 95% of the mean of tasks' shares, tasks drawn anew with replacement 2,000 times (fixed seed)."""
-    tasks = _group(attempts, lambda attempt: attempt.task_id)
-    shares = np.array([fmean(attempt.resolved for attempt in group) for group in tasks.values()])
+    shares = _shares(attempts, lambda attempt: attempt.task_id)
     draws = np.random.default_rng(0).integers(len(shares), size=(_NUM_DRAWS, len(shares)))
     low, high = np.quantile(shares[draws].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
@@ -164,6 +165,11 @@ def _group(attempts: Sequence[Attempt], key: Callable[[Attempt], Any]) -> dict[A
     for attempt in attempts:
         groups[key(attempt)].append(attempt)
     return dict(sorted(groups.items(), key=lambda item: str(item[0])))
+
+
+def _shares(attempts: Sequence[Attempt], key: Callable[[Attempt], Any]) -> np.ndarray:
+    """Of each group, the share of resolved attempts; float64 [groups]."""
+    return np.array([fmean(attempt.resolved for attempt in group) for group in _group(attempts, key).values()])
 
 
 def risk_by_coverage(confidence: Sequence[float], resolved: Sequence[bool]) -> np.ndarray:

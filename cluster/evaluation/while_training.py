@@ -46,7 +46,7 @@ def score(evaluation: Evaluation, tasks: Sequence[TaskRef], num_runs: int) -> Re
     return make_report(attempts, asked=asked) if attempts else counts_of((), asked)
 
 
-def write(run_dir: Path, evaluation: Evaluation, report: Report | Counts) -> None:
+def write(run_dir: Path, evaluation: Evaluation, report: Report | Counts) -> Path:
     """`evaluations/version-N/evaluation.json`: the figures of `longhaul eval`, the version from which on tasks were
     attempted, and the oldest and newest version that sampled a token. It is there whole or not at all."""
     path = run_dir / "evaluations" / f"version-{evaluation.version}" / "evaluation.json"
@@ -59,6 +59,7 @@ def write(run_dir: Path, evaluation: Evaluation, report: Report | Counts) -> Non
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(figures, indent=2))
     partial.replace(path)
+    return path
 
 
 def sampled_by(evaluation: Evaluation) -> tuple[int, int]:

@@ -39,7 +39,7 @@ GROUPS = {
     "models": "model directories: what can be done with them",
     "agents": "agents from outside, trained as they are",
     "tasks": "task files: make them, check them",
-    "cluster": "many hosts: what goes where",
+    "cluster": "many hosts: what goes where, and how Ray gets there",
     "metrics": "a running run's series in Prometheus",
 }
 
@@ -89,6 +89,22 @@ COMMANDS = (
         "cluster.reporting.grafana:main",
         (Example("longhaul grafana --out longhaul.json", "over the series that `longhaul metrics up` collects"),),
         only_prints=True,
+    ),
+    Command(
+        "traces",
+        "print recorded episodes as OpenTelemetry traces",
+        "console.episodes.traces:main",
+        (Example("longhaul traces runs/x > traces.jsonl", "OTLP JSON, one episode a line, for any trace viewer"),),
+        only_prints=True,
+    ),
+    Command(
+        "track",
+        "send a run's metrics to Weights & Biases or MLflow, now or what is missing",
+        "cluster.reporting.trackers.command:main",
+        (
+            Example("longhaul track runs/x", "what the trackers of its settings have not got yet"),
+            Example("longhaul track runs/x --mlflow mlruns", "a run that is over, into a directory"),
+        ),
     ),
     Command(
         "replay",
@@ -195,6 +211,29 @@ COMMANDS = (
             ),
         ),
         only_prints=True,
+    ),
+    Command(
+        "cluster up",
+        "start Ray on hosts, with a token and TLS that no stranger has",
+        "cluster.security.up:up",
+        (
+            Example("longhaul cluster up 10.0.0.1 10.0.0.2", "writes a script a host, and prints how to run them"),
+            Example("longhaul cluster up 10.0.0.1 10.0.0.2 --ssh", "runs them"),
+            Example("longhaul cluster up 10.0.0.9 --join 10.0.0.1 --ssh", "one more host for a running cluster"),
+        ),
+    ),
+    Command(
+        "cluster credentials",
+        "make a token and certificates for Ray where something else starts it (Slurm, Kubernetes)",
+        "cluster.security.up:credentials",
+        (Example("longhaul cluster credentials DIR 10.0.0.1 10.0.0.2", "`eval` that before `ray start`, and a run"),),
+        only_prints=True,
+    ),
+    Command(
+        "cluster down",
+        "stop Ray on hosts",
+        "cluster.security.up:down",
+        (Example("longhaul cluster down 10.0.0.1 10.0.0.2 --ssh", "with all that it runs there"),),
     ),
     Command(
         "drain",

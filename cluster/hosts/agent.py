@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from pathlib import Path
 
 from msgspec import Struct, structs
 
 from cluster import run_files
 from cluster.cleanup import reap_dead_runs
+from cluster.files.content import Tree
+from cluster.files.fetching import Fetcher
 from cluster.hosts import reaper
 from cluster.run_files import RunFiles
 from protocol.config import Settings
-
-_DESCRIBING = {".json", ".jinja", ".txt", ".model"}
+from protocol.sockets import Keys
 
 
 class Prepared(Struct, frozen=True):
@@ -22,7 +22,6 @@ class Prepared(Struct, frozen=True):
 
     files: RunFiles  # of the run, on that host
     shares_directory: bool  # whether its run directory is the launcher's own
-    model: str  # fingerprint of the model directory; empty: there is none
 
 
 class HostAgent:
@@ -33,7 +32,12 @@ class HostAgent:
         asyncio.run(reap_dead_runs(settings))
         files = watch.files if watch.is_launcher else run_files.claim_elsewhere(watch.files)
         reaper.spawn(structs.replace(watch, files=files))
-        return Prepared(files, _is_marked(files), fingerprint(Path(settings.model.path)))
+        return Prepared(files, _is_marked(files))
+
+    def bring(self, trees: list[Tree], cache: Path, endpoint: str, keys: Keys | None) -> dict[str, str]:
+        """Have these trees on this host; where each is, by where it is on the launcher's. Raises `FilesError`."""
+        fetcher = Fetcher(cache.expanduser(), endpoint, keys)
+        return {tree.source: str(fetcher.bring(tree)) for tree in trees}
 
 
 def mark(files: RunFiles) -> None:
@@ -54,16 +58,3 @@ def _is_marked(files: RunFiles) -> bool:
         return (files.directory / _MARK).read_text() == files.name
     except OSError:
         return False
-
-
-def fingerprint(directory: Path) -> str:
-    """Of all in a model directory but its weights, which not every host needs, and which are compared tensor by tensor
-    when the first version is pushed. Empty where there is no model.
-    """
-    if not (directory / "config.json").is_file():
-        return ""
-    digest = hashlib.sha256()
-    for path in sorted(file for file in directory.iterdir() if file.is_file() and file.suffix in _DESCRIBING):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from cluster.command_line.cli import read_file, settings_of
 from cluster.hosts.demand import demand_of
 from cluster.hosts.plan import Host, Size, plan
 from protocol.config import Settings
@@ -32,7 +32,7 @@ def plan_command(arguments: Sequence[str], program: str) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        settings = Settings.model_validate(tomllib.loads(options.config.read_text()) if options.config else {})
+        settings = settings_of(read_file(options.config))
         if options.model:
             settings = settings.model_copy(
                 update={"model": settings.model.model_copy(update={"path": str(options.model)})}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.files.content import Tree, read_tree
+from cluster.files.relocation import describes, needed_files, relocated
+from cluster.files.serving import FileServer
 from cluster.hosts import agent
-from cluster.hosts.agent import HostAgent, Prepared, fingerprint
+from cluster.hosts.agent import HostAgent, Prepared
 from cluster.hosts.leases import KILLING_S, HostLeases
 from cluster.hosts.plan import Host, Plan
 from cluster.hosts.reaper import Watch
@@ -42,6 +45,11 @@ class Fleet:
         self._known: set[str] = set()
         self._heard: set[str] = set()
         self._prepared: dict[str, Prepared] = {}
+        self._places: dict[str, dict[str, str]] = {}  # by host: files of the run that are elsewhere there
+        self._with_weights: set[str] = set()
+        self._trees: list[Tree] | None = None  # as soon as another host needs them
+        self._file_server: FileServer | None = None
+        self._address = address
         self._launchers: set[str] = set()
         self._to_end: defaultdict[str, list[str]] = defaultdict(list)  # parts, by host
         self._server = ServerThread(
@@ -54,12 +62,15 @@ class Fleet:
             on_failure=lambda: None,
         )
 
-    def prepare(self, hosts: Sequence[Host]) -> None:
-        """Make hosts ready, all at once; waits until every reaper has been heard of.
+    def prepare(self, hosts: Sequence[Host], with_weights: Collection[str] = ()) -> None:
+        """Make hosts ready, all at once; waits until every reaper has been heard of, and the run's files are there.
+
+        Args:
+            with_weights: names of hosts on which the model is loaded; the others get what describes it.
 
         Raises:
-            ConfigError: a host lacks something that the run needs there; the message names both.
-            HostError: it could not be made ready at all.
+            ConfigError: files that other hosts need cannot be read here.
+            HostError: a host could not be made ready.
         """
         self._known |= {host.name for host in hosts}
         agent.mark(self._files)
@@ -69,11 +80,44 @@ class Fleet:
                     self._leases.begin(host.name, time.monotonic())
             self._launchers |= {host.name for host in hosts if host.is_launcher}
             asked = {host.name: self._ask(host) for host in hosts}
-            self._prepared |= {name: self._answered(name, handle, ref) for name, (handle, ref) in asked.items()}
-            self._check_models([host.name for host in hosts])
+            for name, (handle, ref) in asked.items():
+                self._prepared[name] = self._answered(name, handle, ref, self._settings.start_timeout_s)
             self._wait_for_beats({host.name for host in hosts})
         finally:
             agent.unmark(self._files)
+        self.bring([host for host in hosts if not host.is_launcher], with_weights)
+
+    def bring(self, hosts: Sequence[Host], with_weights: Collection[str]) -> None:
+        """Have the run's files on hosts other than this one. Raises as `prepare`."""
+        if not hosts:
+            return
+        if self._trees is None:
+            self._trees = [read_tree(Path(path)) for path in needed_files(self._settings)]
+            self._file_server = FileServer(self._address, self._keys)
+            for tree in self._trees:
+                self._file_server.offer(tree)
+        asked = {}
+        for host in hosts:
+            whole = host.name in with_weights
+            trees = [
+                tree if whole or tree.source != self._settings.model.path else tree.only(describes)
+                for tree in self._trees
+            ]
+            handle = self._agent_on(host)
+            assert self._file_server is not None
+            cache = self._settings.tasks.cache_dir / "files"
+            asked[host.name] = handle, handle.bring.remote(trees, cache, self._file_server.endpoint, self._keys)
+            self._with_weights |= {host.name} if whole else set()
+        for name, (handle, ref) in asked.items():
+            self._places[name] = self._answered(name, handle, ref, self._settings.hosts.fetch_s)
+
+    def has_weights(self, host: str) -> bool:
+        """Whether a model can be loaded there."""
+        return host in self._launchers | self._with_weights
+
+    def settings_on(self, host: str) -> Settings:
+        """As the parts there read them."""
+        return relocated(self._settings, self._places.get(host, {}))
 
     def check(self, plan: Plan) -> None:
         """Ranks write checkpoints into the run directory. Raises `ConfigError` where that is not the launcher's."""
@@ -133,18 +177,24 @@ class Fleet:
         while time.monotonic() < deadline and self._uncleared() - self.surely_gone():
             time.sleep(_LOOK_S)
         self._server.close()
+        if self._file_server is not None:
+            self._file_server.close()
 
     def _uncleared(self) -> set[str]:
         with self._lock:
             return set(self._leases.not_cleared()) & self._heard
 
     def _ask(self, host: Host) -> tuple[Any, Any]:
+        handle = self._agent_on(host)
+        return handle, handle.prepare.remote(self._settings, self.watch_of(host))
+
+    def _agent_on(self, host: Host) -> Any:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         pinned = NodeAffinitySchedulingStrategy(node_id=host.labels[NODE], soft=False)
         handle: Any = ray.remote(HostAgent).options(num_cpus=0, scheduling_strategy=pinned).remote()
-        return handle, handle.prepare.remote(self._settings, self.watch_of(host))
+        return handle
 
     def watch_of(self, host: Host) -> Watch:
         """What its reaper is told."""
@@ -158,34 +208,26 @@ class Fleet:
             is_launcher=host.is_launcher,
         )
 
-    def _answered(self, host: str, handle: Any, ref: Any) -> Prepared:
+    def _answered(self, host: str, handle: Any, ref: Any, timeout_s: float) -> Any:
         import ray
 
         try:
-            prepared = ray.get(ref, timeout=self._settings.start_timeout_s)
+            answer = ray.get(ref, timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise HostError(f"{host} was not ready within {timeout_s:g} s", kind="prepare") from error
         except ray.exceptions.RayError as error:
-            first = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, LonghaulError):
+                raise HostError(f"{host} could not be made ready: {cause}", kind="prepare") from error
+            first = str(cause or error).strip().splitlines()[-1]
             raise HostError(
                 f"{host} could not be made ready: {first} (Longhaul must be installed there, in the Python that Ray "
                 "was started with)",
                 kind="prepare",
             ) from error
-        ray.kill(handle)
-        assert isinstance(prepared, Prepared)
-        return prepared
-
-    def _check_models(self, hosts: list[str]) -> None:
-        if self._settings.phase == "eval" and self._settings.eval.endpoint:
-            return
-        mine = fingerprint(Path(self._settings.model.path))
-        for name in hosts:
-            if (theirs := self._prepared[name].model) != mine:
-                what = "another model" if theirs else "no model"
-                raise ConfigError(
-                    f"{name} has {what} at --model.path {self._settings.model.path}: copy this host's directory there, "
-                    "or choose a path on a file system that they share",
-                    kind="model",
-                )
+        finally:
+            ray.kill(handle)
+        return answer
 
     def _wait_for_beats(self, hosts: set[str]) -> None:
         deadline = time.monotonic() + self._settings.start_timeout_s

@@ -45,6 +45,7 @@ class Host(Struct, frozen=True, kw_only=True):
     size: Size
     is_launcher: bool = False
     labels: dict[str, str] = {}
+    address: str = ""  # under which the others reach it
 
 
 class Demand(Struct, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ def read_hosts() -> list[Host]:
                 size=size,
                 is_launcher=node["NodeID"] == here,
                 labels=dict(node.get("Labels", {})),
+                address=node["NodeManagerAddress"],
             )
         )
     return hosts

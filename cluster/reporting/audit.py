@@ -37,6 +37,7 @@ def audit_of(account: Account, system: Values) -> dict[str, Any]:
         "fake_zeros": audit.fake_zeros,
         "zeros_by_reason": {reason or "unexplained": count for reason, count in audit.zeros.items()},
         "tampered": audit.tampered,
+        "test_runs_starved": int(system.get("actors.test_runs_starved", 0)),
         "second_opinions": int(system.get("actors.second_opinions", 0)),
         "second_opinion_disagreements": int(system.get("actors.second_opinion_disagreements", 0)),
         "tasks": account.tasks,

@@ -91,7 +91,7 @@ class LiveProgress:
         self._system, self._waiting_for = values, waiting_for
 
     def step(self, record: Values) -> None:
-        self._steps.append(record)
+        self._steps = [*(earlier for earlier in self._steps if earlier["step"] < record["step"]), record]
 
     def __enter__(self) -> Self:
         self._live.__enter__()

@@ -43,7 +43,8 @@ def write_endpoints(directory: Path) -> None:
     """Write where Ray's hosts serve metrics now, whole or not at all: Prometheus may be reading."""
     import ray
 
-    places = [(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["MetricsExportPort"] > 0]  # where they are not off
+    places = [(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes]
     found = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places]
     partial = directory / f".{ENDPOINTS}"
     partial.write_text(json.dumps([{"targets": sorted(found), "labels": {}}]), encoding="utf-8")

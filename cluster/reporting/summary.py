@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from cluster.evaluation.best import Best
 from protocol.metrics import Values
 
 
 def summarise(
-    lives: Sequence[tuple[Sequence[Values], Values]], seconds: float, held_out: Sequence[tuple[int, float]] = ()
+    lives: Sequence[tuple[Sequence[Values], Values]],
+    seconds: float,
+    held_out: Sequence[tuple[int, float]] = (),
+    best: Best | None = None,
 ) -> dict[str, float]:
     """Figures of the whole run.
 
@@ -20,6 +24,7 @@ def summarise(
             sample of the system's metrics (totals since that life's start).
         seconds: wall time of the run.
         held_out: step and pass@1 of its evaluations, in the order of steps.
+        best: its best checkpoint, where that was kept.
     """
     by_number = {record["step"]: record for records, _ in lives for record in records}
     steps = [by_number[number] for number in sorted(by_number)]
@@ -49,19 +54,21 @@ def summarise(
             "learner_wait_share": wait_s / (step_s + wait_s or 1),
         }
     if held_out:
-        best_step, best = max(held_out, key=lambda point: point[1])
+        best_step, highest = max(held_out, key=lambda point: point[1])
         figures |= {
             "held_out_first": held_out[0][1],
             "held_out_last": held_out[-1][1],
-            "held_out_best": best,
+            "held_out_best": highest,
             "held_out_best_step": float(best_step),
         }
+    if best is not None:
+        figures["best_checkpoint_step"] = float(best.step)
     if "generator.wait_share" in systems[-1]:
         figures["generator_wait_share"] = systems[-1]["generator.wait_share"]
     return figures
 
 
-def print_summary(figures: Values, run_directory: object, checkpoint: object | None) -> None:
+def print_summary(figures: Values, run_directory: object, checkpoint: object | None, best: Best | None = None) -> None:
     """Show the figures, and where the results lie."""
     table = Table(title="Run", title_justify="left", show_header=False)
     rows = {
@@ -90,6 +97,11 @@ def print_summary(figures: Values, run_directory: object, checkpoint: object | N
     console.print(f"run directory  {run_directory}", soft_wrap=True)
     if checkpoint is not None:
         console.print(f"checkpoint     {checkpoint}", soft_wrap=True)
+    if best is not None:
+        why = f"pass@1 {100 * best.pass_at_1:.1f} on held-out tasks at version {best.version}"
+        if best.pass_at_1 < figures.get("held_out_best", 0.0) and not figures["held_out_best_step"]:
+            why += "; the model that the run began from had more"
+        console.print(f"best           {best.path} ({why})", soft_wrap=True)
 
 
 def _mean(records: Sequence[Values], key: str) -> float:

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str], program: str = "longhaul top") -> int:
     except ConfigError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
-    metrics, num_steps = Metrics(chosen.run / "metrics.jsonl"), int(settings.get("steps", 0))
+    steps = settings.get("steps")
+    metrics, num_steps = Metrics(chosen.run / "metrics.jsonl"), steps if isinstance(steps, int) else 0
 
     def shown() -> Panel:
         metrics.update()

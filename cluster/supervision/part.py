@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,8 +18,12 @@ class PartFailed(LonghaulError, boundary="part"):
     """A process of the run failed; the message holds its name, its own error and the end of its log."""
 
 
-class LearnerLost(PartFailed):
-    """A learner rank died or hung; nothing is wrong with what it computed."""
+class LifeLost(PartFailed):
+    """This life of the run cannot go on; nothing is wrong with what it computed."""
+
+
+class LearnerLost(LifeLost):
+    """A learner rank died or hung."""
 
 
 class Part:
@@ -70,6 +75,13 @@ class Part:
     def can_answer(self) -> bool:
         """Whether its process is there: at work, or done with it and not yet stopped."""
         return self.ending is not None and not self.failed
+
+    async def stop(self) -> None:
+        """Ask it to stop, and wait until it has."""
+        assert self.ending is not None
+        with contextlib.suppress(Exception):  # it may die meanwhile: gone is what was wanted
+            await self.handle.stop.remote()
+            await asyncio.wait({self.ending})
 
     def replace(self) -> None:
         """A fresh process in the place of one that died."""

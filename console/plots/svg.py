@@ -28,14 +28,14 @@ def plot(drawn: Drawn, axis: Axis, span: tuple[float, float]) -> Markup:
         return _TOP + (high - y) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
 
     parts = []
-    for tick in ticks(low, high, 4):
+    upwards = ticks(low, high, 4)
+    for tick, label in zip(upwards, labels(upwards), strict=True):
         y = f"{up(tick):.1f}"
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick end" x="{_LEFT - 6}" y="{up(tick) + 3.5:.1f}">{short(tick)}</text>')
-    for tick in ticks(left, right, 6):
-        if axis == "step" and tick != int(tick):
-            continue
-        parts.append(f'<text class="tick mid" x="{across(tick):.1f}" y="{HEIGHT - 4}">{short(tick)}</text>')
+        parts.append(f'<text class="tick end" x="{_LEFT - 6}" y="{up(tick) + 3.5:.1f}">{label}</text>')
+    onwards = [tick for tick in ticks(left, right, 6) if axis != "step" or tick == int(tick)]
+    for tick, label in zip(onwards, labels(onwards), strict=True):
+        parts.append(f'<text class="tick mid" x="{across(tick):.1f}" y="{HEIGHT - 4}">{label}</text>')
     data = []
     for number, (label, _, points) in ((place % _COLOURS, line) for place, line in enumerate(drawn.lines)):
         shown = thin(points)
@@ -80,17 +80,27 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{n * step:.12g}") for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def short(value: float) -> str:
+def labels(values: Sequence[float]) -> list[str]:
+    """Of ticks, each in as few digits as tell it from the others."""
+    found = [short(value) for value in values]
+    digits = 5
+    while len(set(found)) < len(set(values)) and digits < 16:
+        found = [short(value, digits) for value in values]
+        digits += 1
+    return found
+
+
+def short(value: float, digits: int = 4) -> str:
     """A number in a few characters."""
     if value == 0:
         return "0"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
-    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+            return f"{value / (1e3 if letter == 'k' else size):.{digits}g}{letter}"
+    return f"{value:.{digits}g}" if abs(value) >= 1e-3 else f"{value:.{digits - 2}g}".replace("e-0", "e-")
 
 
 def _range(values: Sequence[float], share: bool) -> tuple[float, float]:

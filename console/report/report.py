@@ -6,15 +6,16 @@ import os
 import time
 from pathlib import Path
 
+from console.episodes.story import Story, tell
 from console.plots import figures
 from console.plots.cached import Plots
 from console.plots.png import write_images
 from console.run_data import queries
 from console.run_data.audit import read_audit
+from console.run_data.evaluations import own_evaluation
 from console.run_data.records import Record
 from console.run_data.run import Run
 from console.run_data.settings import flat, versions_of
-from console.run_data.story import Story, tell
 from console.watchers.watch import watch
 from console.web.templates import environment
 from protocol.errors import ConfigError
@@ -50,6 +51,7 @@ def write_report(run: Run, path: Path | None = None) -> Path:
             changed=changed,
             others=others,
             audit=read_audit(run.directory),
+            own=own_evaluation(run.directory),
             versions=found_versions,
             is_recorded=is_recorded,
             written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

@@ -29,6 +29,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("rewards of 0", _with_parts(sum(zeros.values()), zeros)),
         ("rewards of 0 that nothing explains", str(figures["fake_zeros"])),
         ("forged rewards caught", str(figures["tampered"])),
+        ("test runs that others' work starved, and that were made again", str(figures.get("test_runs_starved", 0))),
         ("second opinions, disagreeing", f"{figures['second_opinions']}, {figures['second_opinion_disagreements']}"),
         ("tasks set aside", _named(figures["tasks_set_aside"], figures["tasks"])),
     ]

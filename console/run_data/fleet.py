@@ -54,8 +54,7 @@ class Process(NamedTuple):
 def processes(run_dir: Path, newest: Line, num_lines: int = 12) -> list[Process]:
     """All of them; first those that are stuck, then those whose logs end badly."""
     doing = read_doing(run_dir)
-    logs = sorted((run_dir / "logs").glob("*.log"))
-    found = [_process(path, newest, num_lines, doing.get(path.stem)) for path in logs]
+    found = [_process(path, newest, num_lines, doing.get(name)) for name, path in sorted(_logs(run_dir).items())]
     return sorted(found, key=lambda p: (_STUCK.get(p.now.state, 2) if p.now else 2, -p.num_bad, p.now is None, p.name))
 
 
@@ -75,8 +74,11 @@ def _doing(row: Mapping[str, Any], at: float) -> Doing:
 
 def log_path(run_dir: Path, name: str) -> Path | None:
     """The log of a process by its name; None if it has none. A name is no path."""
-    known = {path.stem: path for path in (run_dir / "logs").glob("*.log")}
-    return known.get(name)
+    return _logs(run_dir).get(name)
+
+
+def _logs(run_dir: Path) -> dict[str, Path]:
+    return {path.stem: path for path in (run_dir / "logs").glob("*.log") if path.is_file()}
 
 
 def tail_of(path: Path, num_lines: int, num_bytes: int = _TAIL_BYTES) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 _SYSTEM_HEAD = re.compile(rb'\{"kind": "system", "time": ([\d.]+)')
 _MOST_SAMPLES = 2000
 _BLOCK = 8 << 20
+_MOST = 1e30  # what is more is no measurement, and no plot holds it
 
 Line = Mapping[str, float]
 
@@ -102,5 +103,5 @@ def _values(line: bytes) -> tuple[str, Line] | None:
     if not isinstance(read, dict) or read.get("kind") not in ("step", "system"):
         return None
     numbers = {str(name): float(value) for name, value in read.items() if isinstance(value, int | float)}
-    finite = {name: value for name, value in numbers.items() if value == value and abs(value) != float("inf")}
+    finite = {name: value for name, value in numbers.items() if abs(value) < _MOST}  # false for NaN, too
     return (read["kind"], finite) if "time" in finite else None

@@ -31,7 +31,9 @@ TASK_SORTS = {
 """The same for tasks."""
 
 
-_TEXTS = ("q", "task", "source", "repository", "outcome", "end", "group")
+TRAINING = "training"
+"""Of `Filter.evaluation`: episodes of no evaluation in the run's `evaluations`."""
+_TEXTS = ("q", "task", "source", "repository", "outcome", "end", "group", "evaluation")
 
 
 class Filter(NamedTuple):
@@ -50,6 +52,7 @@ class Filter(NamedTuple):
     min_tokens: int | None = None
     max_tokens: int | None = None
     group: str = ""
+    evaluation: str = ""  # its name, or `TRAINING`
     sort: str = "finished"
     down: bool = True
     page: int = 1
@@ -66,6 +69,7 @@ class Filter(NamedTuple):
             outcome=texts["outcome"],
             end=texts["end"],
             group=texts["group"],
+            evaluation=texts["evaluation"],
             min_reward=_number(query, "min_reward"),
             max_reward=_number(query, "max_reward"),
             min_version=_whole_number(query, "min_version"),
@@ -127,6 +131,9 @@ def _where(chosen: Filter) -> tuple[str, list[Any]]:
         if value not in ("", None):
             conditions.append(condition)
             values.append(value)
+    if chosen.evaluation:
+        conditions.append("evaluation = ?")
+        values.append("" if chosen.evaluation == TRAINING else chosen.evaluation)
     return (f"WHERE {' AND '.join(conditions)}" if conditions else ""), values
 
 
@@ -144,27 +151,33 @@ def episode_row(db: sqlite3.Connection, episode: str, row: int | None = None) ->
     """An episode's newest record, or the one in `row`."""
     condition, values = ("AND row = ?", (episode, row)) if row is not None else ("", (episode,))
     found: sqlite3.Row | None = db.execute(
-        f"SELECT * FROM episodes WHERE episode = ? {condition} ORDER BY attempt DESC, row DESC LIMIT 1", values
+        f"""SELECT * FROM episodes WHERE episode = ? {condition}
+            ORDER BY evaluation = '' DESC, attempt DESC, row DESC LIMIT 1""",
+        values,
     ).fetchone()
     return found
 
 
-def members(db: sqlite3.Connection, group: str) -> list[sqlite3.Row]:
-    """The recorded episodes of a group by member, the newest record of each."""
+def members(db: sqlite3.Connection, group: str, evaluation: str) -> list[sqlite3.Row]:
+    """The recorded episodes of a group by member, the newest record of each. A group is one of the run, or (it may have
+    the same name) of an evaluation."""
     return db.execute(
-        "SELECT *, max(row) FROM episodes WHERE grp = ? GROUP BY member, episode ORDER BY member", (group,)
+        """SELECT *, max(row) FROM episodes WHERE grp = ? AND evaluation = ?
+           GROUP BY member, episode ORDER BY member""",
+        (group, evaluation),
     ).fetchall()
 
 
-def tasks(db: sqlite3.Connection, sort: str, down: bool, part: str, page: int) -> Page:
+def tasks(db: sqlite3.Connection, sort: str, chosen: Filter) -> Page:
     """A page of tasks: how often each was tried, the share solved, mean turns and tokens, its versions."""
-    where, values = ("WHERE instr(task, ?) > 0", [part]) if part else ("", [])
+    where, values = _where(chosen)
     num_all = db.execute(f"SELECT count(DISTINCT task) FROM episodes {where}", values).fetchone()[0]
-    number = min(max(page, 1), max(-(-num_all // PAGE), 1))
-    direction = "DESC" if down else "ASC"
+    number = min(chosen.page, max(-(-num_all // PAGE), 1))
+    direction = "DESC" if chosen.down else "ASC"
     rows = db.execute(
         f"""SELECT task, repository, count(*) episodes, {_SOLVED} solved, avg(turns) turns, avg(tokens) tokens,
-            min(version) first, max(version) last, sum(outcome = 'tampered') tampered, avg(reward) reward
+            min(version) first, max(version) last, sum(outcome = 'tampered') tampered, avg(reward) reward,
+            sum(evaluation != '') held_out
             FROM episodes {where} GROUP BY task
             ORDER BY {TASK_SORTS[sort]} {direction}, task LIMIT {PAGE} OFFSET {(number - 1) * PAGE}""",
         values,
@@ -188,23 +201,23 @@ def of_task(db: sqlite3.Connection, task: str, most: int = 500) -> list[sqlite3.
 
 def choices(db: sqlite3.Connection, column: str, most: int = 200) -> list[str]:
     """The values of a column, for a list to choose from."""
-    assert column in ("end_reason", "source", "repository", "outcome")
+    assert column in ("end_reason", "source", "repository", "outcome", "evaluation")
     found = db.execute(
-        f"SELECT DISTINCT {column} FROM episodes WHERE {column} != '' ORDER BY 1 LIMIT ?", (most,)
+        f"SELECT DISTINCT {column} FROM episodes WHERE {column} > '' ORDER BY 1 LIMIT ?", (most,)
     ).fetchall()
     return [row[0] for row in found]
 
 
-def neighbours(db: sqlite3.Connection, row: sqlite3.Row) -> tuple[str | None, str | None]:
-    """The episodes that ended just after and just before this one."""
+def neighbours(db: sqlite3.Connection, row: sqlite3.Row) -> tuple[sqlite3.Row | None, sqlite3.Row | None]:
+    """The episodes that ended just after and just before this one: name and row."""
     at = (row["finished"], row["row"])
     later = db.execute(
-        "SELECT episode FROM episodes WHERE (finished, row) > (?, ?) ORDER BY finished, row LIMIT 1", at
+        "SELECT episode, row FROM episodes WHERE (finished, row) > (?, ?) ORDER BY finished, row LIMIT 1", at
     ).fetchone()
     earlier = db.execute(
-        "SELECT episode FROM episodes WHERE (finished, row) < (?, ?) ORDER BY finished DESC, row DESC LIMIT 1", at
+        "SELECT episode, row FROM episodes WHERE (finished, row) < (?, ?) ORDER BY finished DESC, row DESC LIMIT 1", at
     ).fetchone()
-    return (later[0] if later else None), (earlier[0] if earlier else None)
+    return later, earlier
 
 
 def _number(query: Mapping[str, str], name: str) -> float | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+Int = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""What SQLite holds."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -17,15 +19,16 @@ class Message(Struct):
 
     role: str = ""
     content: Any = ""  # text, or the parts of an agent from outside
-    tokens: list[int] | None = None  # of a sampled turn: half-open range in the history
-    versions: list[int] | None = None
+    tokens: list[Int] | None = None  # of a sampled turn: half-open range in the history
+    versions: list[Int] | None = None
     format_error: bool = False
     generate_s: float | None = None
     execute_s: float | None = None
-    after: int | None = None  # the turn that this one goes on from, where it is not the one before
+    at: float | None = None  # of a sampled turn: when it was, seconds since the epoch
+    after: Int | None = None  # the turn that this one goes on from, where it is not the one before
     tool_calls: list[Any] | None = None
     name: str | None = None
-    ids: list[int] | None = None  # of a sampled turn: its tokens
+    ids: list[Int] | None = None  # of a sampled turn: its tokens
     logprobs: list[float] | None = None  # and theirs
 
     @property
@@ -56,19 +59,20 @@ class Record(Struct):
     group_id: str = ""
     repository: str = ""
     source: str = ""
-    attempt: int = 1
-    member: int = 0
+    attempt: Int = 1
+    member: Int = 0
     resolved: bool = False
     reward: float = 0.0
     end_reason: str = ""
     tampered: bool = False
-    num_turns: int = 0
-    num_tokens: int = 0
-    num_branches: int = 1
-    drift: dict[str, int] = {}
+    num_turns: Int = 0
+    num_tokens: Int = 0
+    num_branches: Int = 1
+    drift: dict[str, Int] = {}
     mean_logprob: float = 0.0
-    token_records: list[int] = []  # first byte and size of its tokens in the `.tokens` file beside
+    token_records: list[Int] = []  # first byte and size of its tokens in the `.tokens` file beside
     started_at: float = 0.0
+    judged_from: float = 0.0  # 0: not recorded
     finished_at: float = 0.0
     patch: str = ""
     verdict: Verdict = msgspec.field(default_factory=Verdict)

@@ -51,9 +51,28 @@ class Run:
         return _read_object(self.directory / "settings.json")
 
     @property
-    def summary(self) -> Mapping[str, Any]:
+    def is_evaluation(self) -> bool:
+        """Whether it scores only, without a learner."""
+        return self.settings.get("phase") == "eval"
+
+    @property
+    def model_path(self) -> str:
+        """Of the directory with the tokenizer; empty where it is not known."""
+        model = self.settings.get("model")
+        return str(model.get("path", "")) if isinstance(model, Mapping) else ""
+
+    @property
+    def group_size(self) -> int:
+        """Members of a group; 0 where it is not known."""
+        replay = self.settings.get("replay")
+        size = replay.get("group_size") if isinstance(replay, Mapping) else None
+        return size if isinstance(size, int) else 0
+
+    @property
+    def summary(self) -> Mapping[str, float]:
         """The figures at its end; empty before."""
-        return _read_object(self.directory / "summary.json")
+        read = _read_object(self.directory / "summary.json")
+        return {name: float(value) for name, value in read.items() if isinstance(value, int | float)}
 
     @property
     def held_out(self) -> list[tuple[int, float]]:
@@ -86,10 +105,15 @@ def describe(state: str, metrics: Metrics, settings: Mapping[str, Any], summary:
     if state == "starting":
         return "The run starts: no process has said anything yet."
     num_steps = f"{len(steps)} of {settings.get('steps', '?')} steps"
+    if settings.get("phase") == "eval":
+        num_steps = f"{system.get('actors.episodes_finished', 0):.0f} episodes"
+    if state == "over" and settings.get("phase") == "eval":
+        seconds = f" in {_duration(summary['seconds'])}" if "seconds" in summary else ""
+        return f"The evaluation is over: {summary.get('episodes', 0):.0f} episodes{seconds}."
     if state == "over":
         seconds = f" in {_duration(summary['seconds'])}" if "seconds" in summary else ""
         waited = summary.get("learner_wait_share")
-        share = f"; the learner waited {100 * waited:.0f} % of the time for batches" if waited is not None else ""
+        share = f"; the learner waited {100 * waited:.0f} % of the time for batches" if waited else ""
         return f"The run is over: {num_steps}, {summary.get('episodes', 0):.0f} episodes{seconds}{share}."
     if state == "silent":
         return f"The run has written nothing for {_duration(time.time() - metrics.last_time)}, after {num_steps}."

@@ -37,11 +37,15 @@ _PACKAGES = (
     "pydantic-settings",
     "aiohttp",
     "aiodocker",
+    "cryptography",
+    "fsspec",
     "jinja2",
     "psutil",
     "rich",
     "swebench",
     "tensorboardX",
+    "mlflow-skinny",
+    "wandb",
 )
 
 

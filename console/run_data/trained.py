@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from console.run_data.records import whole
+from console.run_data.records import Int, whole
 
 STEP_TABLES = """
 CREATE TABLE trained (step INTEGER, episode TEXT, attempt INTEGER, task TEXT, grp TEXT, member INTEGER, reward REAL,
@@ -23,29 +23,29 @@ CREATE INDEX worst_in ON worst (step);
 
 class _Episode(Struct):
     episode_id: str
-    attempt: int = 1
+    attempt: Int = 1
     task_id: str = ""
     group_id: str = ""
-    member: int = 0
+    member: Int = 0
     reward: float = 0.0
     resolved: bool = False
-    trained_tokens: int = 0
+    trained_tokens: Int = 0
     advantage: float = 0.0
-    token_records: list[int] = []
+    token_records: list[Int] = []
 
 
 class _Worst(Struct):
     episode_id: str
-    place: int
-    token: int = -1
+    place: Int
+    token: Int = -1
     learner: float = 0.0
     sampler: float = 0.0
     advantage: float = 0.0
-    staleness: int = 0
+    staleness: Int = 0
 
 
 class _Step(Struct):
-    step: int
+    step: Int
     episodes: list[_Episode] = []
     worst: list[_Worst] = []
 
@@ -98,9 +98,15 @@ def take_step(db: sqlite3.Connection, file: str, start: int, line: bytes) -> boo
     return True
 
 
+def forget_steps(db: sqlite3.Connection, file: str) -> None:
+    """What a file said of steps."""
+    db.execute("DELETE FROM worst WHERE step IN (SELECT step FROM trained WHERE file = ?)", (file,))
+    db.execute("DELETE FROM trained WHERE file = ?", (file,))
+
+
 def trained_in(db: sqlite3.Connection, step: int) -> TrainedIn:
     """The groups of a step and its worst tokens; `row` is the episode's, where it is recorded."""
-    row = "(SELECT max(row) FROM episodes WHERE episodes.episode = {0}.episode) row"
+    row = "(SELECT max(row) FROM episodes e WHERE e.episode = {0}.episode AND e.evaluation = '') row"
     rows = db.execute(
         f"SELECT *, {row.format('trained')} FROM trained WHERE step = ? ORDER BY grp, member", (step,)
     ).fetchall()
@@ -118,6 +124,17 @@ def steps_of(db: sqlite3.Connection, episode: str, attempt: int) -> list[sqlite3
     return db.execute(
         "SELECT * FROM trained WHERE episode = ? AND attempt = ? AND tokens > 0 ORDER BY step", (episode, attempt)
     ).fetchall()
+
+
+def steps_with(db: sqlite3.Connection, group: str) -> list[int]:
+    """Those that trained on a group."""
+    rows = db.execute("SELECT DISTINCT step FROM trained WHERE grp = ? AND tokens > 0 ORDER BY step", (group,))
+    return [row["step"] for row in rows.fetchall()]
+
+
+def has_steps(db: sqlite3.Connection) -> bool:
+    """Whether anything is recorded of what steps trained on."""
+    return db.execute("SELECT 1 FROM trained LIMIT 1").fetchone() is not None
 
 
 def advantages_of(db: sqlite3.Connection, group: str) -> dict[str, float]:

@@ -9,16 +9,19 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from console.episodes.story import Story, first_difference, tell
+from console.episodes.tokens import SHOWN, read_tokens
 from console.plots import figures, svg
 from console.plots.compared import curves
 from console.run_data import fleet, queries, trained
 from console.run_data.audit import read_audit
 from console.run_data.compare import compare
+from console.run_data.evaluations import own_evaluation, read_evaluations
+from console.run_data.rates import rates
 from console.run_data.records import Record
 from console.run_data.run import Run, bottleneck
 from console.run_data.settings import flat, versions_of
-from console.run_data.story import Story, first_difference, tell
-from console.run_data.tokens import SHOWN, read_tokens
+from console.run_data.task_states import read_tasks
 from console.watchers.watch import watch
 from console.web.templates import COMPARED, PLOTS, RUN, render
 
@@ -41,6 +44,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/step", step),
         web.get("/fleet", processes),
         web.get("/log", process_log),
+        web.get("/evaluations", evaluations),
         web.get("/settings", settings),
         web.get("/compare", compared),
     ]
@@ -62,7 +66,9 @@ async def overview(request: web.Request) -> web.Response:
         system=run.metrics.newest,
         last=run.metrics.records[-1] if run.metrics.steps else {},
         part=part,
+        rates=rates(run.metrics.samples, run.metrics.newest, is_live=state == "live"),
         audit=await asyncio.to_thread(read_audit, run.directory),
+        own=await asyncio.to_thread(own_evaluation, run.directory),
         progress=await asyncio.to_thread(run.index.progress),
     )
 
@@ -72,7 +78,7 @@ async def episodes(request: web.Request) -> web.Response:
     chosen = queries.Filter.of(request.query)
 
     def ask(db: sqlite3.Connection) -> tuple[queries.Page, dict[str, list[str]]]:
-        lists = {name: queries.choices(db, name) for name in ("end_reason", "repository", "source")}
+        lists = {name: queries.choices(db, name) for name in ("end_reason", "repository", "source", "evaluation")}
         return queries.episodes(db, chosen), lists
 
     page, lists = await _ask(request, ask)
@@ -85,6 +91,7 @@ async def episodes(request: web.Request) -> web.Response:
         ends=lists["end_reason"],
         repositories=lists["repository"],
         sources=lists["source"],
+        evaluations=lists["evaluation"],
         sorts=queries.SORTS,
         progress=progress,
     )
@@ -96,7 +103,7 @@ async def episode(request: web.Request) -> web.Response:
     row = await _row(request)
     record = await _record(run, row)
     later, earlier = await _ask(request, lambda db: queries.neighbours(db, row))
-    trained_at = await _ask(request, lambda db: trained.steps_of(db, row["episode"], row["attempt"]))
+    trained_at = await _trained_at(request, row)
     return render(
         request,
         "episode.html",
@@ -115,8 +122,8 @@ async def tokens(request: web.Request) -> web.Response:
     row = await _row(request)
     record = await _record(run, row)
     at = _whole(request, "at", -1)
-    steps = await _ask(request, lambda db: trained.steps_of(db, row["episode"], row["attempt"]))
-    model = str(run.settings.get("model", {}).get("path", ""))
+    steps = await _trained_at(request, row)
+    model = run.model_path
     start = at if at >= 0 else _whole(request, "from", 0)
     found = await asyncio.to_thread(read_tokens, run.directory, row, record, steps, start, model)
     if found is None:
@@ -144,8 +151,8 @@ async def raw(request: web.Request) -> web.Response:
 async def group(request: web.Request) -> web.Response:
     """The members of a group side by side."""
     run = request.app[RUN]
-    name = request.query.get("id", "")
-    rows = await _ask(request, lambda db: queries.members(db, name))
+    name, evaluation = request.query.get("id", ""), request.query.get("evaluation", "")
+    rows = await _ask(request, lambda db: queries.members(db, name, evaluation))
     if not rows:
         raise web.HTTPNotFound(text=f"no episode of group {name[:80]!r} is recorded")
 
@@ -154,17 +161,22 @@ async def group(request: web.Request) -> web.Response:
         return [(row, tell(record)) for row, record in found if record is not None]
 
     told = await asyncio.to_thread(read)
-    learned = await _ask(request, lambda db: trained.advantages_of(db, name))
-    size = run.settings.get("replay", {}).get("group_size", 0)
+    learned = {} if evaluation else await _ask(request, lambda db: trained.advantages_of(db, name))
+    trained_in = [] if evaluation else await _ask(request, lambda db: trained.steps_with(db, name))
+    is_scored_only = bool(evaluation) or run.is_evaluation
     return render(
         request,
         "group.html",
         group=name,
+        evaluation=evaluation,
+        is_scored_only=is_scored_only,
         members=told,
-        size=size,
+        size=0 if is_scored_only else run.group_size,
         differs=first_difference([story for _, story in told]),
-        advantages=_advantages([row["reward"] for row, _ in told]),
+        advantages=_advantages([row["reward"] or 0.0 for row, _ in told]),
         learned=learned,
+        trained_in=trained_in,
+        knows_steps=await _ask(request, trained.has_steps),
     )
 
 
@@ -173,9 +185,24 @@ async def tasks(request: web.Request) -> web.Response:
     sort = request.query.get("sort", "") or "episodes"
     if sort not in queries.TASK_SORTS:
         raise ValueError(f"sort: expected one of {', '.join(queries.TASK_SORTS)}, got {sort[:80]!r}")
-    chosen = queries.Filter.of({k: v for k, v in request.query.items() if k in ("task", "page", "dir")})
-    page = await _ask(request, lambda db: queries.tasks(db, sort, chosen.down, chosen.task, chosen.page))
-    return render(request, "tasks.html", page=page, sort=sort, chosen=chosen)
+    chosen = queries.Filter.of({k: v for k, v in request.query.items() if k in ("task", "page", "dir", "evaluation")})
+
+    def ask(db: sqlite3.Connection) -> tuple[queries.Page, list[str]]:
+        return queries.tasks(db, sort, chosen), queries.choices(db, "evaluation")
+
+    page, names = await _ask(request, ask)
+    states = await asyncio.to_thread(read_tasks, request.app[RUN].directory)
+    return render(
+        request,
+        "tasks.html",
+        page=page,
+        sort=sort,
+        chosen=chosen,
+        evaluations=names,
+        states=states,
+        shows_states=bool(states) and not request.app[RUN].is_evaluation,
+        troubled={name: state.trouble for name, state in states.items() if state.trouble},
+    )
 
 
 async def task(request: web.Request) -> web.Response:
@@ -189,7 +216,8 @@ async def task(request: web.Request) -> web.Response:
     points = [(float(row["version"]), float(row["solved"])) for row in by_version]
     drawn = figures.Drawn(figure, [("solved", "solved", points)])
     plot = svg.plot(drawn, "step", svg.span_of([drawn]))
-    return render(request, "task.html", task=name, rows=rows, plot=plot, by_version=by_version)
+    state = (await asyncio.to_thread(read_tasks, request.app[RUN].directory)).get(name)
+    return render(request, "task.html", task=name, rows=rows, plot=plot, by_version=by_version, known=state)
 
 
 async def steps(request: web.Request) -> web.Response:
@@ -209,6 +237,8 @@ async def step(request: web.Request) -> web.Response:
         number=number,
         record=metrics.steps[number],
         before=metrics.steps.get(number - 1, {}),
+        earlier=max((n for n in metrics.steps if n < number), default=None),
+        later=min((n for n in metrics.steps if n > number), default=None),
         trained=await _ask(request, lambda db: trained.trained_in(db, number)),
     )
 
@@ -230,6 +260,12 @@ async def process_log(request: web.Request) -> web.Response:
         raise web.HTTPNotFound(text=f"no process {name[:80]!r} has a log")
     tail = await asyncio.to_thread(fleet.tail_of, path, _LOG_LINES, 512 << 10)
     return render(request, "log.html", name=name, tail=tail, num_lines=_LOG_LINES)
+
+
+async def evaluations(request: web.Request) -> web.Response:
+    """Every evaluation: that which the run is, or those of its policy."""
+    found = await asyncio.to_thread(read_evaluations, request.app[RUN].directory)
+    return render(request, "evaluations.html", found=found)
 
 
 async def settings(request: web.Request) -> web.Response:
@@ -270,6 +306,12 @@ async def _row(request: web.Request) -> sqlite3.Row:
 def _whole(request: web.Request, name: str, otherwise: int) -> int:
     text = request.query.get(name, "")
     return int(text) if text.isdecimal() and len(text) < 10 else otherwise
+
+
+async def _trained_at(request: web.Request, row: sqlite3.Row) -> list[sqlite3.Row]:
+    if row["evaluation"]:
+        return []
+    return await _ask(request, lambda db: trained.steps_of(db, row["episode"], row["attempt"]))
 
 
 async def _record(run: Run, row: sqlite3.Row) -> Record:

@@ -10,6 +10,7 @@ import contextlib
 import hmac
 import ipaddress
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -106,6 +107,12 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return page_of_error(request, error.status, error.text or error.reason)
     except ValueError as error:
         return page_of_error(request, 400, str(error))
+    except (OSError, sqlite3.Error, LookupError, TypeError) as error:  # the run's files are gone, or are no such files
+        if not request.app[RUN].directory.is_dir():
+            return page_of_error(request, 410, f"{request.app[RUN].directory} is gone.")
+        log.exception("%s", request.path)
+        said = f"this page could not be made from the run's files ({type(error).__name__}): the console's log says more"
+        return page_of_error(request, 500, said)
 
 
 def _admit(token: str | None) -> Middleware:

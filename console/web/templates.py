@@ -40,7 +40,7 @@ def environment() -> Environment:
         "visible": visible,
         "plain": plain,
         "cut": cut,
-        "short": svg.short,
+        "short": lambda value: "–" if value is None else svg.short(value),  # NaN is NULL in the index
         "clock": clock,
         "seconds": seconds,
         "side_by_side": side_by_side,
@@ -89,7 +89,7 @@ def clock(at: float) -> str:
     """Date and time of seconds since the epoch, in UTC."""
     try:
         return time.strftime("%m-%d %H:%M:%S", time.gmtime(at))
-    except (OverflowError, ValueError, OSError):
+    except (OverflowError, ValueError, OSError, TypeError):
         return "?"
 
 

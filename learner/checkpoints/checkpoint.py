@@ -4,7 +4,10 @@
         checkpoint.json      written last: version, model, what the run needs to go on
         state-00000.safetensors, ...   master weights and moments; rank r writes every `ranks`-th parameter
         hf/                  the policy as a Hugging Face directory, with its tokenizer
+        adapter/             with learner.lora_rank: the adapter alone, in peft's form
         replay.json          journal position that belongs to it
+        held_out.json        of one that `best` leads, or led, to: the evaluation that made it so
+    run_dir/checkpoints/best     with `checkpoint.keep_best`: a link to the one with the best held-out score
 
 Everything is written into `step-12.partial`, forced to disk and renamed (learner/checkpoints/writer.py): a directory
 without the suffix is complete.
@@ -32,6 +35,7 @@ from protocol.errors import CheckpointError
 FORMAT = 1
 MANIFEST = "checkpoint.json"
 PARTIAL = ".partial"
+BEST = "best"
 
 
 def directory(run_dir: Path) -> Path:
@@ -42,7 +46,21 @@ def directory(run_dir: Path) -> Path:
 def kept(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     found = [p.parent for p in directory(run_dir).glob(f"step-*/{MANIFEST}") if p.parent.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The version that a checkpoint's directory is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def best_step(run_dir: Path) -> int | None:
+    """Step of the checkpoint that the link `best` leads to; None where there is no such link."""
+    try:
+        name = (directory(run_dir) / BEST).readlink().name
+    except OSError:
+        return None
+    return int(name[5:]) if name.startswith("step-") and name[5:].isdigit() else None
 
 
 def latest(run_dir: Path) -> Path | None:
@@ -76,7 +94,8 @@ def load(path: Path, policy: Policy) -> int:
     if manifest["model"] != fingerprint(policy):
         raise CheckpointError(
             f"{path} is a checkpoint of another model than {policy.config.name_or_path}: parameters differ in name or "
-            "shape. Resume with the model that the run started from",
+            "shape (objective ppo has a value head, lora_rank adapters). Resume with the model, learner.loss.name and "
+            "learner.lora_rank that the run started with",
             kind="model",
         )
     try:

@@ -25,12 +25,24 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from learner.checkpoints.checkpoint import FORMAT, MANIFEST, PARTIAL, directory, fingerprint, kept
+from learner.checkpoints.checkpoint import (
+    FORMAT,
+    MANIFEST,
+    PARTIAL,
+    best_step,
+    directory,
+    fingerprint,
+    kept,
+    step_of,
+)
 from learner.checkpoints.export import copy_config, copy_tokenizer
 from learner.checkpoints.state import full_state
+from learner.held_out import expendable
+from learner.training.adapters import adapter_config
 from learner.training.model import Policy
 from protocol.config import Settings
 from protocol.errors import CheckpointError, DeadlineError, LonghaulError
+from protocol.messages import CheckpointMarkReply
 from protocol.threads import give_way
 
 _log = logging.getLogger(__name__)
@@ -44,11 +56,13 @@ class CheckpointWriter:
 
     Args:
         mark: called by rank 0's thread with the version and path of a complete checkpoint; returns the journal position
-            that belongs to it.
+            that belongs to it, and the versions that evaluations still want.
     """
 
-    def __init__(self, settings: Settings, run_dir: Path, policy: Policy, mark: Callable[[int, Path], int]) -> None:
-        self._keep = settings.checkpoint.keep
+    def __init__(
+        self, settings: Settings, run_dir: Path, policy: Policy, mark: Callable[[int, Path], CheckpointMarkReply]
+    ) -> None:
+        self._keep, self._keeps_best = settings.checkpoint.keep, settings.checkpoint.keep_best
         self._timeout_s = settings.learner.step_timeout_s
         self._source = Path(settings.model.path)
         self._run_dir = run_dir
@@ -81,8 +95,12 @@ class CheckpointWriter:
                 "rng": torch.get_rng_state().tolist(),
             }
             mine, exported = self._gather(), dict(self._policy.full_weights(_GATHER_BYTES))
+            adapters = dict(self._policy.adapters(_GATHER_BYTES)) if self._policy.lora_rank else {}
             self._thread = threading.Thread(
-                target=self._write_all, args=(partial, mine, exported, manifest), name="checkpoint", daemon=True
+                target=self._write_all,
+                args=(partial, mine, exported, adapters, manifest),
+                name="checkpoint",
+                daemon=True,
             )
             self._thread.start()
         self.blocked_s = time.monotonic() - started
@@ -128,7 +146,12 @@ class CheckpointWriter:
     # --- the thread -----------------------------------------------------------------------------------------------
 
     def _write_all(
-        self, partial: Path, mine: dict[str, Tensor], exported: dict[str, Tensor], manifest: dict[str, Any]
+        self,
+        partial: Path,
+        mine: dict[str, Tensor],
+        exported: dict[str, Tensor],
+        adapters: dict[str, Tensor],
+        manifest: dict[str, Any],
     ) -> None:
         give_way()
         try:
@@ -138,6 +161,8 @@ class CheckpointWriter:
                 _write_tensors(partial / "hf" / "model.safetensors", named)
                 copy_config(self._source, partial / "hf", self._policy.dtype)
                 copy_tokenizer(self._source, partial / "hf")
+            if adapters:
+                self._write_adapters(partial / "adapter", adapters)
             _write_tensors(partial / _state_file(self._group.rank), mine)
             if self._group.rank == 0:
                 self._await_parts(partial, inode)
@@ -145,6 +170,14 @@ class CheckpointWriter:
         except Exception as error:  # whatever it was: it ends this checkpoint, not the run
             _remove(partial)
             self._note(partial, str(error))
+
+    def _write_adapters(self, folder: Path, adapters: dict[str, Tensor]) -> None:
+        """As peft has them, to be put onto the base that the run began with."""
+        folder.mkdir()
+        config = adapter_config(self._policy.module.causal_lm, self._policy.lora_rank, str(self._source))
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in adapters.items()}
+        _write_tensors(folder / "adapter_model.safetensors", named)
 
     def _await_parts(self, partial: Path, inode: int) -> None:
         """Waits for the other ranks' files: who fails takes the directory away, for who died there is a deadline."""
@@ -166,11 +199,18 @@ class CheckpointWriter:
         partial.rename(final)
         sync_directory(final.parent)
         try:
-            _write_json(final / "replay.json", {"journal_offset": self._mark(manifest["version"], final)})
+            reply = self._mark(manifest["version"], final)
+            _write_json(final / "replay.json", {"journal_offset": reply.journal_offset})
         except LonghaulError as error:  # it keeps more of its journal than it needs to, until the next mark
             _log.warning("the replay buffer was not told of %s: %s", final, error)
-        for old in kept(self._run_dir)[: -self._keep]:
-            _remove(old)
+            if self._keeps_best:  # which one that is was not said
+                return
+            reply = CheckpointMarkReply(journal_offset=0)
+        best = best_step(self._run_dir)  # what is pointed to stays until the pointer has moved
+        wanted = [*reply.wanted, *([best] if best is not None else [])] if self._keeps_best else []
+        there = {step_of(path): path for path in kept(self._run_dir)}
+        for step in expendable(there, self._keep, wanted):
+            _remove(there[step])
 
     def _note(self, partial: Path, failure: str) -> None:
         self.num_failed += self._group.rank == 0  # it hears of every failure

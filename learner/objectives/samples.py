@@ -34,6 +34,7 @@ class Sample:
     advantages: np.ndarray  # float32
     staleness: np.ndarray  # int32, learner's version minus the target's version (0 where not trained on)
     behind_older: np.ndarray  # bool, keys and values of older weights than the target's may lie behind it
+    experts: np.ndarray | None = None  # [tokens, layers, experts of a token], of each token itself; see `Trajectory`
     share: float = 1.0  # of its episode: the shares of an episode's samples add up to 1
     source: int = 0  # its trajectory's place in the batch
     path: np.ndarray | None = None  # int64, places of its tokens in that trajectory; None: all, in their order
@@ -144,6 +145,7 @@ def _sample(
         advantages=_from_next(advantages[path].astype(np.float32)),
         staleness=_from_next(np.where(trained, version - trajectory.versions[path], 0).astype(np.int32)),
         behind_older=_from_next(trained & _behind_older(trajectory)[path]),
+        experts=None if trajectory.experts is None else trajectory.experts[path],
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +26,8 @@ from protocol.weights.manifest import (
 )
 from protocol.weights.segments import PIECE_BYTES, Segment, segment_path
 
+_log = logging.getLogger(__name__)
+_RETRY_S = 1.0
 _FLOAT32_EVERYWHERE = ("e_score_correction_bias",)
 """Names whose dtype is the same whatever a model computes in: which experts are taken depends on every bit."""
 
@@ -34,10 +39,15 @@ class WeightBuffers:
         dtype: tensors are converted to it; None: they stay as they come.
         with_delta: encode buckets as changes against the other segment.
         full_every: versions divisible by it are always sent whole.
+        patience_s: longest wait for room in shared memory.
     """
 
-    def __init__(self, run: str, dtype: torch.dtype | None, *, with_delta: bool, full_every: int) -> None:
+    def __init__(
+        self, run: str, dtype: torch.dtype | None, *, with_delta: bool, full_every: int, patience_s: float = 0.0
+    ) -> None:
+        self._patience_s = patience_s
         self._paths = [segment_path(run, f"weights-{i}") for i in range(2)]
+        self.unlink()  # of a learner that died: whoever still waits for its next byte sees that none will come
         self._segments: dict[int, Segment] = {}  # by version
         self._spare: Segment | None = None  # of a version that was withdrawn
         self._dtype = dtype
@@ -113,7 +123,21 @@ class WeightBuffers:
         if self.oldest_version is not None:
             return self._segments.pop(self.oldest_version)
         used = {s.path for s in self._segments.values()}
-        return Segment.create(next(p for p in self._paths if p not in used), self.num_bytes)
+        return self._created(next(p for p in self._paths if p not in used))
+
+    def _created(self, path: Path) -> Segment:
+        """Waits for room in shared memory; whoever gives some back unblocks it, `patience_s` end it."""
+        until, is_told = time.monotonic() + self._patience_s, False
+        while True:
+            try:
+                return Segment.create(path, self.num_bytes)
+            except WeightsError as error:
+                if time.monotonic() > until:
+                    raise
+                if not is_told:
+                    _log.warning("publishing waits: %s", error)
+                    is_told = True
+            time.sleep(_RETRY_S)
 
     def _write(self, segment: Segment, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[TensorEntry]:
         written: list[TensorEntry] = []
@@ -149,14 +173,18 @@ class WeightBuffers:
         path.unlink(missing_ok=True)
         entries: list[TensorEntry] = []
         end = 0
-        with open(path, "xb", opener=_private) as file:
-            for name, tensor in tensors:
-                entry = place(self._spec(name, tensor), end)
-                file.seek(entry.offset)
-                file.write(_bytes_of(tensor.detach().to("cpu", self._dtype_of(name, tensor))))
-                entries.append(entry)
-                end = entry.offset + entry.num_bytes
-            file.truncate(Segment.file_bytes(end))
+        try:
+            with open(path, "xb", opener=_private) as file:
+                for name, tensor in tensors:
+                    entry = place(self._spec(name, tensor), end)
+                    file.seek(entry.offset)
+                    file.write(_bytes_of(tensor.detach().to("cpu", self._dtype_of(name, tensor))))
+                    entries.append(entry)
+                    end = entry.offset + entry.num_bytes
+                file.truncate(Segment.file_bytes(end))
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise WeightsError(f"cannot write {path}: {error.strerror}; free shared memory", kind="segment") from error
         if not entries:
             raise WeightsError(f"version {version} holds no tensors", kind="name")
         self.entries, self.num_bytes = entries, end

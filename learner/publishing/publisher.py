@@ -71,7 +71,10 @@ class WeightPublisher:
     ) -> None:
         self._settings = settings
         self._run = run
-        self._buffers = WeightBuffers(run, dtype, with_delta=settings.delta, full_every=settings.full_every)
+        self._generation = keys.member.generation if keys and keys.member else 0
+        self._buffers = WeightBuffers(
+            run, dtype, with_delta=settings.delta, full_every=settings.full_every, patience_s=settings.timeout_s
+        )
         self._roster = Roster(expected_generators)
         self._on_adopted = on_adopted
         self._current: Manifest | None = None  # the newest complete one
@@ -209,6 +212,7 @@ class WeightPublisher:
             segment=segment,
             segment_identity=file_identity(Path(segment)) if segment else "",
             bucket_bytes=self._settings.bucket_mib << 20,
+            generation=self._generation,
         )
 
     # --- the publisher's own thread -------------------------------------------------------------------------------
@@ -245,8 +249,10 @@ class WeightPublisher:
         def offer() -> bool:
             nonlocal offered
             newest = self._coming or self._current
-            if newest is None or newest.version <= poll.version:
+            if newest is None or newest.version < poll.version:
                 return False
+            if newest.version == poll.version and (not newest.is_complete or newest.checksum == poll.checksum):
+                return False  # else: ranks that started again elsewhere have rounded it differently
             self._roster.offered(poll.generator, newest.version)
             offered = newest
             return True

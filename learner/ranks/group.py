@@ -14,12 +14,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from ipaddress import ip_address
 
 import psutil
 import torch
 import torch.distributed as dist
 
+from learner.ranks.store import RunStore, StoreServer
 from protocol.errors import DeadlineError, LearnerError
+from protocol.sockets import Keys
 
 _BEAT_S = 0.5
 _SILENT_S = 2.5
@@ -34,6 +37,7 @@ class RankGroup:
         sequence_parallel: ranks that share a sequence; divides `world_size`.
         start_timeout_s: how long to wait for the other ranks.
         timeout_s: deadline of every collective.
+        keys: of the run, where ranks are on several hosts.
 
     Raises:
         DeadlineError: the other ranks did not come within `start_timeout_s`.
@@ -49,6 +53,7 @@ class RankGroup:
         sequence_parallel: int,
         start_timeout_s: float,
         timeout_s: float,
+        keys: Keys | None = None,
     ) -> None:
         assert world_size % sequence_parallel == 0
         self.rank = rank
@@ -62,11 +67,10 @@ class RankGroup:
         self._set_environment(master_addr, master_port)
         timeout = timedelta(seconds=timeout_s)
         try:
-            store = _store(master_addr, master_port, world_size, rank == 0, timedelta(seconds=start_timeout_s))
-            self._beats = dist.TCPStore(master_addr, store.port, is_master=False, timeout=timedelta(seconds=5))
+            self._store, self._beats = self._meet(master_addr, master_port, timedelta(seconds=start_timeout_s), keys)
             dist.init_process_group(
                 "nccl" if self.device.type == "cuda" else "gloo",
-                store=dist.PrefixStore("group", store),
+                store=dist.PrefixStore("group", self._store),
                 rank=rank,
                 world_size=world_size,
                 timeout=timeout,
@@ -81,6 +85,27 @@ class RankGroup:
         self._control = dist.new_group(backend="gloo", timeout=timeout)
         self._beating = threading.Thread(target=self._beat, name="learner heartbeat", daemon=True)
         self._beating.start()
+
+    def _meet(self, address: str, port: int, timeout: timedelta, keys: Keys | None) -> tuple[dist.Store, dist.Store]:
+        """The store in which the ranks find each other, and another connection to it for the heartbeats."""
+        self._closing = contextlib.ExitStack()
+        if keys is None or ip_address(address).is_loopback:
+            store = _store(address, port, self.world_size, self.rank == 0, timeout)
+            return store, dist.TCPStore(address, store.port, is_master=False, timeout=timedelta(seconds=5))
+        endpoint = f"tcp://{address}:{port}"
+        if self.rank == 0:
+            self._closing.callback(StoreServer(endpoint, keys).close)
+        stores = [RunStore(endpoint, keys, wait) for wait in (timeout, timedelta(seconds=5))]
+        for one in stores:
+            self._closing.callback(one.close)
+        deadline = time.monotonic() + timeout.total_seconds()
+        while True:  # rank 0 may still be on its way
+            try:
+                stores[0].add("ranks", 1)
+                return stores[0], stores[1]
+            except dist.DistNetworkError:
+                if time.monotonic() > deadline:
+                    raise
 
     def _set_environment(self, master_addr: str, master_port: int) -> None:
         """DeepSpeed looks for these, and for MPI if one is missing."""
@@ -148,6 +173,7 @@ class RankGroup:
         self._beating.join(timeout=5)
         if dist.is_initialized():
             dist.destroy_process_group()
+        self._closing.close()
 
     def _beat(self) -> None:
         """Write the heartbeat until `close`."""

@@ -114,7 +114,8 @@ class Batching:
         self._start_at(mark.version)
         self._check_exists(mark.version)
         self._emit(Checkpointed(version=mark.version, path=mark.path))
-        return CheckpointMarkReply(journal_offset=position)
+        state = self._ledger.state
+        return CheckpointMarkReply(journal_offset=position, wanted=state.held_out.wanted(state.served))
 
     def _check_exists(self, version: int) -> None:
         last = self._ledger.state.last_batch

@@ -17,6 +17,7 @@ FLOOR_SHARE = 0.2
 _PRIOR = 1.0  # one imagined success and one imagined failure a task
 _UNIT = 1 << 20  # weight of a task that is sure to carry signal
 _MASK = (1 << 64) - 1
+_ROUNDS_KEPT = 2
 _OF_SOURCES = 0x5DEECE66D  # draws of sources are others than draws of tasks
 
 
@@ -133,8 +134,7 @@ class Curriculum:
         self._seed = seed
         self._adaptive = adaptive
         self._tree = WeightTree(self._weight(rates.get(task, PassRate())) for task in self.pool)
-        self._round = -1
-        self._order: list[int] = []
+        self._orders: dict[int, list[int]] = {}  # of the last rounds that were asked for: draws are told ahead
 
     def update(self, task: str, seen: PassRate) -> None:
         """A task's pass rate changed."""
@@ -156,16 +156,23 @@ class Curriculum:
         weight = self._tree[self._index[task]]
         return FLOOR_SHARE / len(self.pool) + (1 - FLOOR_SHARE) * weight / self._tree.total
 
+    def chance(self, task: str) -> float:
+        """That a draw gives `task`; 0 for one that is not in the pool."""
+        if task not in self._index:
+            return 0.0
+        return self.probability(task) if self._adaptive else 1 / len(self.pool)
+
     def _weight(self, seen: PassRate) -> int:
         return 1 + round(signal(seen.expected, self._group_size) * _UNIT)
 
     def _shuffled(self, round_number: int) -> list[int]:
-        if round_number != self._round:
-            self._round = round_number
+        if round_number not in self._orders:
             base = round_number * len(self.pool)
             keys = [uniform(self._seed, base + i) for i in range(len(self.pool))]
-            self._order = sorted(range(len(self.pool)), key=keys.__getitem__)
-        return self._order
+            self._orders[round_number] = sorted(range(len(self.pool)), key=keys.__getitem__)
+            if len(self._orders) > _ROUNDS_KEPT:
+                del self._orders[next(iter(self._orders))]
+        return self._orders[round_number]
 
 
 class Mixture:
@@ -201,6 +208,11 @@ class Mixture:
             self._counts[name] += 1
         name, own = self._drawn[number]
         return self._curricula[name].draw(own)
+
+    def chance(self, task: str) -> float:
+        """That a draw gives `task`."""
+        shares = zip(self._names, self._shares, strict=True)
+        return sum(share * self._curricula[name].chance(task) for name, share in shares)
 
     def _source(self, number: int) -> str:
         point = uniform(self._seed, number)

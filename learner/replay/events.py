@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from learner.held_out import Scored
+from protocol.errors import JournalError
 from protocol.messages import EndReason, Trajectory
 
 _LONGEST_S = 1e7  # clocks of other hosts may say anything
@@ -207,8 +208,14 @@ def encode(events: Sequence[Event]) -> bytes:
 
 
 def decode(frame: bytes | memoryview) -> list[AnyEvent]:
-    """The events of a journal frame. Raises `msgspec.DecodeError`."""
-    return _decoder.decode(frame)
+    """The events of a journal frame. Raises `JournalError` (kind `events`): it is whole, and not this release's."""
+    try:
+        return _decoder.decode(frame)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise JournalError(
+            f"expected events of the replay buffer: {error}; the journal is another release's: go on with that one",
+            kind="events",
+        ) from error
 
 
 def digest(trajectory: Trajectory, group: int, position: int, oldest_version: int) -> Finished:

@@ -33,7 +33,7 @@ class Outage(Struct, frozen=True, kw_only=True):
     """Nothing works anywhere."""
 
     since: float
-    tasks: int  # distinct ones that failed
+    tasks: frozenset[str]  # that failed
     places: int
     kinds: dict[str, int]
     reason: str
@@ -41,40 +41,37 @@ class Outage(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         most = max(self.kinds, key=lambda kind: self.kinds[kind], default="unknown")
         return (
-            f"nothing works: {sum(self.kinds.values())} failures over {self.tasks} tasks at {self.places} places, most "
-            f"of them {most}; the newest says: {self.reason}"
+            f"nothing works: {sum(self.kinds.values())} failures over {len(self.tasks)} tasks at {self.places} places, "
+            f"most of them {most}; the newest says: {self.reason}"
         )
 
 
 class Health:
-    """Which places work.
+    """Which places work."""
 
-    Args:
-        num_tasks: of the run; with fewer than `LEAST_TASKS` so many distinct ones are enough.
-    """
-
-    def __init__(self, num_tasks: int) -> None:
-        self._least = max(1, min(LEAST_TASKS, num_tasks))
+    def __init__(self) -> None:
+        self._nothing_works_since: float | None = None
         self._places: dict[str, Place] = {}
         self._doubtful: set[str] = set()
 
     def heard(self, place: str, now: float) -> None:
-        """A place asked for work."""
+        """A place asked for work, or is at it."""
         self._places.setdefault(place, Place()).heard_at = now
 
     def worked(self, place: str, now: float) -> None:
         """An episode finished there."""
         self._places[place] = Place(heard_at=now)
 
-    def failed(self, place: str, task: str, kind: str, reason: str, now: float) -> bool:
-        """An episode failed there; whether that is the place's fault rather than the task's."""
+    def failed(self, place: str, task: str, kind: str, reason: str, now: float, num_tasks: int = LEAST_TASKS) -> bool:
+        """An episode failed there; whether that is the place's fault rather than the task's. Where fewer than
+        `LEAST_TASKS` tasks may still be drawn (`num_tasks`), so many distinct ones are enough."""
         if is_of_task(kind):
             return False
         at = self._places.setdefault(place, Place(heard_at=now))
         at.tasks.add(task)
         at.kinds[kind] += 1
         at.reason = reason[:_LONGEST_REASON]
-        if len(at.tasks) >= self._least and at.broken_since is None:
+        if len(at.tasks) >= max(1, min(LEAST_TASKS, num_tasks)) and at.broken_since is None:
             at.broken_since = at.next_at = now
             self._doubtful |= at.tasks
         return at.broken_since is not None
@@ -99,19 +96,23 @@ class Health:
         return doubtful
 
     def outage(self, now: float) -> Outage | None:
-        """What is known while no place works; None while one does, or may."""
+        """What is known while no place works; None while one does, or may. It has lasted since it was first asked for:
+        a place that is out of order for long may outlive one that worked until a moment ago."""
         for name in [name for name, at in self._places.items() if now - at.heard_at > _FORGOTTEN_AFTER_S]:
             del self._places[name]
         broken = [at for at in self._places.values() if at.broken_since is not None]
         if not broken or len(broken) < len(self._places):
+            self._nothing_works_since = None
             return None
+        if self._nothing_works_since is None:
+            self._nothing_works_since = now
         kinds: Counter[str] = Counter()
         for at in broken:
             kinds.update(at.kinds)
         newest = max(broken, key=lambda at: at.broken_since or 0.0)
         return Outage(
-            since=newest.broken_since or 0.0,
-            tasks=len(set().union(*(at.tasks for at in broken))),
+            since=self._nothing_works_since,
+            tasks=frozenset().union(*(at.tasks for at in broken)),
             places=len(broken),
             kinds=dict(kinds),
             reason=newest.reason,

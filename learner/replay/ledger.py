@@ -302,6 +302,7 @@ class Ledger:
 
     def _fold_set_aside(self, task_id: str, reason: str) -> None:
         self.state.set_aside[task_id] = reason
+        self.state.again = [task for task in self.state.again if task != task_id]
         self.to_lease = deque((i, n) for i, n in self.to_lease if self.state.open[i].task_id != task_id)
         self.to_score = deque((i, n) for i, n in self.to_score if self.state.open[i].task_id != task_id)
         self._index_curriculum()

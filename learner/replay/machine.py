@@ -7,6 +7,7 @@ before its reply leaves. No sockets, no torch, no time of its own.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -65,6 +66,7 @@ _MOST_KINDS = 200  # of failures that are counted apart
 _LONGEST_NAME = 200
 _LONGEST_REASON = 300
 _SHARE_AT_START = 0.1  # of replay.give_up_s, in a run in which nothing has worked yet
+_AHEAD = 8  # draws that are told before their time
 _REDRAWS = 4  # draws given to finding a task that is not being worked on already
 
 
@@ -99,9 +101,11 @@ class Replay:
         self.concurrency = Concurrency(settings.num_actors)
         self.paused = ""  # why nothing is leased, if the shell says so
         self.outage: Outage | None = None
-        self._health = Health(len(tasks))
+        self._health = Health()
+        self._lost: set[str] = set()  # tasks that were set aside while nothing worked
         self._chain = chain_of(settings)
         self._events: list[Event] = []
+        self._drawn_ahead: tuple[int, list[str]] = (-1, [])  # by the number of the next draw
         self._deadlines = Deadlines(settings.replay.lease_s)
         self._batching = Batching(settings, self.ledger, self._emit)
 
@@ -262,9 +266,31 @@ class Replay:
             self._deadlines.begin(attempt, now)
             leases.append(self._describe(attempt))
         self._health.gave(request.actor, len(leases), now)
+        soon = self._soon()
         if len(leases) == request.capacity or self.done:
-            return LeaseReply(leases=leases, done=self.done)
-        return LeaseReply(leases=leases, retry_after_s=0.2, waiting_for=self.waiting_for)
+            return LeaseReply(leases=leases, done=self.done, soon=soon)
+        return LeaseReply(leases=leases, retry_after_s=0.2, waiting_for=self.waiting_for, soon=soon)
+
+    def _soon(self) -> tuple[str, ...]:
+        """Tasks that will be leased next: of members that wait, of draws to come (as the curriculum stands now), and of
+        the evaluation under way. For whoever can make something ready for them; nothing hangs on it."""
+        if self.done:
+            return ()
+        waiting = [self.state.open[index].task_id for index, _ in itertools.islice(self.ledger.to_lease, _AHEAD)]
+        if self.state.draws != self._drawn_ahead[0]:
+            self._drawn_ahead = self.state.draws, self._draw_ahead()
+        scored: list[str] = []
+        if self.state.held_out.current is not None:
+            scored = self._held_out_ids[self.state.held_out.current.next_task :][: _AHEAD // 2]
+        tasks = dict.fromkeys([*waiting, *self._drawn_ahead[1], *scored])
+        return tuple(task for task in tasks if task not in self.state.set_aside)
+
+    def _draw_ahead(self) -> list[str]:
+        draws = self.state.draws
+        if self.settings.phase == "eval":
+            return [*self.state.again, *self._task_ids[draws : draws + _AHEAD]][:_AHEAD]
+        curriculum = self.ledger.curriculum
+        return [curriculum.draw(draws + number) for number in range(_AHEAD)] if curriculum is not None else []
 
     def _next_member(self) -> tuple[int, int] | None:
         """Whose turn it is: an evaluation has its share of the places first, and what training leaves last."""
@@ -331,6 +357,7 @@ class Replay:
             attempt = parse_lease_id(name)
             if attempt in self.ledger.running and self.ledger.member(attempt).actor == beat.actor:
                 self._deadlines.extend(attempt, now)
+                self._health.heard(beat.actor, now)  # one that is full asks for nothing
             else:
                 unknown.append(name)
         return HeartbeatReply(unknown=unknown)
@@ -361,8 +388,10 @@ class Replay:
             known = self.state.tally.ended
             kind = fail.kind[:_LONGEST_NAME] or "unknown"
             member, task = self.ledger.member(attempt), self.state.open[attempt.group].task_id
-            is_place = self._health.failed(member.actor, task, kind, fail.reason, now)
-            excused = is_place and member.excused < self.settings.replay.max_attempts
+            is_place = self._health.failed(member.actor, task, kind, fail.reason, now, self.tasks_left)
+            # While nothing works anywhere it may be the tasks after all: each is excused so often. Else another place
+            # shows which of the two it is.
+            excused = is_place and (self.outage is None or member.excused < self.settings.replay.max_attempts)
             kind = kind if kind in known or len(known) < _MOST_KINDS else "other"
             self._end(attempt, kind, fail.reason[:_LONGEST_REASON], excused=excused)
             self._look_around(now)
@@ -374,7 +403,8 @@ class Replay:
             Ended(group=attempt.group, member=attempt.member, attempt=number, kind=kind, reason=reason, excused=excused)
         )
         self._set_aside_if_unusable(self.state.open[attempt.group])
-        self._close_if_complete(attempt.group)
+        if attempt.group in self.state.open:
+            self._close_if_complete(attempt.group)
 
     def _set_aside_if_unusable(self, group: Group) -> None:
         """Nothing of it ever ended in a trajectory, and nothing more is to be tried; its own errors need no more
@@ -385,18 +415,53 @@ class Replay:
             return
         own = sum(count for kind, count in group.failures.items() if is_of_task(kind))
         if own >= self.settings.replay.max_attempts or not any(self.ledger.may_try(group, m) for m in group.members):
+            if self.outage and own < self.settings.replay.max_attempts:
+                self._lost.add(group.task_id)
             causes = ", ".join(f"{kind} x{count}" for kind, count in sorted(group.failures.items()))
-            self._emit(TaskSetAside(task_id=group.task_id, reason=f"{causes}: {group.reason}"))
-            same = [g.index for g in self.state.open.values() if g.task_id == group.task_id and g is not group]
-            for index in same:  # nothing more is tried of its other groups either: they give their places back
-                self._close_if_complete(index)
+            self._set_aside(group.task_id, f"{causes}: {group.reason}")
+
+    def _set_aside(self, task_id: str, reason: str) -> None:
+        """Nothing more is tried of it, and its groups on which nobody works give their places back."""
+        self._emit(TaskSetAside(task_id=task_id, reason=reason))
+        for index in [group.index for group in self.state.open.values() if group.task_id == task_id]:
+            self._close_if_complete(index)
 
     def _look_around(self, now: float) -> None:
-        """An outage began or ended. What a place failed at before it was known to be out of order is tried again."""
+        """An outage began or ended. What a place failed at before it was known to be out of order is tried again, and
+        so is what an outage used up: once it is over, or where nothing else is left that could show that it is."""
         self.outage = self._health.outage(now)
+        doubtful = self._health.pop_doubtful()
+        if self.outage is None:
+            doubtful |= self._lost
+            self._lost.clear()
+        elif now - self.outage.since < self._give_up_s:
+            doubtful |= set() if self._is_anything_left else self._lost
+        else:
+            for task in self._tried_out():
+                self._set_aside(task, str(self.outage))
         own = {task for task, why in self.state.set_aside.items() if is_of_task(why)}
-        if doubtful := sorted(self._health.pop_doubtful() & (self.state.set_aside.keys() - own)):
-            self._emit(TasksGivenBack(task_ids=doubtful))
+        if given_back := sorted(doubtful & (self.state.set_aside.keys() - own)):
+            self._emit(TasksGivenBack(task_ids=given_back))
+
+    @property
+    def _is_anything_left(self) -> bool:
+        return not self.done if self.settings.phase == "eval" else self.tasks_left > 0
+
+    def _tried_out(self) -> list[str]:
+        """All that is left of an evaluation that has worked, where each of it failed in this outage and nothing of it
+        ever finished: then it may as well be these tasks, and the run does not end for them. Else nothing."""
+        groups, again = self.state.open.values(), self.state.again
+        if self.settings.phase != "eval" or self.state.draws < len(self._task_ids) or not self.state.tally.accepted:
+            return []
+        left = dict.fromkeys([*(group.task_id for group in groups), *again])
+        has_worked = any(member.finished for group in groups for member in group.members)
+        is_tried = self.outage is not None and left.keys() <= self.outage.tasks
+        return list(left) if is_tried and not has_worked else []
+
+    @property
+    def _give_up_s(self) -> float:
+        has_worked = self.state.tally.accepted or self.state.held_out.finished
+        return self.settings.replay.give_up_s * (1 if has_worked else _SHARE_AT_START)
 
     @property
     def tasks_left(self) -> int:
@@ -406,9 +471,8 @@ class Replay:
 
     def given_up(self, now: float) -> str:
         """Why no more of this run can be had; empty while it goes on."""
-        give_up_s = self.settings.replay.give_up_s
-        give_up_s *= 1 if self.state.tally.accepted else _SHARE_AT_START
-        if self.outage and now - self.outage.since >= give_up_s:
+        give_up_s = self._give_up_s
+        if self.outage and now - self.outage.since >= give_up_s and not (self.done or self._tried_out()):
             return f"{self.outage}. Given up after {give_up_s:g} s: mend it, or raise --replay.give-up-s"
         if self.settings.phase != "eval" and not self.tasks_left:
             first, why = next(iter(self.state.set_aside.items()), ("", ""))

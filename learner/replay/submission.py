@@ -67,6 +67,16 @@ def _check_arrays(trajectory: Trajectory) -> None:
                 f"{name} has shape {array.shape} and {array.dtype}; expected {shape} and {np.dtype(dtype)}",
                 kind="arrays",
             )
+    if trajectory.experts is not None:
+        _check_experts(trajectory.experts, len(trajectory.token_ids))
+
+
+def _check_experts(experts: np.ndarray, num_tokens: int) -> None:
+    if experts.ndim != 3 or len(experts) != num_tokens or experts.dtype not in (np.uint8, np.uint16):
+        raise ReplayError(
+            f"experts have shape {experts.shape} and {experts.dtype}; expected small integers for {num_tokens} tokens",
+            kind="arrays",
+        )
 
 
 def _check_turns(trajectory: Trajectory) -> None:

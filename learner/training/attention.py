@@ -70,7 +70,7 @@ def document_attention(
         _causal(q, k, v, scale, sliding_window, softcap, sinks)
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     ]
-    return torch.cat(parts, 2).transpose(1, 2), None
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None  # some models view it as it is
 
 
 def _takes_rows(query: torch.Tensor) -> bool:

@@ -10,6 +10,9 @@ import numpy as np
 from learner.objectives.samples import Sample
 from learner.packing import Bin
 
+UNRECORDED = -1
+"""Stands for the experts of a token whose own were not recorded: the model chooses."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -25,6 +28,7 @@ class MicroBatch:
     staleness: np.ndarray  # int32
     behind_older: np.ndarray  # bool
     num_documents: int
+    experts: np.ndarray | None = None  # int64 [positions, layers, experts of a token]
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -51,4 +55,21 @@ def collate(samples: Sequence[Sample], members: Bin, num_positions: int) -> Micr
         staleness=laid("staleness", np.int32),
         behind_older=laid("behind_older", bool),
         num_documents=len(chosen),
+        experts=_experts(chosen, padding),
     )
+
+
+def _experts(chosen: Sequence[Sample], padding: int) -> np.ndarray | None:
+    known = next((sample.experts for sample in chosen if sample.experts is not None), None)
+    if known is None:
+        return None
+    shape, parts = known.shape[1:], []
+    for sample in chosen:
+        if sample.experts is None:
+            parts.append(np.full((len(sample), *shape), UNRECORDED, np.int64))
+            continue
+        recorded = sample.experts.astype(np.int64)
+        recorded[sample.experts == np.iinfo(sample.experts.dtype).max] = UNRECORDED
+        parts.append(recorded)
+    whole: np.ndarray = np.concatenate([*parts, np.full((padding, *shape), UNRECORDED, np.int64)])
+    return whole

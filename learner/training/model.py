@@ -18,13 +18,14 @@ from transformers.utils.logging import disable_progress_bar
 from learner.objectives.registry import loss_settings, objective_named
 from learner.packing import attention_length_of
 from learner.ranks.group import RankGroup
-from learner.training.adapters import Export, add_adapters, exports
+from learner.training.adapters import Export, add_adapters, exports, factors
 from learner.training.attention import attention_for
 from learner.training.file_names import FileNames, kept_buffers, mark_expert_lists
 from learner.training.logprobs import TokenLogprobs
 from learner.training.mlp import tile_mlps
 from learner.training.noise import silence
 from learner.training.reference import checked_reference
+from learner.training.routing import Routing
 from protocol.config import LearnerSettings, Settings
 from protocol.errors import ConfigError, border
 from protocol.model_family import ModelFamily
@@ -67,6 +68,7 @@ class Policy:
         learner, path = settings.learner, Path(settings.model.path)
         self.group = group
         self.zero_stage = learner.zero_stage
+        self.lora_rank = learner.lora_rank
         self.config = checked_config(path, settings)
         self.dtype = _dtype(settings, group)
         self._deepspeed = import_deepspeed()
@@ -83,6 +85,8 @@ class Policy:
         if learner.zero_stage == 3:
             mark_expert_lists(causal_lm, self._deepspeed.utils.set_z3_leaf_modules)
         self._file_names = FileNames(causal_lm)
+        self.routing = Routing(causal_lm)
+        self.routing.check(replay=learner.routing_replay, balance=learner.router_aux_coef > 0)
         with_values = objective_named(loss_settings(settings).name).targets is not None
         self.module = self._with_logprobs(causal_lm, settings, with_values)
         self.optimizer = torch.optim.AdamW(
@@ -108,9 +112,12 @@ class Policy:
         """
         return self.group.world_size if self.zero_stage == 3 else self.group.data_parallel
 
-    def logprobs(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def logprobs(
+        self, token_ids: Tensor, positions: Tensor, targets: Tensor, experts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probs, entropies and, with a value head, values of this rank's slice of the positions, float32
-        [positions]."""
+        [positions]; `experts`: the routes to take (`Routing.replay`)."""
+        self.routing.replay(experts)
         logprobs, entropies, *values = self.engine(token_ids[None], positions[None], targets[None])
         return logprobs[0], entropies[0], values[0][0] if values else None
 
@@ -149,9 +156,19 @@ class Policy:
         Collective at stage 3: every rank drains it. Other ranks than 0 get nothing. At most `bucket_bytes` beyond the
         shards are in memory. Without `copy` a tensor may be the parameter itself: for who reads it before the next one.
         """
+        yield from self._in_buckets(exports(self.module.causal_lm), bucket_bytes, copy)
+        if not self.group.rank:
+            for name, buffer in kept_buffers(self.module.causal_lm):
+                yield from self._file_names.of(name, buffer.detach().to("cpu", copy=copy))
+
+    def adapters(self, bucket_bytes: int, *, copy: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every adapter's factors, as `full_weights` gives whole tensors."""
+        yield from self._in_buckets(factors(self.module.causal_lm), bucket_bytes, copy)
+
+    def _in_buckets(self, leaving: Iterator[Export], bucket_bytes: int, copy: bool) -> Iterator[tuple[str, Tensor]]:
         bucket: list[Export] = []
         size = 0
-        for export in exports(self.module.causal_lm):
+        for export in leaving:
             num_bytes = sum(_full_size(p) * p.element_size() for p in export.parameters)
             if bucket and size + num_bytes > bucket_bytes:
                 yield from self._gathered(bucket, copy)
@@ -159,9 +176,6 @@ class Policy:
             bucket.append(export)
             size += num_bytes
         yield from self._gathered(bucket, copy)
-        if not self.group.rank:
-            for name, buffer in kept_buffers(self.module.causal_lm):
-                yield from self._file_names.of(name, buffer.detach().to("cpu", copy=copy))
 
     def _gathered(self, bucket: list[Export], copy: bool) -> list[tuple[str, Tensor]]:
         parameters = [parameter for export in bucket for parameter in export.parameters]

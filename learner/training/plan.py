@@ -60,6 +60,12 @@ class Shape:
         """Parameters that one token passes."""
         return self._whole(self._layer(self.experts_per_token) if self.experts else self._dense_layer)
 
+    def adapter_parameters(self, rank: int) -> int:
+        """Parameters of adapters of `rank` on every linear layer of a model without experts; 0 of rank 0."""
+        query, key = self.heads * self.head_size, self.kv_heads * self.head_size
+        ends = 4 * self.hidden + 2 * query + 2 * key + 3 * (self.hidden + self.intermediate)
+        return self.layers * rank * ends
+
     @property
     def wide(self) -> int:
         """Elements of a token between the two halves of the MLP of a layer of the largest kind."""
@@ -119,17 +125,22 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
 
 
-def state_bytes(parameters: int, stage: int, ranks: int, compute_bytes: int) -> tuple[int, int, int]:
-    """Bytes of weights, gradients and optimizer state on one of `ranks` GPUs.
+def state_bytes(
+    parameters: int, stage: int, ranks: int, compute_bytes: int, trained: int | None = None
+) -> tuple[int, int, int]:
+    """Bytes of weights, gradients and optimizer state on one of `ranks` GPUs; `trained`: of adapters beside a frozen
+    model (None: the model itself).
 
     Gradients are accumulated in float32. Stage 0 in float32 keeps no second copy of the weights.
     """
-    share = -(-parameters // ranks)
-    weights = compute_bytes * (share if stage == 3 else parameters)
-    gradients = GRADIENT_BYTES * (share if stage >= 2 else parameters)
+    held = parameters + (trained or 0)
+    trained = parameters if trained is None else trained
+    share = -(-trained // ranks)
+    weights = compute_bytes * (-(-held // ranks) if stage == 3 else held)
+    gradients = GRADIENT_BYTES * (share if stage >= 2 else trained)
     if stage == 0:
         master = 0 if compute_bytes == 4 else MASTER_BYTES
-        return weights, gradients, (master + MOMENT_BYTES) * parameters
+        return weights, gradients, (master + MOMENT_BYTES) * trained
     return weights, gradients, (MASTER_BYTES + MOMENT_BYTES) * share
 
 
@@ -172,8 +183,9 @@ def estimate(
     compute_bytes: int = 2,
 ) -> Memory:
     """Memory of one of `ranks` GPUs while it trains on one sequence of `tokens` shared by `sequence_parallel`."""
-    weights, gradients, optimizer = state_bytes(shape.parameters, stage, ranks, compute_bytes)
-    bucket = min(_BUCKET_ELEMENTS, shape.parameters)
+    adapters = shape.adapter_parameters(settings.learner.lora_rank) or None
+    weights, gradients, optimizer = state_bytes(shape.parameters, stage, ranks, compute_bytes, adapters)
+    bucket = min(_BUCKET_ELEMENTS, adapters or shape.parameters)
     prefetched = min(2 * shape.layer_parameters, shape.parameters) if stage == 3 else 0
     return Memory(
         weights=weights,

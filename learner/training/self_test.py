@@ -25,7 +25,9 @@ from protocol.errors import ConfigError
 
 _LENGTHS = (48, 37, 64, 43)  # of the documents; the last is padding for other ranks' shares, too
 _FLOAT32_BOUND = 1e-4
-_ROUNDINGS = 4.0  # what is allowed beyond float32, in units of the rounding measured on the plain model
+_ROUNDINGS = 4.0
+"""What is allowed beyond float32, in units of the rounding measured on the plain model. Between a real engine and the
+learner 1.1 were measured (SmolLM2-135M in bfloat16: 0.061 against 0.054)."""
 _LEAST_ROUNDING = 1e-3
 
 
@@ -96,7 +98,10 @@ def prove_sampling(policy: Policy, samples: Sequence[Sample], budget: int, path:
     )
     with group.doing("comparing log-probs with the generators'"), torch.no_grad():
         policy.engine.train()
-        logprobs, *_ = policy.logprobs(ids, positions, targets)
+        experts = None
+        if batch.experts is not None:
+            experts = _share(torch.from_numpy(batch.experts).to(group.device), group)
+        logprobs, *_ = policy.logprobs(ids, positions, targets, experts)
         trained = weights > 0
         distance = (logprobs - behaviour).abs()[trained].double().sum()
         sums = group.sum(torch.stack([distance, trained.double().sum()]))

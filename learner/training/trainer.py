@@ -22,10 +22,10 @@ from learner.objectives.registry import averaging_of, checked_objective, loss_se
 from learner.objectives.samples import Sample
 from learner.packing import plan_bins, row_length, used_share
 from learner.ranks.learned import LearnedLogprobs
+from learner.schedule import learning_rate
 from learner.training.diagnostics import Diagnostics
 from learner.training.micro_batch import MicroBatch, collate
 from learner.training.model import Policy
-from learner.training.schedule import learning_rate
 from protocol.config import Settings
 from protocol.errors import LearnerError
 
@@ -91,7 +91,11 @@ class Trainer:
     def _forward(self, batch: MicroBatch, diagnostics: Diagnostics, most_documents: int) -> tuple[Tensor, Tensor]:
         """Weighted loss summed over this rank's positions of a micro-batch, and their log-probs."""
         inputs = self._mine(batch.token_ids), self._mine(batch.positions), self._mine(batch.targets)
-        logprobs, entropy, values = self.policy.logprobs(*inputs)
+        experts = None if batch.experts is None else self._mine(batch.experts)
+        balance = self.settings.learner.router_aux_coef
+        if balance:
+            self.policy.routing.watch()
+        logprobs, entropy, values = self.policy.logprobs(*inputs, experts)
         tokens = TokenTensors(
             logprobs=logprobs,
             behaviour=self._mine(batch.behaviour),
@@ -106,7 +110,10 @@ class Trainer:
             tokens = self._with_sequence_ratio(tokens, batch, most_documents)
         losses = token_losses(tokens, self.loss)
         diagnostics.add(tokens, entropy, self._mine(batch.staleness), losses, self.loss, self._mine(batch.behind_older))
-        return (tokens.weights * losses).sum(), logprobs
+        loss = (tokens.weights * losses).sum()
+        if balance:  # weighed as this rank's tokens are among the batch's
+            loss = loss + balance * tokens.weights.sum() * self.policy.routing.balance_loss()
+        return loss, logprobs
 
     def _mine(self, array: np.ndarray) -> Tensor:
         """This rank's slice of an array over the micro-batch's positions."""

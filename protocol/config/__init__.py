@@ -19,6 +19,7 @@ from protocol.config.cluster.console import ConsoleSettings
 from protocol.config.cluster.evaluation import EvalSettings
 from protocol.config.cluster.hosts import HostSettings
 from protocol.config.cluster.network import NetworkSettings
+from protocol.config.cluster.trackers import MetricsSettings
 from protocol.config.learner.checkpoint import CheckpointSettings
 from protocol.config.learner.learner import LearnerSettings
 from protocol.config.learner.loss import LossSettings
@@ -42,6 +43,7 @@ __all__ = [
     "HostSettings",
     "LearnerSettings",
     "LossSettings",
+    "MetricsSettings",
     "ModelSettings",
     "NetworkSettings",
     "ReplaySettings",
@@ -68,7 +70,8 @@ class Settings(Section):
     run_dir: Path | None = None
     """Directory of the run (default: runs/<date-time>)."""
     resume: str | None = None
-    """`auto`: continue the newest checkpoint of the run directory; or the path of a checkpoint."""
+    """`auto`: continue the newest checkpoint of the run directory; or the path of a checkpoint; or a URL as of
+    `checkpoint.url`: the newest one there."""
     stages: list[Path] = []
     """Settings files, relative to this one, that are run in its place one after another, each from the model that the
     one before left; flags apply to all of them."""
@@ -102,6 +105,7 @@ class Settings(Section):
     network: NetworkSettings = NetworkSettings()
     hosts: HostSettings = HostSettings()
     console: ConsoleSettings = ConsoleSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -109,9 +113,19 @@ class Settings(Section):
         return self.learner.pack_tokens or 2 * self.model.max_context
 
     @property
+    def pushes_adapters(self) -> bool:
+        """Whether generators receive adapters alone."""
+        return self.phase != "eval" and self.learner.lora_rank > 0 and self.weights.adapters == "alone"
+
+    @property
+    def records_routes(self) -> bool:
+        """Whether generators record which experts served each token."""
+        return self.phase != "eval" and self.learner.routing_replay
+
+    @property
     def held_out(self) -> TaskSettings | None:
-        """The tasks that are scored while the run trains; None: none are."""
-        if self.phase == "eval" or not self.eval.every:
+        """The source of the tasks that are scored while the run trains; None: none are, or a share of the run's own."""
+        if self.phase == "eval" or not self.eval.every or (self.eval.held_out_share and not self.eval.tasks):
             return None
         source = self.eval.tasks or self.tasks.source
         changes: dict[str, Any] = {"source": source, "sources": [], "count": self.eval.tasks_in_training}
@@ -142,7 +156,15 @@ class Settings(Section):
                 "given as model.path"
             )
         if self.held_out and not self.eval.tasks and (self.tasks.sources or self.tasks.source != "micro"):
-            raise ValueError("eval.every needs eval.tasks: held-out tasks, which the run does not train on")
+            raise ValueError(
+                "eval.every needs held-out tasks, which the run does not train on: name some (eval.tasks), or have a "
+                "part of the run's own held out (eval.held_out_share = 0.1)"
+            )
+        if self.eval.held_out_share and (self.eval.tasks or (self.tasks.source == "micro" and not self.tasks.sources)):
+            other = "eval.tasks names held-out tasks" if self.eval.tasks else "micro has a held-out split of its own"
+            raise ValueError(f"eval.held_out_share is not needed: {other}")
+        if self.checkpoint.keep_best and not self.eval.every and self.phase != "eval":
+            raise ValueError("checkpoint.keep_best goes by the scores of held-out tasks: set eval.every")
         for source in self.tasks.sources:
             turns, context = source.max_turns or 1, source.max_context or self.model.max_context
             if turns > self.episode.max_turns or context > self.model.max_context:
@@ -155,6 +177,16 @@ class Settings(Section):
                     f"tasks source {source.name!r}: max_context ({context}) must be above episode.max_turn_tokens "
                     f"({self.episode.max_turn_tokens})"
                 )
+        if self.sandbox.survive_restart and self.sandbox.backend not in ("auto", "namespace"):
+            raise ValueError(
+                f"sandbox.survive_restart keeps files of namespace sandboxes, not of sandbox.backend "
+                f"{self.sandbox.backend!r}"
+            )
+        if self.sandbox.survive_restart and not self.agent.is_built_in:
+            raise ValueError(
+                "sandbox.survive_restart goes on with episodes of the built-in loops, not with those of agent.harness "
+                f"{self.agent.harness!r}"
+            )
         if self.strict_parity == "auto" and not self.learner.self_test:
             raise ValueError("strict_parity auto takes its bound from the self-test: leave learner.self_test on")
         if self.episode.max_turn_tokens >= self.model.max_context:

@@ -62,6 +62,13 @@ def verify_manifest(manifest: Manifest, expected: Mapping[str, TensorSpec], tied
         expected: the model's tensors by name.
         tied: names that may be left out or sent along, because they share another tensor's memory.
     """
+    most = sum(entry.num_bytes + _ALIGNMENT for entry in manifest.tensors)
+    if not 0 <= manifest.num_bytes <= most or manifest.bucket_bytes < 1:
+        raise WeightsError(
+            f"version {manifest.version}: {manifest.num_bytes} bytes in buckets of {manifest.bucket_bytes}, with "
+            f"tensors of {most} at most",
+            kind="shape",
+        )
     seen: set[str] = set()
     for entry in manifest.tensors:
         spec = expected.get(entry.name) or expected.get(tied.get(entry.name, ""))

@@ -23,6 +23,7 @@ STALLED_AFTER_S = 60.0
 """By default, a reader gives up when its writer has not come any further for so long."""
 _NOBODY = -1
 _WORDS_BYTES = 16
+_LOOK_S = 0.5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.0002, 0.005
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 
@@ -42,7 +43,7 @@ def file_identity(path: Path) -> str:
     """
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a NUL byte is in no path
         return ""
     booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{booted} {status.st_dev}:{status.st_ino}"
@@ -86,21 +87,27 @@ class Segment:
     def wait_written(self, version: int, num_bytes: int, stalled_after_s: float = STALLED_AFTER_S) -> None:
         """Wait until the first `num_bytes` bytes of `version` are there.
 
-        Raises `WeightsError`: `withdrawn` (another version is written there), or no byte came for so long.
+        Raises `WeightsError`: `withdrawn` (another version is written there, or the file is removed: its writer died),
+        or no byte came for so long.
         """
         pause_s, seen, seen_at = _FIRST_PAUSE_S, self._words[1], time.monotonic()
+        look_at = seen_at + _LOOK_S
         while True:
-            written = self._words[1]
+            written, now = self._words[1], time.monotonic()
             if self._words[0] != version:  # looked at after the bytes, which may be those of a later one
                 raise WeightsError(f"version {version} is written no further into {self.path}", kind="withdrawn")
             if written >= num_bytes:
                 return
             if written != seen:
-                seen, seen_at, pause_s = written, time.monotonic(), _FIRST_PAUSE_S
-            elif time.monotonic() - seen_at > stalled_after_s:
+                seen, seen_at, pause_s = written, now, _FIRST_PAUSE_S
+            elif now - seen_at > stalled_after_s:
                 raise WeightsError(
                     f"{self.path} has {written} of {num_bytes} bytes for {stalled_after_s:g} s", kind="segment"
                 )
+            if now > look_at:
+                look_at = now + _LOOK_S
+                if not self.is_current():
+                    raise WeightsError(f"{self.path} was removed before it held version {version}", kind="withdrawn")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,18 +18,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from protocol.config import SandboxSettings, TaskSettings
 from protocol.errors import ConfigError, LonghaulError
+from protocol.section import amount, count, expanded, positive
 from sandbox.backends import open_backend
 from sandbox.curation.injected import inject_faults
 from sandbox.curation.recipes import PYTEST, Recipe, check_recipe, read_recipes
 from sandbox.curation.releases import release_pair
 from sandbox.curation.survey import Workshop, open_package
 from sandbox.curation.validate import PAPER, Rules, as_checked, validate
-from sandbox.datasets.loading import load_tasks, save_tasks
+from sandbox.datasets.loading import all_of, load_tasks, save_tasks
+from sandbox.tasks.sources import usable_cache
 from sandbox.tasks.task import Task
 
 DEFAULT_CACHE = TaskSettings().cache_dir
 """The cache of runs, so that what a build fetched is there for them."""
-_ALL = 1 << 31
 
 
 def build(arguments: Sequence[str], program: str) -> int:
@@ -46,12 +48,42 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m sandb
     options = make_parser(program).parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
+        options.out = expanded(options.out)
+        _check_out(options)
         return asyncio.run(_build(options) if options.command == "build" else _validate(options))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (LonghaulError, OSError) as error:  # of a daemon, of a disk, say: what is known was written as it came
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _check_out(options: argparse.Namespace) -> None:
+    """Raises `ConfigError` where the results cannot be written, or would take the place of what is read."""
+    out: Path = options.out
+    read = expanded(options.tasks) if options.command == "validate" else None
+    if out.suffix == ".parquet":
+        raise ConfigError(f"--out {out}: a task file is written as JSONL: name it {out.stem}.jsonl", kind="out")
+    try:
+        if read is not None and out.exists() and read.exists() and out.samefile(read):
+            raise ConfigError(f"--out {out} is the task file itself, which would lose what is left out", kind="out")
+        if out.is_dir() or not out.name:
+            raise IsADirectoryError("it is a directory")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+        for there in (out, _checks_of(out)):
+            if there.exists() and (there.is_dir() or not os.access(there, os.W_OK)):
+                raise PermissionError(f"{there} is there and cannot be written")
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}", kind="out") from error
+
+
+def _checks_of(out: Path) -> Path:
+    return out.with_suffix(".checks.jsonl")
 
 
 async def _build(options: argparse.Namespace) -> int:
@@ -60,6 +92,7 @@ async def _build(options: argparse.Namespace) -> int:
     if not recipes:
         raise ConfigError("name at least one package, or --recipes configs/packages.toml", kind="packages")
     tasks: list[Task] = []
+    built = options.out.with_suffix(".built.jsonl")  # what an interruption leaves unchecked
     async with _workshop(options) as shop:
         with _progress() as progress:
             bar = progress.add_task("building", total=len(recipes) * options.count)
@@ -68,13 +101,22 @@ async def _build(options: argparse.Namespace) -> int:
                 try:
                     async for task in build_recipe(shop, recipe, options.count, options.seed):
                         tasks.append(task)
-                        save_tasks(tasks, options.out)
+                        save_tasks(tasks, built)
                         progress.advance(bar)
                 except LonghaulError as error:
                     progress.console.print(f"left out {recipe.requirement}: {error}", markup=False)
         if not tasks:
             return 1
-        return await _keep_valid(shop, tasks, Rules(num_runs=options.runs), options)
+        try:
+            status, num_unchecked = await _keep_valid(shop, tasks, Rules(num_runs=options.runs), options)
+        except BaseException:
+            print(f"every task that was built is in {built}: validate that file to go on", file=sys.stderr)
+            raise
+        if num_unchecked:
+            print(f"every task that was built is in {built}: validate that file to go on", file=sys.stderr)
+        else:
+            built.unlink()
+        return status
 
 
 async def build_recipe(shop: Workshop, recipe: Recipe, count: int, seed: int) -> AsyncIterator[Task]:
@@ -91,9 +133,9 @@ async def build_recipe(shop: Workshop, recipe: Recipe, count: int, seed: int) ->
 
 
 async def _validate(options: argparse.Namespace) -> int:
-    tasks = load_tasks(TaskSettings(source=options.tasks, split=options.split, count=_ALL))
+    tasks = load_tasks(TaskSettings(source=options.tasks, split=options.split, count=all_of(options.tasks)))
     async with _workshop(options) as shop:
-        return await _keep_valid(shop, tasks, rules_of(options), options)
+        return (await _keep_valid(shop, tasks, rules_of(options), options))[0]
 
 
 def rules_of(options: argparse.Namespace) -> Rules:
@@ -110,8 +152,9 @@ def rules_of(options: argparse.Namespace) -> Rules:
     return replace(rules, **{name: value for name, value in asked.items() if value is not None})
 
 
-async def _keep_valid(shop: Workshop, tasks: list[Task], rules: Rules, options: argparse.Namespace) -> int:
-    """Validate, write the tasks that are kept to `options.out`, and say why the others are not."""
+async def _keep_valid(shop: Workshop, tasks: list[Task], rules: Rules, options: argparse.Namespace) -> tuple[int, int]:
+    """Validate, write the tasks that are kept to `options.out`, and say why the others are not; the exit status, and
+    how many tasks could not be checked."""
     by_id = {task.task_id: task for task in tasks}
     kept: list[Task] = []
     unchecked: dict[str, str] = {}
@@ -119,7 +162,7 @@ async def _keep_valid(shop: Workshop, tasks: list[Task], rules: Rules, options: 
     try:
         with _progress() as progress:
             bar = progress.add_task("validating", total=len(tasks))
-            async for check in validate(shop, tasks, rules, options.out.with_suffix(".checks.jsonl")):
+            async for check in validate(shop, tasks, rules, _checks_of(options.out)):
                 progress.advance(bar)
                 num_checked += not check.unchecked
                 if check.kept:
@@ -136,17 +179,18 @@ async def _keep_valid(shop: Workshop, tasks: list[Task], rules: Rules, options: 
             print(f"could not check {task_id}: {why}", file=sys.stderr)
         if num_checked < len(tasks):
             print(f"{len(tasks) - num_checked} tasks are not checked; call it again to go on", file=sys.stderr)
-    return 0 if kept else 1
+    return (0 if kept else 1), len(tasks) - num_checked
 
 
 @asynccontextmanager
 async def _workshop(options: argparse.Namespace) -> AsyncIterator[Workshop]:
+    cache_dir = usable_cache(options.cache_dir, "--cache-dir")
     run = f"tasks-{os.getpid()}"
     backend = await open_backend(SandboxSettings(backend=options.backend, max_starts=options.jobs), run)
     try:
         yield Workshop(
             backend=backend,
-            cache_dir=options.cache_dir.expanduser(),
+            cache_dir=cache_dir,
             run=run,
             requirements=(PYTEST,),
             timeout_s=options.timeout,
@@ -169,17 +213,17 @@ def make_parser(program: str = "python -m sandbox.curation") -> argparse.Argumen
     build = commands.add_parser("build", help="make validated tasks of released packages (pip fetches them)")
     build.add_argument("packages", nargs="*", metavar="NAME==VERSION", help="pinned packages")
     build.add_argument("--recipes", type=Path, help="TOML list of packages, such as configs/packages.toml")
-    build.add_argument("--count", type=int, default=20, help="most tasks of one package (default 20)")
+    build.add_argument("--count", type=count, default=20, help="most tasks of one package (default 20)")
     build.add_argument("--seed", type=int, default=0, help="seed of the faults")
-    build.add_argument("--runs", type=int, default=3, help="runs of the untouched and of the solved tree (default 3)")
+    build.add_argument("--runs", type=count, default=3, help="runs of the untouched and of the solved tree (default 3)")
 
     check = commands.add_parser("validate", help="keep the tasks whose untouched tree scores 0 and gold patch 1")
     check.add_argument("tasks", help="task file (JSONL, Parquet) or Hugging Face dataset")
     check.add_argument("--split", default="train", help="split of a dataset")
-    check.add_argument("--runs", type=int, help="runs of each (default 3; with --paper 50)")
+    check.add_argument("--runs", type=count, help="runs of each (default 3; with --paper 50)")
     check.add_argument("--paper", action="store_true", help="all filters as in the paper")
-    check.add_argument("--max-files", type=int, help="most files that the gold patch may change")
-    check.add_argument("--max-lines", type=int, help="most lines that the gold patch may change")
+    check.add_argument("--max-files", type=amount, help="most files that the gold patch may change")
+    check.add_argument("--max-lines", type=amount, help="most lines that the gold patch may change")
     check.add_argument("--llm-score", type=float, help="drop tasks with an LLM score at or above this")
     check.add_argument(
         "--failure-kind",
@@ -193,6 +237,6 @@ def make_parser(program: str = "python -m sandbox.curation") -> argparse.Argumen
         command.add_argument("--out", type=Path, required=True, help="task file to write; results are kept beside it")
         command.add_argument("--backend", default="auto", choices=["auto", "docker", "namespace"])
         command.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE, help=f"default {DEFAULT_CACHE}")
-        command.add_argument("--jobs", type=int, default=2, help="sandboxes at the same time (default 2)")
-        command.add_argument("--timeout", type=float, default=120.0, help="seconds that one test run may take")
+        command.add_argument("--jobs", type=count, default=2, help="sandboxes at the same time (default 2)")
+        command.add_argument("--timeout", type=positive, default=120.0, help="seconds that one test run may take")
     return parser

@@ -31,8 +31,8 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 def read_recipes(path: Path) -> list[Recipe]:
     """The recipes in a TOML file. Raises `ConfigError` naming what is wrong with it."""
     try:
-        recipes = msgspec.convert(tomllib.loads(path.read_text()), _File).package
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        recipes = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8-sig")), _File).package
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path} is not a list of packages: {error}", kind="packages") from error
     return [check_recipe(recipe) for recipe in recipes]
 

@@ -18,20 +18,19 @@ from msgspec import Struct, to_builtins
 
 from protocol.config import SandboxSettings, TaskSettings
 from protocol.errors import ConfigError, LonghaulError
+from protocol.section import count, positive
 from sandbox.backends import open_backend
 from sandbox.base import Backend, Limits
 from sandbox.curation.gold import gold_patch
-from sandbox.datasets.loading import load_tasks
+from sandbox.datasets.loading import all_of, load_tasks
 from sandbox.judgement.checkout import prepare, take_patch
 from sandbox.judgement.grading import grade
 from sandbox.judgement.verdicts import Verdict
 from sandbox.patches import Patch
-from sandbox.tasks.sources import sandbox_spec
+from sandbox.tasks.sources import sandbox_spec, usable_cache
 from sandbox.tasks.task import Task
 
 _SCRIPT = "/tmp/agent.sh"
-_ALL = 1 << 31
-_MICRO = 1024
 
 
 class Rehearsal(Struct, kw_only=True):
@@ -55,6 +54,9 @@ def main(arguments: Sequence[str], program: str) -> int:
         return 2
     except LonghaulError as error:
         print(f"{program}: {error.label}: {error}", file=sys.stderr)
+        return 3
+    except OSError as error:  # a disk that is full, say
+        print(f"{program}: {error}", file=sys.stderr)
         return 3
     print(json.dumps(to_builtins(rehearsal)) if options.json else _page(rehearsal))
     return 0 if rehearsal.verdict is not None and rehearsal.verdict.resolved else 1
@@ -104,8 +106,7 @@ async def _play(
 
 
 async def _try(options: argparse.Namespace) -> Rehearsal:
-    count = _MICRO if options.source == "micro" else _ALL
-    tasks = load_tasks(TaskSettings(source=options.source, split=options.split, count=count))
+    tasks = load_tasks(TaskSettings(source=options.source, split=options.split, count=all_of(options.source)))
     chosen = [task for task in tasks if options.task in (None, task.task_id)]
     if not chosen:
         raise ConfigError(f"{options.source!r} has no task {options.task!r}", kind="tasks")
@@ -113,11 +114,11 @@ async def _try(options: argparse.Namespace) -> Rehearsal:
         script = options.script.read_bytes() if options.script else None
     except OSError as error:
         raise ConfigError(f"--script {options.script}: {error.strerror}", kind="file") from error
+    cache_dir = usable_cache(options.cache_dir, "--cache-dir")
     run = f"try-{os.getpid()}"
     backend = await open_backend(SandboxSettings(backend=options.backend), run)
     try:
         limits = Limits(memory_mib=options.memory_mib, disk_mib=options.disk_mib)
-        cache_dir = options.cache_dir.expanduser()
         return await rehearse(
             backend, chosen[0], script, run=run, cache_dir=cache_dir, limits=limits, timeout_s=options.timeout
         )
@@ -133,10 +134,10 @@ def _options(arguments: Sequence[str], program: str) -> argparse.Namespace:
     parser.add_argument("--split", default="train", help="split of a dataset")
     parser.add_argument("--backend", default="auto", choices=["auto", "docker", "namespace"])
     parser.add_argument("--cache-dir", type=Path, default=TaskSettings().cache_dir)
-    parser.add_argument("--memory-mib", type=int, default=2048, help="memory of the sandbox (default 2048)")
-    parser.add_argument("--disk-mib", type=int, default=1024, help="disk of the sandbox (default 1024)")
+    parser.add_argument("--memory-mib", type=count, default=2048, help="memory of the sandbox (default 2048)")
+    parser.add_argument("--disk-mib", type=count, default=1024, help="disk of the sandbox (default 1024)")
     parser.add_argument(
-        "--timeout", type=float, default=600.0, help="seconds for the script, and for a run of the tests"
+        "--timeout", type=positive, default=600.0, help="seconds for the script, and for a run of the tests"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     return parser.parse_args(arguments)

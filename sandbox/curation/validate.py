@@ -49,7 +49,7 @@ class Check(Struct, frozen=True, kw_only=True):
     """What validation found. `reasons` is empty for a task that is kept."""
 
     task_id: str
-    fingerprint: str  # of the task and the rules: a changed task is validated again
+    fingerprint: str  # of the task, the rules and the deadline: what changed is validated again
     reasons: tuple[str, ...] = ()
     flaky: tuple[str, ...] = ()
     tests: TestSpec | None = None  # how the task's tests must be run and read, where that had to be learned
@@ -101,7 +101,7 @@ def reasons_of_runs(task: Task, rules: Rules, untouched: list[Verdict], gold: li
 async def validate_task(shop: Workshop, task: Task, rules: Rules) -> Check:
     """Check one task. An infrastructure failure is raised, not held against the task; its own faults are reasons."""
     started = time.monotonic()
-    check = Check(task_id=task.task_id, fingerprint=fingerprint(task, rules))
+    check = Check(task_id=task.task_id, fingerprint=fingerprint(task, rules, shop.timeout_s))
     if reasons := reasons_by_looks(task, rules):
         return msgspec.structs.replace(check, reasons=tuple(reasons))
     try:
@@ -140,7 +140,7 @@ async def validate(shop: Workshop, tasks: Iterable[Task], rules: Rules, cache: P
     waiting = []
     for task in tasks:
         seen = known.get(task.task_id)
-        if seen is not None and seen.fingerprint == fingerprint(task, rules):
+        if seen is not None and seen.fingerprint == fingerprint(task, rules, shop.timeout_s):
             yield seen
         else:
             waiting.append(task)
@@ -159,7 +159,7 @@ async def validate(shop: Workshop, tasks: Iterable[Task], rules: Rules, cache: P
             except Exception as error:  # the others go on, whatever this one met
                 log.warning("validating %s", task.task_id, exc_info=True)
                 unchecked = f"{type(error).__name__}: {error}"
-        return Check(task_id=task.task_id, fingerprint=fingerprint(task, rules), unchecked=unchecked)
+        return Check(task_id=task.task_id, fingerprint=fingerprint(task, rules, shop.timeout_s), unchecked=unchecked)
 
     running = [asyncio.create_task(one(task), name=f"validate {task.task_id}") for task in waiting]
     try:
@@ -174,9 +174,10 @@ async def validate(shop: Workshop, tasks: Iterable[Task], rules: Rules, cache: P
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def fingerprint(task: Task, rules: Rules) -> str:
-    """Digest of a task and of the rules that it is checked by."""
-    return hashlib.sha256(msgspec.json.encode((task, rules), order="deterministic")).hexdigest()[:32]
+def fingerprint(task: Task, rules: Rules, timeout_s: float) -> str:
+    """Digest of a task and of what it is checked by. Of the deadline, too: who finds that tests did not end in time
+    calls again with more of it."""
+    return hashlib.sha256(msgspec.json.encode((task, rules, timeout_s), order="deterministic")).hexdigest()[:32]
 
 
 async def _runs(shop: Workshop, task: Task, gold: Patch, num_runs: int) -> tuple[list[Verdict], list[Verdict]]:
@@ -225,9 +226,10 @@ def as_checked(task: Task, check: Check) -> Task:
 
 
 def _unsteady(verdicts: list[Verdict]) -> set[str]:
-    """Tests that passed in some of the runs only."""
+    """Tests that passed in some of the runs only, those that a verdict rests on included."""
     passed = [set(verdict.passed) for verdict in verdicts]
-    return {test for some in passed for test in some if not all(test in every for every in passed)}
+    wavered = {test for verdict in verdicts for test in verdict.wavered}
+    return wavered | {test for some in passed for test in some if not all(test in every for every in passed)}
 
 
 def _read_cache(path: Path) -> dict[str, Check]:

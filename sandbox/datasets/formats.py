@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from protocol.errors import TaskError
-from sandbox.datasets.fields import Record, mapping, refusal
+from protocol.errors import TaskError, border
+from sandbox.datasets.fields import Record, mapping, name_of, refusal
 from sandbox.datasets.harbor import from_harbor
 from sandbox.datasets.live import from_swe_bench_live
 from sandbox.datasets.multi_swe import from_multi_swe
@@ -17,7 +17,7 @@ from sandbox.datasets.rebench import from_swe_rebench, from_swe_rebench_v2
 from sandbox.datasets.smith import from_swe_smith
 from sandbox.datasets.swe_bench import from_swe_bench, from_swe_gym
 from sandbox.tasks.repositories import SWE_BENCH, SWE_GYM
-from sandbox.tasks.task import Task
+from sandbox.tasks.task import Task, check_task
 
 Converter = Callable[[Record], Task]
 
@@ -82,9 +82,10 @@ def _edition_of_rebench(record: Record) -> str:
 
 def _plain_edition(record: Record) -> str:
     """SWE-bench's own fields and no others: in lists (as mirrors of SWE-bench have them, too) or as JSON text."""
-    if record.get("eval_script") or record.get("image") or record.get("repo") in SWE_BENCH:
+    repository = str(record.get("repo"))
+    if record.get("eval_script") or record.get("image") or repository in SWE_BENCH:
         return "swe-bench"
-    if record.get("repo") in SWE_GYM:
+    if repository in SWE_GYM:
         return "swe-gym"
     if isinstance(record.get("FAIL_TO_PASS"), str):
         return "swe-bench"
@@ -92,6 +93,13 @@ def _plain_edition(record: Record) -> str:
         f"neither this field nor the repository {record.get('repo')!r} says which dataset this is, so no image is known"
     )
     raise refusal(record, "image", what)
+
+
+def read_record(schema: str, record: Record) -> Task:
+    """The task of a record of `schema` (`auto`: recognised). Raises `TaskError` for whatever is wrong with it: a record
+    of a form that nobody foresaw is one bad record, too."""
+    with border(TaskError, f"a record of task {name_of(record)!r} in a known form", kind="record"):
+        return check_task(converter(schema, record)(record))
 
 
 def converter(schema: str, record: Record) -> Converter:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from protocol.errors import TaskError
 from sandbox.datasets.fields import Record, refusal, text
-from sandbox.parsers.own import REWARD_MARK, REWARD_TEST
+from sandbox.datasets.shell import exports
+from sandbox.parsers.own import MAX_REWARD_BYTES, REWARD_MARK, REWARD_TEST
+from sandbox.tasks.dockerfile import workdir_of
 from sandbox.tasks.task import Task, TestSpec
 
 _MAX_TEST_BYTES = 4 << 20
 _REWARD = "/logs/verifier/reward.txt"
-_WORKDIR = re.compile(r"^\s*WORKDIR\s+(\S+)\s*$", re.MULTILINE | re.IGNORECASE)
+_REWARD_AS_JSON = "/logs/verifier/reward.json"
 
 
 def is_task_directory(path: Path) -> bool:
@@ -42,9 +43,11 @@ def from_harbor(record: Record) -> Task:
     """What the agent changes in the working directory is judged by `tests/test.sh` in a fresh container: the reward
     that it writes must be 1. Changes elsewhere in the container are not carried over."""
     name = text(record, "harbor_task")
-    config = record["config"]
-    environment = config.get("environment") if isinstance(config, dict) else None
-    environment = environment if isinstance(environment, dict) else {}
+    config, own_tests = record.get("config"), record.get("tests")
+    if not isinstance(config, dict) or not isinstance(own_tests, dict):
+        field = "tests" if isinstance(config, dict) else "config"
+        raise refusal(record, field, f"expected an object, got {type(record.get(field)).__name__}", name)
+    environment = _table(record, config, "environment", name)
     if record.get("compose"):
         raise refusal(record, "environment", "is several services (docker-compose), and a sandbox is one", name)
     if config.get("steps"):
@@ -53,16 +56,20 @@ def from_harbor(record: Record) -> Task:
     if not isinstance(image, str) or not image:
         what = "names no image: build environment/Dockerfile, and name the result in task.toml"
         raise refusal(record, "environment.docker_image", what, name)
-    if verifier := (config.get("verifier") or {}).get("environment"):
-        raise refusal(record, "verifier.environment", f"tests in a container of their own ({verifier})", name)
+    if environment.get("env"):
+        raise refusal(record, "environment.env", "sets variables of the agent's: set them in the image", name)
+    verifier = _table(record, config, "verifier", name)
+    if verifier.get("environment"):
+        what = f"tests in a container of their own ({verifier['environment']})"
+        raise refusal(record, "verifier.environment", what, name)
     workdir = environment.get("workdir") or record.get("workdir")
     if not isinstance(workdir, str) or not workdir.startswith("/") or workdir == "/":
-        what = "is not known: the Dockerfile sets no WORKDIR; name it in task.toml"
+        what = "is not known: the Dockerfile sets no WORKDIR that it tells itself; name it in task.toml"
         raise refusal(record, "environment.workdir", what, name)
-    tests: dict[str, str | None] = {f"/tests/{path}": content for path, content in record["tests"].items()}
+    tests: dict[str, str | None] = {f"/tests/{path}": content for path, content in own_tests.items()}
     if "/tests/test.sh" not in tests:
         raise refusal(record, "tests/test.sh", "is missing", name)
-    described = config.get("metadata")
+    described = _table(record, config, "metadata", name)
     return Task(
         task_id=name,
         source="harbor",
@@ -74,15 +81,34 @@ def from_harbor(record: Record) -> Task:
         test_files=tests,
         tests=TestSpec(
             runner="log",
-            command=f"mkdir -p /logs/verifier /logs/agent && rm -f {_REWARD}\nbash /tests/test.sh\n"
-            f"printf '\\n%s%s\\n' '{REWARD_MARK}' \"$(head -c 64 {_REWARD})\"\n",
+            command=f"mkdir -p /logs/verifier /logs/agent && rm -f {_REWARD} {_REWARD_AS_JSON}\n"
+            f"{_exports(record, verifier, name)}bash /tests/test.sh\n"
+            f"[ -e {_REWARD} ] || tr -d '\\r\\n' < {_REWARD_AS_JSON} > {_REWARD}\n"
+            f"printf '\\n%s%s\\n' '{REWARD_MARK}' \"$(head -c {MAX_REWARD_BYTES} {_REWARD})\"\n",
             parser="reward",
         ),
         metadata={
             "solution": str(record.get("solution") or ""),
-            "difficulty": str(described.get("difficulty") or "") if isinstance(described, dict) else "",
+            "difficulty": str(described.get("difficulty") or ""),
         },
     )
+
+
+def _table(record: Record, config: Record, field: str, name: str) -> Record:
+    """A table of task.toml; empty where there is none."""
+    value = config.get(field)
+    if value is not None and not isinstance(value, dict):
+        raise refusal(record, field, f"expected a table, got {type(value).__name__}", name)
+    return value or {}
+
+
+def _exports(record: Record, verifier: Record, name: str) -> str:
+    """Shell lines that set the variables which the task's tests ask for."""
+    said = exports(record, "verifier.env", verifier.get("env"), name)
+    if "${" in said:
+        what = "takes a variable from the environment of the host, of which no sandbox gets anything"
+        raise refusal(record, "verifier.env", what, name)
+    return said
 
 
 def _record(directory: Path) -> Record:
@@ -102,12 +128,11 @@ def _record(directory: Path) -> Record:
         raise fail("instruction.md", "is missing")
     environment, solution = directory / "environment", directory / "solution" / "solve.sh"
     dockerfile = environment / "Dockerfile"
-    places = _WORKDIR.findall(dockerfile.read_text(errors="replace")) if dockerfile.is_file() else []
     return {
         "harbor_task": name,
         "config": config,
         "instruction": instruction.read_text(errors="replace"),
-        "workdir": places[-1] if places else "",
+        "workdir": workdir_of(dockerfile.read_text(errors="replace")) if dockerfile.is_file() else "",
         "compose": any(environment.glob("docker-compose.y*ml")),
         "tests": dict(_texts(directory / "tests")),
         "solution": solution.read_text(errors="replace") if solution.is_file() else "",

@@ -12,10 +12,12 @@ from msgspec import Struct, to_builtins
 
 from protocol.config import TaskSettings
 from protocol.errors import ConfigError, TaskError
-from sandbox.datasets.formats import CONVERTERS, recognise
+from protocol.section import count
+from sandbox.datasets.fields import name_of
+from sandbox.datasets.formats import CONVERTERS, read_record, recognise
 from sandbox.datasets.loading import records_of
 from sandbox.tasks.diffs import files_after
-from sandbox.tasks.task import Task, check_task
+from sandbox.tasks.task import Task
 
 _SHOWN_CHARS = 300
 
@@ -30,6 +32,7 @@ class Reading(Struct, kw_only=True, omit_defaults=True):
     image: str = ""
     workdir: str = ""
     setup: str = ""
+    rebuild: str = ""
     command: str = ""
     parser: str = ""
     absent_tests: str = ""
@@ -48,8 +51,9 @@ def readings(settings: TaskSettings) -> Iterator[Reading]:
         try:
             if isinstance(record, TaskError):
                 raise record
+            reading.task = name_of(record)  # also of one that is refused: people ask for it by its name
             reading.dataset = recognise(record) if settings.format == "auto" else settings.format
-            task = check_task(CONVERTERS[reading.dataset](record))
+            task = read_record(reading.dataset, record)
             _fill(reading, task)
             if task.task_id in seen:
                 raise TaskError(f"task {task.task_id!r}: task_id: appears twice; the first is kept", kind="duplicate")
@@ -66,20 +70,24 @@ def main(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--format", default="auto", choices=["auto", *CONVERTERS], help="schema (default: recognised)")
     parser.add_argument("--split", default="train", help="split of a dataset")
     parser.add_argument("--task", help="show this task only")
-    parser.add_argument("--count", type=int, help="read at most so many records")
+    parser.add_argument("--count", type=count, help="read at most so many records")
     parser.add_argument("--json", action="store_true", help="one JSON object a record")
     options = parser.parse_args(arguments)
     settings = TaskSettings(source=options.source, format=options.format, split=options.split)
-    kept = refused = 0
+    kept = refused = shown = 0
     try:
         for reading in readings(settings):
             if options.count is not None and reading.record > options.count:
                 break
             kept, refused = kept + (not reading.refused), refused + bool(reading.refused)
             if options.task in (None, reading.task):
+                shown += 1
                 print(json.dumps(to_builtins(reading)) if options.json else _page(reading))
     except ConfigError as error:
         print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    if options.task is not None and not shown:
+        print(f"{program}: {options.source!r} has no task {options.task!r}", file=sys.stderr)
         return 2
     print(f"{kept} tasks, {refused} records refused", file=sys.stderr)
     return 0 if kept else 1
@@ -87,6 +95,7 @@ def main(arguments: Sequence[str], program: str) -> int:
 
 def _fill(reading: Reading, task: Task) -> None:
     reading.task, reading.workdir, reading.setup = task.task_id, task.workdir, task.tests.setup
+    reading.rebuild = task.tests.rebuild
     reading.image = task.image or (task.sdist or f"{len(task.files or {})} files in the record")
     reading.command = task.tests.command or f"our own runner ({task.tests.runner})"
     reading.parser = task.tests.parser or ("the whole outcome" if task.tests.runner == "expected-output" else "")

@@ -13,13 +13,22 @@ import msgspec
 from protocol.config import TaskSettings
 from protocol.config.sandbox.tasks import TaskFields
 from protocol.errors import ConfigError, TaskError, border
+from protocol.section import expanded
 from sandbox.datasets.harbor import records_of_directories, task_directories
 from sandbox.datasets.pro import with_scripts_beside
-from sandbox.tasks.task import Task, check_task
+from sandbox.tasks.record_files import records_of_file
+from sandbox.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
+MICRO = "micro"
+_MANY_MICRO = 1024
 _MAX_BAD_SHOWN = 5
+
+
+def all_of(source: str) -> int:
+    """A `count` that takes everything of a source; of `micro`, which has no end, enough to choose from."""
+    return _MANY_MICRO if source == MICRO else 1 << 31
 
 
 def load_tasks(settings: TaskSettings) -> list[Task]:
@@ -30,7 +39,7 @@ def load_tasks(settings: TaskSettings) -> list[Task]:
     """
     if settings.sources:
         return _of_mixture(settings)
-    if settings.source == "micro":
+    if settings.source == MICRO:
         from sandbox.tasks.micro import make_tasks
 
         return make_tasks(settings.count, settings.seed, settings.difficulty, settings.split)
@@ -54,7 +63,7 @@ def _of_mixture(settings: TaskSettings) -> list[Task]:
 
 def tasks_of_records(records: Iterable[dict[str, Any] | TaskError], schema: str, count: int, origin: str) -> list[Task]:
     """Typed tasks of raw records; `origin` names the source in errors. Raises `ConfigError` when none is usable."""
-    from sandbox.datasets.formats import converter
+    from sandbox.datasets.formats import read_record
 
     tasks: dict[str, Task] = {}
     problems: list[str] = []
@@ -64,7 +73,7 @@ def tasks_of_records(records: Iterable[dict[str, Any] | TaskError], schema: str,
         try:
             if isinstance(record, TaskError):
                 raise record
-            task = check_task(converter(schema, record)(record))
+            task = read_record(schema, record)
             if task.task_id in tasks:
                 raise TaskError(f"task {task.task_id!r}: task_id: appears twice; the first is kept", kind="duplicate")
             tasks[task.task_id] = task
@@ -83,11 +92,17 @@ def records_of(settings: TaskSettings) -> Iterator[dict[str, Any] | TaskError]:
 
     Raises `ConfigError` where the source cannot be read at all.
     """
-    path = Path(settings.source).expanduser()
-    if path.is_file():
-        records = _parquet_records(path) if path.suffix == ".parquet" else _jsonl_records(path)
+    if settings.source == MICRO:
+        return iter([msgspec.to_builtins(task) for task in load_tasks(settings)])
+    path = expanded(settings.source)
+    try:
+        is_file, is_directory = path.is_file(), path.is_dir()
+    except OSError as error:  # a name that is too long, a directory that may not be entered
+        raise ConfigError(f"tasks.source {settings.source!r}: {error.strerror}", kind="tasks") from error
+    if is_file:
+        records = records_of_file(path)
         return (record if isinstance(record, TaskError) else with_scripts_beside(record, path) for record in records)
-    if path.is_dir():
+    if is_directory:
         if directories := task_directories(path):
             return records_of_directories(directories)
         return _dataset_records(str(path), settings.split)
@@ -99,30 +114,6 @@ def records_of(settings: TaskSettings) -> Iterator[dict[str, Any] | TaskError]:
             kind="tasks",
         )
     return _dataset_records(settings.source, settings.split)
-
-
-def _jsonl_records(path: Path) -> Iterator[dict[str, Any] | TaskError]:
-    with path.open("rb") as lines:
-        for line in lines:
-            if not line.strip():
-                continue
-            try:
-                record = msgspec.json.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                yield TaskError(f"not JSON: {error}", kind="json")
-                continue
-            yield record if isinstance(record, dict) else TaskError("expected a JSON object", kind="json")
-
-
-def _parquet_records(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-        for batch in file.iter_batches(batch_size=64):
-            yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"tasks.source {str(path)!r} is not readable Parquet: {error}", kind="tasks") from error
 
 
 def _dataset_records(name: str, split: str) -> Iterator[dict[str, Any]]:

@@ -78,6 +78,8 @@ def _language(record: Record) -> str:
 
 def _issue(record: Record) -> str:
     issues = record.get("resolved_issues") or []
+    if not isinstance(issues, list):
+        raise refusal(record, "resolved_issues", f"expected a list of issues, got {type(issues).__name__}")
     parts = [f"{i.get('title') or ''}\n\n{i.get('body') or ''}".strip() for i in issues if isinstance(i, dict)]
     if not any(parts):
         raise refusal(record, "resolved_issues", "expected at least one issue with a title or a body")

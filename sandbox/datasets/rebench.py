@@ -7,7 +7,7 @@ import shlex
 
 from sandbox.datasets.fields import Record, commands, mapping, refusal, tests, text
 from sandbox.datasets.selection import changes_compiled_sources, files_to_run, keywords
-from sandbox.datasets.shell import ACTIVATE, ACTIVATE_IF_THERE, rebuild
+from sandbox.datasets.shell import ACTIVATE, ACTIVATE_IF_THERE, exports, rebuild
 from sandbox.tasks.task import Task, TestSpec
 
 _BUILDS_ITSELF = re.compile(
@@ -22,16 +22,17 @@ def from_swe_rebench(record: Record) -> Task:
     command = " && ".join(commands(config, "test_cmd", of=name))
     fail_to_pass, pass_to_pass = tests(record, "FAIL_TO_PASS"), tests(record, "PASS_TO_PASS")
     files = files_to_run(record, text(record, "test_patch"), fail_to_pass, pass_to_pass)
-    setup = ""
-    if compiled := changes_compiled_sources(text(record, "patch")):
-        setup = rebuild(_install(record, config, compiled))
+    compiled = changes_compiled_sources(text(record, "patch"))
+    built = _built(record, config, compiled, ACTIVATE)
     image = record.get("docker_image") or record.get("image_name")
     image = image or f"swerebench/sweb.eval.x86_64.{name.replace('__', '_1776_').lower()}"
+    before = exports(record, "install_config.env_vars", config.get("env_vars")) + ACTIVATE
     spec = TestSpec(
         runner="log",
-        command=" ".join([ACTIVATE + command, *map(shlex.quote, files)]) + keywords((*fail_to_pass, *pass_to_pass)),
+        command=" ".join([before + command, *map(shlex.quote, files)]) + keywords((*fail_to_pass, *pass_to_pass)),
         parser=str(config.get("log_parser") or "parse_log_pytest"),
-        setup=setup,
+        setup=built if compiled else "",
+        rebuild="" if compiled else built,
     )
     return _task(record, "swe-rebench", text({"image_name": image}, "image_name", of=name), "/testbed", spec)
 
@@ -41,27 +42,30 @@ def from_swe_rebench_v2(record: Record) -> Task:
     name = text(record, "instance_id")
     config = mapping(record, "install_config")
     run = commands(config, "test_cmd", of=name)
-    setup = ""
     compiled = changes_compiled_sources(text(record, "patch"))
-    if compiled and not any(_BUILDS_ITSELF.search(command) for command in run):
-        setup = rebuild(_install(record, config, compiled), activate=ACTIVATE_IF_THERE)
+    builds_itself = any(_BUILDS_ITSELF.search(command) for command in run)
+    built = "" if builds_itself else _built(record, config, compiled, ACTIVATE_IF_THERE)
     image = record.get("image_name") or record.get("docker_image")
     spec = TestSpec(
         runner="log",
         command=ACTIVATE_IF_THERE + "\n".join(run),
         parser=text(config, "log_parser", of=name),
-        setup=setup,
+        setup=built if compiled else "",
+        rebuild="" if compiled else built,
         untimed=True,
     )
     workdir = f"/{text(record, 'repo').rpartition('/')[2]}"
     return _task(record, "swe-rebench-v2", text({"image_name": image}, "image_name", of=name), workdir, spec)
 
 
-def _install(record: Record, config: Record, compiled: list[str]) -> tuple[str, ...]:
-    if not config.get("install"):
+def _built(record: Record, config: Record, compiled: list[str], activate: str) -> str:
+    """The install step as a set-up; empty where the record has none, and its patch changes nothing that is built."""
+    if config.get("install"):
+        return rebuild(commands(config, "install", of=str(record.get("instance_id"))), activate)
+    if compiled:
         what = f"is empty, and the patch changes {compiled[0]!r}, which must be built again"
         raise refusal(record, "install_config.install", what)
-    return commands(config, "install", of=str(record.get("instance_id")))
+    return ""
 
 
 def _task(record: Record, source: str, image: str, workdir: str, spec: TestSpec) -> Task:

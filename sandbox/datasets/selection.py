@@ -8,9 +8,8 @@ from collections.abc import Iterable
 
 from sandbox.datasets.fields import Record, refusal
 from sandbox.tasks.diffs import files_after, files_gone
-from sandbox.tasks.test_paths import is_test_module
+from sandbox.tasks.test_paths import is_compiled_source, is_test_module
 
-_COMPILED = re.compile(r"\.(c|cc|cpp|cxx|h|hpp|hxx|pyx|pxd|pxi|f|f90|f95|rs|cu|m|mm|go|java|i|ll|s|asm)$")
 _KEYWORD = re.compile(r"[\w.+:\-/]+")  # words that `pytest -k` takes as they are
 _MAX_KEYWORD_BYTES = 32 << 10
 
@@ -39,7 +38,12 @@ def files_to_run(
     found = sorted(named | {path for path in files_after(test_patch) if is_test_module(path)})
     if not found:
         raise refusal(record, "test_patch", "leaves no test file, and FAIL_TO_PASS names none: it would run everything")
-    return found
+    return [as_argument(path) for path in found]
+
+
+def as_argument(path: str) -> str:
+    """A path that no command takes for an option, nor pytest for the name of a file of arguments."""
+    return f"./{path}" if path.startswith(("-", "@")) else path
 
 
 def keywords(tests: Iterable[str]) -> str:
@@ -56,4 +60,4 @@ def keywords(tests: Iterable[str]) -> str:
 
 def changes_compiled_sources(patch: str) -> list[str]:
     """Paths of a patch whose change shows only once something is built again."""
-    return [path for path in files_after(patch) if _COMPILED.search(path)]
+    return [path for path in files_after(patch) if is_compiled_source(path)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from sandbox.datasets.fields import Record, refusal, tests, text
-from sandbox.datasets.selection import changes_compiled_sources, file_of_test, keywords
+from sandbox.datasets.selection import as_argument, changes_compiled_sources, file_of_test, keywords
 from sandbox.datasets.shell import ACTIVATE, PYTEST
 from sandbox.diffs import reverse_diff
 from sandbox.tasks.task import Task, TestSpec
@@ -20,9 +20,10 @@ def from_swe_smith(record: Record) -> Task:
     except ValueError as error:
         raise refusal(record, "patch", str(error)) from error
     fail_to_pass, pass_to_pass = tests(record, "FAIL_TO_PASS"), tests(record, "PASS_TO_PASS")
-    for test in (*fail_to_pass, *pass_to_pass):
-        if not file_of_test(test).endswith(".py"):
-            raise refusal(record, "FAIL_TO_PASS", f"{test[:200]!r} names no Python file, and no command comes with it")
+    for field, named in (("FAIL_TO_PASS", fail_to_pass), ("PASS_TO_PASS", pass_to_pass)):
+        if strange := [test for test in named if not file_of_test(test).endswith(".py")]:
+            what = f"{strange[0][:200]!r} names no Python file, and no command comes with it"
+            raise refusal(record, field, what)
     if compiled := changes_compiled_sources(bug):
         raise refusal(record, "patch", f"changes {compiled[0]!r}, and no install step says how it is built again")
     hidden = sorted({file_of_test(test) for test in fail_to_pass})
@@ -40,7 +41,8 @@ def from_swe_smith(record: Record) -> Task:
         gold_patch=gold,
         tests=TestSpec(
             runner="log",
-            command=" ".join([ACTIVATE + PYTEST, *map(shlex.quote, files)]) + keywords((*fail_to_pass, *pass_to_pass)),
+            command=" ".join([ACTIVATE + PYTEST, *map(shlex.quote, map(as_argument, files))])
+            + keywords((*fail_to_pass, *pass_to_pass)),
             parser="parse_log_pytest",
         ),
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from sandbox.datasets.fields import Record, mapping, refusal, tests, text
 from sandbox.datasets.selection import changes_compiled_sources, files_to_run, keywords
 from sandbox.datasets.shell import ACTIVATE, rebuild, traced
 from sandbox.parsers.reading import END_MARKER, START_MARKER
-from sandbox.tasks.repositories import install_command, test_command
+from sandbox.tasks.diffs import files_after
+from sandbox.tasks.repositories import django_modules, install_command, test_command
 from sandbox.tasks.task import Task, TestSpec
+from sandbox.tasks.test_paths import is_test_module
 
 _EVAL_TYPES: dict[str, Literal["fails", "passes"]] = {"": "fails", "pass_and_fail": "fails", "fail_only": "passes"}
 
@@ -71,16 +74,29 @@ def _from_repository(record: Record, repository: str, version: str) -> TestSpec:
     if record.get("eval_type"):
         raise refusal(record, "eval_script", "an eval_type came without it")
     fail_to_pass, pass_to_pass = tests(record, "FAIL_TO_PASS"), tests(record, "PASS_TO_PASS")
-    files = files_to_run(record, text(record, "test_patch"), fail_to_pass, pass_to_pass)
+    files = _files_to_run(record, fail_to_pass, pass_to_pass)
     if strange := [path for path in files if not path.endswith(".py")]:
         raise refusal(record, "eval_script", f"nobody knows how {strange[0]!r} is run, and the record does not say it")
-    setup = ""
-    if compiled := changes_compiled_sources(text(record, "patch")):
-        if not (install := install_command(repository)):
-            raise refusal(record, "patch", f"changes {compiled[0]!r}, and no install step says how it is built again")
-        setup = rebuild([install])
+    install = install_command(repository)
+    if (compiled := changes_compiled_sources(text(record, "patch"))) and not install:
+        raise refusal(record, "patch", f"changes {compiled[0]!r}, and no install step says how it is built again")
+    built = rebuild([install]) if install else ""
     command, parser = test_command(repository, version, files)
     command += keywords((*fail_to_pass, *pass_to_pass))
     return TestSpec(
-        runner="log", command=ACTIVATE + command, parser=str(record.get("log_parser") or parser), setup=setup
+        runner="log",
+        command=ACTIVATE + command,
+        parser=str(record.get("log_parser") or parser),
+        setup=built if compiled else "",
+        rebuild="" if compiled else built,
     )
+
+
+def _files_to_run(record: Record, fail_to_pass: Sequence[str], pass_to_pass: Sequence[str]) -> list[str]:
+    """Files with named tests; where the test patch changes no module of tests, Django's tests tell theirs by name."""
+    patch = text(record, "test_patch")
+    if record["repo"] == "django/django" and not any(map(is_test_module, files_after(patch))):
+        modules = django_modules((*fail_to_pass, *pass_to_pass))
+    else:
+        modules = []
+    return modules or files_to_run(record, patch, fail_to_pass, pass_to_pass)

@@ -1,7 +1,8 @@
 """Sandboxes from Docker containers, through aiodocker; commands go to the guest over the attached stdin and stdout.
 
 A container's stdin closes with its owner's connection (`StdinOnce`), the guest leaves, and the daemon removes the
-container (`AutoRemove`): nothing is left of an owner that was killed.
+container (`AutoRemove`): nothing is left of an owner that was killed. (`sandbox/keeper/containers.py`: the owner may be
+the host's keeper.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from aiodocker import DockerError
@@ -22,7 +23,7 @@ from sandbox.base import Capabilities, Limits, Sandbox, SandboxSpec, Snapshot
 from sandbox.docker.config import container_archive, container_configuration
 from sandbox.docker.container import START_DEADLINE_S, DockerSandbox, remove_container
 from sandbox.docker.covering import MAX_FILES, CannotCoverError, commit_covered, cover, why_not
-from sandbox.docker.daemon import DockerHost, Failures, default_url
+from sandbox.docker.daemon import DockerHost, Failures, default_url, is_of_daemon
 from sandbox.docker.disk import DiskWatch
 from sandbox.docker.plain_exec import PlainDockerSandbox
 from sandbox.guest.build import guest_binary
@@ -32,6 +33,7 @@ from sandbox.namespace.foreign_packages import refuse_visible
 from sandbox.owners import is_leftover, new_owner, parse_owner
 
 SNAPSHOT_REPOSITORY = "longhaul-snapshot"
+_OVERDUE_S = 600.0  # after its deadline: clocks of hosts differ
 
 
 class DockerBackend:
@@ -48,10 +50,12 @@ class DockerBackend:
         with_guest: bool = True,
         mirrors: Mapping[str, str] | None = None,
         image_disk_gib: int = 0,
+        accounts: Path | None = None,
     ) -> None:
         self._owner = new_owner(run)
         self.hosts = [
-            DockerHost(url, tls_dir, max_starts, mirrors, image_disk_gib) for url in list(urls) or [default_url()]
+            DockerHost(url, tls_dir, max_starts, mirrors, image_disk_gib, accounts)
+            for url in list(urls) or [default_url()]
         ]
         self._living: dict[str, DockerSandbox] = {}
         self._pinger = Pinger(self._living.values)
@@ -91,29 +95,31 @@ class DockerBackend:
         """See `Backend.create`."""
         refuse_visible(spec.absent_packages, [Path(path) for path in spec.read_only_binds], {}, spec.lease)
         image = spec.from_snapshot.reference if spec.from_snapshot is not None else spec.image
+        if not any(host.is_well for host in self.hosts):  # attempts are few, and a daemon that restarts is soon back
+            await asyncio.sleep(min(host.unwell_s for host in self.hosts))
         host = self.place(image)
         try:
-            image = await host.ensure_image(image)
-            async with host.starts:
-                try:
-                    sandbox = await self._create(host, spec, image)
-                except (DockerError, SandboxError) as error:
-                    if getattr(error, "status", 0) == 404 and spec.image:  # somebody removed the image
-                        host.images.forget(image)
-                        await host.ensure_image(image)
-                    elif host.has_started or not host.shares_files:
-                        raise
-                    else:
-                        host.shares_files = False  # a socket forwarded from elsewhere
-                    sandbox = await self._create(host, spec, image)
+            with host.images.in_use(image):  # the budget does not take it between its pull and its start
+                name = await host.ensure_image(image)
+                async with host.starts:
+                    sandbox = await self._create_patiently(host, spec, image, name)
             host.has_started = True
         except Failures as error:
-            if not isinstance(error, DockerError):
+            if is_of_daemon(error):
                 host.failed()
             raise SandboxError(f"{host.url} cannot start a sandbox of {spec.lease}: {error!r}", kind="start") from error
         self._pinger.start()
         self._disk_watch.start()
         return sandbox
+
+    def expect(self, images: Sequence[str]) -> None:
+        """See `Backend.expect`: they are pulled where their sandboxes would be placed now."""
+        with contextlib.suppress(SandboxError):  # no daemon is well
+            by_host: dict[DockerHost, list[str]] = {}
+            for image in images:
+                by_host.setdefault(self.place(image), []).append(image)
+            for host in self.hosts:
+                host.images.expect(by_host.get(host, []))
 
     async def adopt(self, lease: str) -> Sandbox | None:
         """See `Backend.adopt`."""
@@ -179,10 +185,26 @@ class DockerBackend:
 
     # -- below: how a container is made and removed
 
-    async def _create(self, host: DockerHost, spec: SandboxSpec, image: str) -> DockerSandbox:
+    async def _create_patiently(
+        self, host: DockerHost, spec: SandboxSpec, image: str | None, name: str
+    ) -> DockerSandbox:
+        """Once more where that may help."""
+        try:
+            return await self._create(host, spec, image, name)
+        except (DockerError, SandboxError) as error:
+            if getattr(error, "status", 0) == 404 and image and image == spec.image:  # somebody removed the image
+                host.images.forget(image)
+                name = await host.ensure_image(image)
+            elif host.has_started or not host.shares_files:
+                raise
+            else:
+                host.shares_files = False  # a socket forwarded from elsewhere
+            return await self._create(host, spec, image, name)
+
+    async def _create(self, host: DockerHost, spec: SandboxSpec, image: str | None, name: str) -> DockerSandbox:
         covers = not host.no_cover and not why_not(spec.limits, host.shares_files, self._guest is not None)
         configuration = container_configuration(
-            spec, image, self._labels(spec), self._guest, host.shares_files, bounded_at_once=covers
+            spec, name, self._labels(spec), self._guest, host.shares_files, bounded_at_once=covers
         )
         # Not cancelled half-way: the daemon would make a container that nobody knows of.
         creating = asyncio.ensure_future(host.client.containers.create(configuration))
@@ -191,12 +213,9 @@ class DockerBackend:
         except asyncio.CancelledError:
             await remove_container(await creating)
             raise
-        kind = PlainDockerSandbox if self._guest is None else DockerSandbox
-        sandbox = kind(spec, host, container, self)
-        self._living[container.id] = sandbox
-        host.num_alive += 1
-        sandbox.image = image
-        host.images.use(image, 1)
+        sandbox = self._kind_of(spec)(spec, host, container, self)
+        sandbox.image = image or name
+        self.know(sandbox)
         try:
             async with asyncio.timeout(START_DEADLINE_S):
                 archive = await asyncio.to_thread(container_archive, spec, self._guest, host.shares_files)
@@ -209,11 +228,20 @@ class DockerBackend:
         except CannotCoverError as error:
             await sandbox.close()
             host.no_cover = str(error)
-            return await self._create(host, spec, image)
+            return await self._create(host, spec, image, name)
         except BaseException:
             await sandbox.close()
             raise
         return sandbox
+
+    def know(self, sandbox: DockerSandbox) -> None:
+        """It lives, and is this backend's to end."""
+        self._living[sandbox.container.id] = sandbox
+        sandbox.host.num_alive += 1
+        sandbox.host.images.use(sandbox.image, 1)
+
+    def _kind_of(self, spec: SandboxSpec) -> type[DockerSandbox]:
+        return PlainDockerSandbox if self._guest is None else DockerSandbox
 
     def place(self, image: str | None) -> DockerHost:
         """A daemon that is well, rather one that has the image, rather one with few sandboxes."""
@@ -239,7 +267,10 @@ class DockerBackend:
             images = await host.client.images.list(filters=wanted)
         except Failures as error:
             raise SandboxError(f"{host.url} cannot list its containers: {error}", kind="purge") from error
-        leftovers = [container for container in containers if self._is_leftover(container._container["Labels"], run)]
+        labelled = [(container, container._container["Labels"]) for container in containers]
+        leftovers = [
+            container for container, labels in labelled if _is_overdue(labels) or self._is_leftover(labels, run)
+        ]
         # one that stays must not keep the others
         removals = await asyncio.gather(*map(remove_container, leftovers), return_exceptions=True)
         tags = [tag for image in images if self._is_leftover(image["Labels"], run) for tag in image["RepoTags"] or []]
@@ -252,13 +283,21 @@ class DockerBackend:
         return len(leftovers) + len(tags)
 
     def _is_leftover(self, labels: dict[str, str], run: str) -> bool:
-        """Whether a purge removes it. A dead owner is known as such on its own machine only."""
+        """Whether a purge removes it. Hosts may share a daemon: what was made by another one is its own to remove."""
         owner = parse_owner(labels.get("longhaul.owner", ""))
-        if owner is None:
+        if owner is None or labels.get("longhaul.machine") != socket.gethostname():
             return False
-        if run:
-            return owner.run == run
-        return labels.get("longhaul.machine") == socket.gethostname() and is_leftover(owner, "")
+        return owner.run == run if run else is_leftover(owner, "")
+
+
+def _is_overdue(labels: dict[str, str]) -> bool:
+    """Whether a container has outlived what it was given by far, so that whoever made it no longer lives to remove it:
+    its host may have died.
+    """
+    try:
+        return time.time() > float(labels["longhaul.deadline"]) + _OVERDUE_S
+    except (KeyError, ValueError):
+        return False
 
 
 def _unavailable(reason: str) -> Capabilities:

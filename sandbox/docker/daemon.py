@@ -14,18 +14,23 @@ import aiohttp
 from aiodocker import Docker
 
 from protocol.errors import ConfigError
-from sandbox.docker.images import Failures, Images
+from sandbox.docker.images import Failures, Images, is_of_daemon
+from sandbox.docker.pulled import account_of
 from sandbox.tasks.images import ensure_host_image
 
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 REQUEST_DEADLINE_S = 60.0
 UNWELL_S = 10.0  # a daemon that failed is left alone for so long
 
-__all__ = ["DockerHost", "Failures", "default_url"]
+__all__ = ["DockerHost", "Failures", "default_url", "is_of_daemon"]
 
 
 class DockerHost:
-    """A daemon by its URL."""
+    """A daemon by its URL.
+
+    Args:
+        accounts: directory of what the run's processes pulled, if they share one.
+    """
 
     def __init__(
         self,
@@ -34,6 +39,7 @@ class DockerHost:
         max_starts: int,
         mirrors: Mapping[str, str] | None = None,
         image_disk_gib: int = 0,
+        accounts: Path | None = None,
     ) -> None:
         self.url = url
         self.starts = asyncio.Semaphore(max_starts)
@@ -45,13 +51,19 @@ class DockerHost:
         self._client: Docker | None = None
         self._own_image: str | None = None
         self._making_own_image = asyncio.Lock()
-        self.images = Images(url, lambda: self.client, mirrors, image_disk_gib << 30)
+        pulled = account_of(url, accounts)
+        self.images = Images(url, lambda: self.client, mirrors, image_disk_gib << 30, pulled=pulled)
         self._unwell_until = 0.0
 
     @property
     def is_well(self) -> bool:
         """Whether it has not failed a moment ago."""
         return time.monotonic() >= self._unwell_until
+
+    @property
+    def unwell_s(self) -> float:
+        """For how long it is left alone."""
+        return max(0.0, self._unwell_until - time.monotonic())
 
     @property
     def client(self) -> Docker:
@@ -70,10 +82,9 @@ class DockerHost:
             return dict(await self.client.system.info())
 
     async def ensure_image(self, image: str | None) -> str:
-        """Have an image there (None: one made from this host's programs); its name. Raises `SandboxError`."""
+        """Have an image there (None: one made from this host's programs); its name there. Raises `SandboxError`."""
         if image is not None:
-            await self.images.ensure(image)
-            return image
+            return await self.images.ensure(image)
         async with self._making_own_image:
             if self._own_image is None:
                 self._own_image = await ensure_host_image(self.client)

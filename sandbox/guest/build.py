@@ -5,6 +5,7 @@ Once per content of the sources, into `build/` of the repository or, where that 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -42,11 +43,7 @@ def seal_binary() -> Path:
 
 
 def _binary(name: str) -> Path:
-    sources = [SOURCES / file for file in PROGRAMS[name]]
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
-    for path in [*sources, *sorted(SOURCES.glob("*.h"))]:
-        digest.update(path.read_bytes())
-    relative = f"guest/{name}-{digest.hexdigest()[:16]}"
+    relative = _relative(name)
     caches = [SOURCES.parents[1] / "build", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "longhaul"]
     for cache in caches:
         if (cache / relative).exists():
@@ -57,8 +54,16 @@ def _binary(name: str) -> Path:
         except OSError:
             continue
         if os.access((cache / relative).parent, os.W_OK):
-            return _compile(sources, cache / relative)
+            return _compile([SOURCES / file for file in PROGRAMS[name]], cache / relative)
     raise ConfigError(f"no place to build {name}: neither {caches[0]} nor {caches[1]} is writable", kind="no_cache")
+
+
+@functools.cache  # a run's programs are those of its start
+def _relative(name: str) -> str:
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in [*(SOURCES / file for file in PROGRAMS[name]), *sorted(SOURCES.glob("*.h"))]:
+        digest.update(path.read_bytes())
+    return f"guest/{name}-{digest.hexdigest()[:16]}"
 
 
 def _compile(sources: list[Path], target: Path) -> Path:

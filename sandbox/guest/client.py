@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from protocol.errors import SandboxError
-from sandbox.base import ExecResult
+from sandbox.base import ExecResult, cannot_run
 from sandbox.guest.tunnel import Accept, Tunnel
 from sandbox.listings import MAX_FILE_BYTES, NOT_PART_OF_A_TREE, Listing
 from sandbox.patches import Change
@@ -23,7 +23,9 @@ from sandbox.patches import Change
 EXEC, WRITE, READ, PING, KILL, KILL_ALL, STOP, CONTINUE, LISTEN, TUNNEL = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 LIST, FETCH, PLACE, HAND_OVER, OWNER = 11, 12, 13, 14, 15
 HELLO_ID = 0
-PROTOCOL_VERSION = 1
+FIRST_RELAYED = 1 << 31
+"""Requests from this id on are those of whoever the conversation is relayed to."""
+PROTOCOL_VERSION = 2
 MAX_FRAME = 80 << 20
 MAX_FILE = 64 << 20  # of one write or read
 HAND_OVER_S = 120.0
@@ -33,7 +35,8 @@ MAX_LISTING = 40 << 20
 GRACE_S = 20.0  # past a command's own deadline; then the sandbox, not the command, is at fault
 
 HEADER = struct.Struct("<IIB")  # length of the rest, id, op or status
-RESULT = struct.Struct("<iIIIQQ")  # exit code, timed out, head and tail lengths, total bytes, milliseconds
+# exit code, timed out, lengths of head and tail, total bytes; milliseconds: duration, CPU time, waiting for a CPU
+RESULT = struct.Struct("<iIIIQQQQ")
 WORD = struct.Struct("<I")
 
 READ_KINDS = {
@@ -77,6 +80,9 @@ class GuestClient:
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._cancelled: set[int] = set()
         self._tunnels: dict[int, Tunnel] = {}  # by the request that opened it
+        self._relayed: Callable[[int, int, bytes], None] | None = None
+        self._relayed_ids = itertools.count(FIRST_RELAYED)
+        self.said_hello = b""
         self._buffer = bytearray()
         self._error: SandboxError | None = None
         self._hello = self._expect(HELLO_ID)
@@ -88,9 +94,13 @@ class GuestClient:
 
     async def hello(self, deadline_s: float) -> None:
         """Wait for the guest's first words. Raises `SandboxError`."""
-        payload = await self._answer(HELLO_ID, self._hello, deadline_s, "the guest's hello")
+        try:
+            payload = await self._answer(HELLO_ID, self._hello, deadline_s, "the guest's hello")
+        except GuestError as error:
+            raise SandboxError(f"{self._name}: expected a hello, got an error: {error}", kind="protocol") from None
         if len(payload) != 8 or WORD.unpack_from(payload)[0] != PROTOCOL_VERSION:
             raise SandboxError(f"{self._name}: expected a hello of version {PROTOCOL_VERSION}", kind="protocol")
+        self.said_hello = payload
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the guest."""
@@ -132,15 +142,15 @@ class GuestClient:
         words = [_bytes_of(text) for text in (cwd, *argv, *(f"{name}={value}" for name, value in (env or {}).items()))]
         parts = [word for word in words if word is not None and b"\0" not in word]
         if len(parts) < len(words):
-            return _refused("a command may not hold a NUL byte or half a character")
+            return cannot_run("a command may not hold a NUL byte or half a character")
         if sum(map(len, parts)) > MAX_FILE:
-            return _refused("argument list too long")
+            return cannot_run("argument list too long")
         max_output = max(2, min(max_output, MAX_FRAME // 2))
         counts = struct.pack("<IIII", max(1, round(timeout * 1000)), max_output, len(argv), len(env or {}))
         try:
             payload = await self._call(EXEC, counts + b"".join(map(_string, parts)), timeout + GRACE_S, "a command")
         except GuestError as error:
-            return _refused(str(error))
+            return cannot_run(str(error))
         return self._result(payload)
 
     async def write(self, path: str, data: bytes, mode: int) -> None:
@@ -199,7 +209,7 @@ class GuestClient:
 
     async def ping(self, deadline_s: float = GRACE_S) -> None:
         """Prove that the guest is there, and that its owner is."""
-        await self._call(PING, b"", deadline_s, "a ping")
+        await self._file(PING, b"", "a ping", {}, deadline_s)
 
     def touch(self) -> None:
         """Tell the guest that its owner is there, without waiting for its answer."""
@@ -210,7 +220,7 @@ class GuestClient:
 
     async def kill_all(self) -> None:
         """Kill everything but the guest."""
-        await self._call(KILL_ALL, b"", GRACE_S, "killing everything")
+        await self._file(KILL_ALL, b"", "killing everything", {}, GRACE_S)
 
     async def listen(self, accept: Accept) -> int:
         """Listen on loopback inside; the port. See `Sandbox.listen`."""
@@ -254,6 +264,24 @@ class GuestClient:
         except GuestError as error:
             raise SandboxError(f"{self._name}: cannot be passed on: {error}", kind="pass_on") from None
 
+    def relay(self, answer: Callable[[int, int, bytes], None] | None) -> None:
+        """From now on answers (request, status, payload) to requests of `forward` go to `answer`; None: to nobody."""
+        self._relayed = answer
+
+    def forward(self, op: int, payload: bytes, request: int | None = None) -> int:
+        """Send a request of another's; its id here. `request`: another frame under the id of an earlier one."""
+        if self._error is not None:
+            raise self._error
+        number = next(self._relayed_ids) if request is None else request
+        self._send(HEADER.pack(HEADER.size - 4 + len(payload), number, op) + payload)
+        return number
+
+    def give_up(self, request: int) -> None:
+        """Kill what a request of `forward` runs; nobody waits for its answer."""
+        if self._error is None:
+            payload = WORD.pack(request)
+            self._send(HEADER.pack(HEADER.size - 4 + len(payload), next(self._ids), KILL) + payload)
+
     @asynccontextmanager
     async def stopped(self) -> AsyncIterator[None]:
         """Every process but the guest stands still inside this context."""
@@ -261,7 +289,7 @@ class GuestClient:
         try:
             yield
         finally:
-            await self._call(CONTINUE, b"", GRACE_S, "continuing")
+            await self._file(CONTINUE, b"", "continuing", {}, GRACE_S)
 
     # -- below: requests and answers
 
@@ -299,6 +327,10 @@ class GuestClient:
             self._send(HEADER.pack(HEADER.size - 4 + len(payload), next(self._ids), KILL) + payload)
 
     def _deliver(self, request: int, status: int, payload: bytes) -> bool:
+        if request >= FIRST_RELAYED:
+            if self._relayed is not None:
+                self._relayed(request, status, payload)
+            return True
         future = self._waiting.get(request)
         if future is None or (future.done() and request in self._tunnels):
             if request in self._cancelled:
@@ -350,7 +382,8 @@ class GuestClient:
             self._broken("a short result")
             assert self._error is not None
             raise self._error
-        exit_code, timed_out, head_len, tail_len, total, milliseconds = RESULT.unpack_from(payload)
+        exit_code, timed_out, head_len, tail_len, total, *milliseconds = RESULT.unpack_from(payload)
+        duration_s, cpu_s, waited_s = (each / 1000 for each in milliseconds)
         if RESULT.size + head_len + tail_len != len(payload) or total < head_len + tail_len:
             self._broken("a result whose lengths do not add up")
             assert self._error is not None
@@ -362,7 +395,9 @@ class GuestClient:
             tail=output[head_len:],
             total_bytes=total,
             timed_out=bool(timed_out),
-            duration_s=milliseconds / 1000,
+            duration_s=duration_s,
+            cpu_s=cpu_s,
+            waited_s=waited_s,
         )
 
 
@@ -376,9 +411,3 @@ def _bytes_of(text: str) -> bytes | None:
 
 def _string(raw: bytes) -> bytes:
     return WORD.pack(len(raw)) + raw + b"\0"
-
-
-def _refused(reason: str) -> ExecResult:
-    """What a shell would say to a command that cannot be started."""
-    text = f"cannot run: {reason}\n".encode()
-    return ExecResult(exit_code=126, head=text, tail=b"", total_bytes=len(text), timed_out=False, duration_s=0.0)

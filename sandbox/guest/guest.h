@@ -17,7 +17,7 @@ enum { OP_EXEC = 1, OP_WRITE = 2, OP_READ = 3, OP_PING = 4, OP_KILL = 5, OP_KILL
        OP_OWNER = 15 };
 enum { STATUS_OK = 0, STATUS_ERROR = 1 };
 
-#define PROTOCOL_VERSION 1
+#define PROTOCOL_VERSION 2
 #define MAX_FRAME (80u << 20)
 #define MAX_JOBS 32   /* commands that run at once */
 #define MAX_LINKS 64  /* connections that a tunnel carries at once */
@@ -45,8 +45,8 @@ void jobs_forget(void); /* kill the commands under way and answer for none of th
 int jobs_stop(void); /* pause every process but this one; 0 once all stand still */
 void jobs_continue(void);
 void jobs_reap(void);            /* collect dead children, answer for the commands among them */
-void jobs_expire(uint64_t now);  /* kill and answer for commands past their deadline */
-uint64_t jobs_deadline(void);    /* the nearest, or UINT64_MAX */
+void jobs_expire(uint64_t now);  /* kill and answer for commands past their deadline; look at those that take long */
+uint64_t jobs_deadline(void);    /* when to call that next, or UINT64_MAX */
 int jobs_running(void);
 int jobs_poll(struct pollfd *fds); /* fill in what to wait for; how many */
 void jobs_feed(const struct pollfd *fds, int num_fds);

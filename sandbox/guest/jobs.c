@@ -10,14 +10,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+enum { FIRST_LOOK_MS = 2000, LOOK_MS = 500, LOOK_SHARE = 128, MOST_THREADS = 4096 };
 
 struct job {
     pid_t pid; /* 0: a free slot */
     int fd;    /* read end of its output; -1: ended */
     uint32_t id, half;
     uint64_t deadline, started, start_ticks, total;
+    uint64_t next_look, cpu_ms; /* when to look next at what its processes do; CPU time of those that were collected */
+    uint32_t looks, runnable;   /* looks so far, and those that found a process ready to run */
     char *head, *tail; /* `tail` is a ring of `half` bytes, `tail_at` its next place */
     uint32_t head_len, tail_len, tail_at;
 };
@@ -28,7 +33,7 @@ extern char **environ;
 
 struct process {
     pid_t pid, parent, session;
-    uint64_t start_ticks, resident_pages;
+    uint64_t start_ticks, resident_pages, cpu_ticks; /* CPU time with that of children it has waited for */
     char state;
     int marked;
 };
@@ -42,13 +47,15 @@ static int read_process(pid_t pid, struct process *p) {
     close(fd);
     if (n <= 0) return -1;
     text[n] = 0;
-    unsigned long long start, resident;
+    unsigned long long start, resident, user, system;
+    long long waited_user, waited_system;
     if (!(rest = strrchr(text, ')'))) return -1; /* the name before it may hold anything */
     if (sscanf(rest + 2,
-               "%c %d %*d %d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu %*u %llu", &p->state,
-               &p->parent, &p->session, &start, &resident) != 5)
+               "%c %d %*d %d %*d %*d %*u %*u %*u %*u %*u %llu %llu %lld %lld %*d %*d %*d %*d %llu %*u %llu", &p->state,
+               &p->parent, &p->session, &user, &system, &waited_user, &waited_system, &start, &resident) != 9)
         return -1;
     p->pid = pid, p->start_ticks = start, p->resident_pages = resident, p->marked = 0;
+    p->cpu_ticks = user + system + (uint64_t)(waited_user + waited_system);
     return 0;
 }
 
@@ -81,23 +88,30 @@ static struct job *job_of_pid(pid_t pid) {
     return 0;
 }
 
-/* Kill once what belongs to a job: itself, its session, orphans not older than it, and all their descendants.
- * Orphans of another command that runs at the same moment count too: a daemon's first parent is not knowable. */
-static int kill_family_once(const struct job *j) {
-    int count, changed, hits = 0;
+/* All processes, marked what belongs to a job: itself, its session, orphans not older than it, and all their
+ * descendants. Orphans of another command that runs at the same moment count too: a daemon's first parent is not
+ * knowable. The caller frees. */
+static struct process *list_family(const struct job *j, int *num) {
+    int count, changed;
     struct process *all = list_processes(&count);
-    if (!all) return 0;
-    for (int i = 0; i < count; i++) {
+    *num = all ? count : 0;
+    for (int i = 0; i < *num; i++) {
         struct process *p = &all[i];
         int orphan = p->parent == getpid() && p->start_ticks >= j->start_ticks && !job_of_pid(p->pid);
         p->marked = p->pid == j->pid || p->session == j->pid || orphan;
     }
     do {
         changed = 0;
-        for (int i = 0; i < count; i++)
-            for (int k = 0; !all[i].marked && k < count; k++)
+        for (int i = 0; i < *num; i++)
+            for (int k = 0; !all[i].marked && k < *num; k++)
                 if (all[k].marked && all[k].pid == all[i].parent) all[i].marked = changed = 1;
     } while (changed);
+    return all;
+}
+
+static int kill_family_once(const struct job *j) {
+    int count, hits = 0;
+    struct process *all = list_family(j, &count);
     for (int i = 0; i < count; i++)
         if (all[i].marked && !kill(all[i].pid, SIGKILL)) hits++;
     free(all);
@@ -106,6 +120,59 @@ static int kill_family_once(const struct job *j) {
 
 static void kill_family(const struct job *j) {
     for (int pass = 0; pass < 100 && kill_family_once(j); pass++) usleep(1000);
+}
+
+/* The longest that a thread of a process was ready to run while others ran, in ms. */
+static uint64_t most_delayed(pid_t pid) {
+    char path[64], text[128];
+    snprintf(path, sizeof path, "/proc/%d/task", pid);
+    DIR *dir = opendir(path);
+    struct dirent *entry;
+    uint64_t most = 0;
+    for (int seen = 0; dir && seen < MOST_THREADS && (entry = readdir(dir));) {
+        int thread = atoi(entry->d_name), fd;
+        unsigned long long ran, delayed;
+        if (thread <= 0) continue;
+        seen++;
+        snprintf(path, sizeof path, "/proc/%d/task/%d/schedstat", pid, thread);
+        if ((fd = open(path, O_RDONLY | O_CLOEXEC)) < 0) continue;
+        ssize_t n = read(fd, text, sizeof text - 1);
+        close(fd);
+        text[n > 0 ? n : 0] = 0;
+        if (sscanf(text, "%llu %llu", &ran, &delayed) == 2 && delayed / 1000000 > most) most = delayed / 1000000;
+    }
+    if (dir) closedir(dir);
+    return most;
+}
+
+/* CPU time of a job's processes, and how long some of them were ready to run and did not: what one thread that still is
+ * there was delayed, or, of processes that came and went, the share of looks that found one ready less what they ran. */
+static void measure(const struct job *j, uint64_t *cpu_ms, uint64_t *waited_ms) {
+    uint64_t elapsed = now_ms() - j->started, ticks = 0, ready;
+    int count;
+    *cpu_ms = j->cpu_ms, *waited_ms = 0;
+    if (elapsed < FIRST_LOOK_MS) return; /* nobody's deadline, and most commands */
+    struct process *all = list_family(j, &count);
+    for (int i = 0; i < count; i++) {
+        if (!all[i].marked) continue;
+        uint64_t delayed = most_delayed(all[i].pid);
+        ticks += all[i].cpu_ticks;
+        if (delayed > *waited_ms) *waited_ms = delayed;
+    }
+    free(all);
+    *cpu_ms += ticks * 1000 / (uint64_t)sysconf(_SC_CLK_TCK);
+    ready = j->looks ? elapsed * j->runnable / j->looks : 0;
+    if (ready > *cpu_ms && ready - *cpu_ms > *waited_ms) *waited_ms = ready - *cpu_ms;
+}
+
+static void look(struct job *j, uint64_t now) {
+    int count, ready = 0;
+    struct process *all = list_family(j, &count);
+    for (int i = 0; i < count; i++) ready |= all[i].marked && all[i].state == 'R';
+    free(all);
+    j->looks++, j->runnable += (uint32_t)ready;
+    uint64_t pause = (now - j->started) / LOOK_SHARE;
+    j->next_look = now + (pause > LOOK_MS ? pause : LOOK_MS);
 }
 
 static void capture(struct job *j, const char *data, size_t len) {
@@ -154,14 +221,19 @@ static void release(struct job *j) {
     memset(j, 0, sizeof *j);
 }
 
+/* What its processes took is measured before any of them is killed. */
 static void finish(struct job *j, int32_t exit_code, int timed_out) {
+    uint64_t cpu_ms, waited_ms;
+    measure(j, &cpu_ms, &waited_ms);
+    if (timed_out) kill_family(j);
     for (int i = 0; i < 64 && j->fd >= 0 && feed(j); i++) {}
     if (j->fd >= 0) keep_draining(j->fd);
     struct __attribute__((packed)) {
         int32_t exit_code;
         uint32_t timed_out, head_len, tail_len;
-        uint64_t total, duration_ms;
-    } result = {exit_code, (uint32_t)timed_out, j->head_len, j->tail_len, j->total, now_ms() - j->started};
+        uint64_t total, duration_ms, cpu_ms, waited_ms;
+    } result = {exit_code, (uint32_t)timed_out, j->head_len, j->tail_len, j->total, now_ms() - j->started,
+                cpu_ms, waited_ms};
     size_t head_len = sizeof result + j->head_len;
     char *head = malloc(head_len);
     if (!head) _exit(4);
@@ -231,7 +303,7 @@ void job_start(uint32_t id, struct cursor *c) {
             uint64_t now = now_ms();
             *j = (struct job){.pid = pid, .fd = out[0], .id = id, .half = max_output < 2 ? 1 : max_output / 2,
                               .started = now, .deadline = timeout_ms ? now + timeout_ms : UINT64_MAX,
-                              .start_ticks = self.start_ticks};
+                              .next_look = now + FIRST_LOOK_MS, .start_ticks = self.start_ticks};
         } else {
             reply_errno(id, errno, "fork");
             close(out[0]);
@@ -297,24 +369,29 @@ void jobs_continue(void) {
 void jobs_reap(void) {
     int status;
     pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+    struct rusage took;
+    while ((pid = wait4(-1, &status, WNOHANG, &took)) > 0) {
         struct job *j = job_of_pid(pid);
-        if (j) finish(j, WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), 0);
+        if (!j) continue;
+        j->cpu_ms = (uint64_t)(took.ru_utime.tv_sec + took.ru_stime.tv_sec) * 1000 +
+                    (uint64_t)(took.ru_utime.tv_usec + took.ru_stime.tv_usec) / 1000;
+        finish(j, WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), 0);
     }
 }
 
 void jobs_expire(uint64_t now) {
     for (int i = 0; i < MAX_JOBS; i++)
-        if (jobs[i].pid && jobs[i].deadline <= now) {
-            kill_family(&jobs[i]);
-            finish(&jobs[i], -SIGKILL, 1);
-        }
+        if (jobs[i].pid && jobs[i].deadline <= now) finish(&jobs[i], -SIGKILL, 1);
+        else if (jobs[i].pid && jobs[i].next_look <= now) look(&jobs[i], now);
 }
 
 uint64_t jobs_deadline(void) {
     uint64_t nearest = UINT64_MAX;
     for (int i = 0; i < MAX_JOBS; i++)
-        if (jobs[i].pid && jobs[i].deadline < nearest) nearest = jobs[i].deadline;
+        if (jobs[i].pid) {
+            if (jobs[i].deadline < nearest) nearest = jobs[i].deadline;
+            if (jobs[i].next_look < nearest) nearest = jobs[i].next_look;
+        }
     return nearest;
 }
 

@@ -35,14 +35,21 @@ struct walk {
     const char *skipped[MAX_SKIPPED];
 };
 
-/* The file system of a tree is one: what is mounted in it is no part of it. A directory whose owner took his own right
- * to read it away gets it back. */
+/* A directory whose owner took away his own right to read it, or to reach what is in it, gets it back. */
+static int open_directory(int at, const char *name, int flags) {
+    struct stat s;
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | flags);
+    if (fd < 0 && errno == EACCES && !fstatat(at, name, &s, flags & O_NOFOLLOW ? AT_SYMLINK_NOFOLLOW : 0) &&
+        S_ISDIR(s.st_mode) && !fchmodat(at, name, (s.st_mode & 07777) | 0700, 0))
+        fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | flags);
+    if (fd >= 0 && !fstat(fd, &s) && (s.st_mode & 0700) != 0700) (void)!fchmod(fd, (s.st_mode & 07777) | 0700);
+    return fd;
+}
+
+/* The file system of a tree is one: what is mounted in it is no part of it. */
 static int enter(int at, const char *name, dev_t device) {
     struct stat s;
-    int fd = openat(at, name, O_RDONLY | DIRECTORY);
-    if (fd < 0 && errno == EACCES && !fstatat(at, name, &s, AT_SYMLINK_NOFOLLOW) && S_ISDIR(s.st_mode) &&
-        !fchmodat(at, name, (s.st_mode & 07777) | 0700, 0))
-        fd = openat(at, name, O_RDONLY | DIRECTORY);
+    int fd = open_directory(at, name, O_NOFOLLOW);
     if (fd >= 0 && device && (fstat(fd, &s) || s.st_dev != device)) close(fd), fd = -1, errno = EXDEV;
     return fd;
 }
@@ -169,7 +176,7 @@ void tree_list(uint32_t id, struct cursor *c) {
     if (w.num_skipped > MAX_SKIPPED || w.most_bytes > MAX_FRAME / 2) c->bad = 1;
     for (uint32_t i = 0; !c->bad && i < w.num_skipped; i++) w.skipped[i] = take_string(c);
     if (c->bad || *root != '/') return reply_errno(id, EBADMSG, "list");
-    int fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = open_directory(AT_FDCWD, root, 0);
     if (fd < 0 || fstat(fd, &s)) {
         int error = errno;
         if (fd >= 0) close(fd);

@@ -87,12 +87,16 @@ class Tunnel:
             theirs.setblocking(False)
             await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
             await self._accept(theirs)
-        except Exception:  # whoever accepts may fail in its own ways: the agent sees a connection that ends
+        except BaseException as error:
+            link.abort()
+            ours.close()
+            theirs.close()
+            if not isinstance(error, Exception):  # the tunnel was closed meanwhile
+                raise
+            # whoever accepts may fail in its own ways: the agent sees a connection that ends
             log.exception("a connection from a sandbox was not taken")
             self._tell(name, GONE, b"")
             self._forget(name)
-            ours.close()
-            theirs.close()
 
     def _ended(self, name: int) -> None:
         """Both of our halves are closed. The guest has been told of each."""

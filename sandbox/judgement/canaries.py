@@ -14,7 +14,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from sandbox.judgement.twins import Group, add_twins
+from sandbox.judgement.twins import Group, add_twins, function_of
 from sandbox.tasks.task import Task
 
 Style = Literal["functions", "methods"]
@@ -52,11 +52,11 @@ def plant(
     `tests` are the ids of the tests that have to turn, whose words the canaries' names are made of. Some of those in
     `twinned`, which must plainly pass, get twins: first those that have to turn.
     """
-    turning, allowed = list(tests), list(twinned)
+    turning, allowed = dict.fromkeys(tests), list(twinned)
     names = _Names(modules, turning)
-    first, second = ([t for t in allowed if (t in set(turning)) == turns] for turns in (True, False))
+    first, second = ([t for t in allowed if (t in turning) == turns] for turns in (True, False))
     wanted = [*names.random.sample(first, len(first)), *names.random.sample(second, len(second))]
-    texts, groups = add_twins(modules, wanted, len(first), names.draw, names.random)
+    texts, groups = add_twins(modules, wanted, len(set(map(function_of, first))), names.draw, names.random)
     inside: dict[str, dict[str, str]] = {}
     sources: dict[str, str] = {}
     for path, text in texts.items():
@@ -71,10 +71,16 @@ def plant(
 
 
 def twinned_of(task: Task) -> list[str]:
-    """The named tests that may get twins."""
+    """The named tests that may get twins: of a function with parameters all named cases, or none."""
     left_out = {*task.tests.untwinned, *task.flaky}
     named = (*task.fail_to_pass, *task.pass_to_pass)
-    return [test for test in named if task.tests.expected_outcome(test) == "passed" and test not in left_out]
+
+    def may(test: str) -> bool:
+        is_whole = test.count("[") <= test.count("]")
+        return task.tests.expected_outcome(test) == "passed" and test not in left_out and is_whole
+
+    kept = {function_of(test) for test in named if not may(test)}
+    return [test for test in named if function_of(test) not in kept]
 
 
 def disturbed(canaries: Canaries, outcomes: Mapping[str, str]) -> str:

@@ -23,13 +23,22 @@ from msgspec import Struct
 from protocol.errors import SandboxError, TaskError
 from sandbox.base import Sandbox
 from sandbox.diffs import git_diff
-from sandbox.listings import MAX_FILE_BYTES, Difference, Listing, difference, list_unchanging_tree, path_of
-from sandbox.patches import MAX_PATCH_BYTES, MAX_PATCH_FILES, Change, Patch, leads_outside, state_of
+from sandbox.listings import (
+    MAX_FILE_BYTES,
+    Difference,
+    Listing,
+    difference,
+    in_order_of_importance,
+    list_unchanging_tree,
+    path_of,
+)
+from sandbox.patches import MAX_PATCH_BYTES, MAX_PATCH_FILES, Change, Patch, leads_outside, parents_of, state_of
 from sandbox.tasks.task import Task
 
 T = TypeVar("T")
 
 _MAX_GIVEN_BYTES = 4 * MAX_PATCH_BYTES  # of what the changed files held before
+_MOST_ASKED_FOR = 2 * MAX_PATCH_FILES
 _MOST_NAMED = 100  # of what is left out
 _MOST_GIVEN_TREES = 32
 _TIMEOUT_S = 60.0
@@ -42,10 +51,12 @@ _GIT_COMMAND = (
 )
 _GIT = shlex.join(_GIT_COMMAND)
 _COMMIT = f"{_GIT} commit -q --allow-empty -m base --no-verify --no-gpg-sign"
-# What was tracked stays so, whether or not it is ignored.
+# What was tracked stays so, whether or not it is ignored; what git does not add (a repository inside that has no
+# commit, a submodule's place in the list) costs nothing of the rest.
 HIDE_HISTORY = (
-    f"kept=$(mktemp) && {{ {_GIT} ls-files -z > $kept 2>/dev/null; rm -rf .git; }} && {_GIT} init -q && {_GIT} add -A"
-    f" && {_GIT} update-index -q --add --remove -z --stdin < $kept; rm -f $kept; {_COMMIT}"
+    f"kept=$(mktemp) && {{ {_GIT} ls-files -z -c -i --exclude-standard > $kept 2>/dev/null; rm -rf .git; }}"
+    f" && {_GIT} init -q && {{ {_GIT} add -A --ignore-errors; {_GIT} update-index -q --add --remove -z --stdin < $kept;"
+    f" }} >/dev/null 2>&1; rm -f $kept; {_COMMIT}"
 )
 
 
@@ -120,8 +131,6 @@ async def take_patch(sandbox: Sandbox, task: Task) -> Patch:
     given = await _given(sandbox, task)
     found = await _work(lambda: difference(given.records, now.records))
     left_out = list(found.left_out[:MAX_PATCH_FILES])
-    if len(found.deleted) > MAX_PATCH_FILES:
-        return Patch(problem=f"the change deletes {len(found.deleted)} files, more than {MAX_PATCH_FILES}")
     changes = await _changes(sandbox, now, found, left_out)
     fresh = await _work(lambda: frozenset(found.new))
     before = await _states_given(sandbox, task, given, [c.path for c in changes if c.path not in fresh])
@@ -132,6 +141,7 @@ async def take_patch(sandbox: Sandbox, task: Task) -> Patch:
             left_out.append(f"{change.path}: what was given there {old}")
         else:
             kept.append((old, change))
+    kept = await _work(lambda: _without_what_stands_in_the_way(kept, found, left_out))
     kept.sort(key=lambda pair: pair[1].path)
     left_out = sorted(left_out)
     if len(left_out) > _MOST_NAMED:
@@ -144,15 +154,18 @@ async def take_patch(sandbox: Sandbox, task: Task) -> Patch:
 
 
 async def _changes(sandbox: Sandbox, now: Listing, found: Difference, left_out: list[str]) -> list[Change]:
-    """The new states, as many as a patch may hold: of what was given, then of what is new, top of the tree first."""
+    """The new states, as many as a patch may hold, in their order of importance."""
     paths, hashes = await _work(lambda: _asked_for(now, found))
-    changes = [Change(path=path, kind="deleted") for path in found.deleted]
+    changes: list[Change] = []
     left = MAX_PATCH_BYTES
     for number, path in enumerate(paths):
-        if len(changes) >= MAX_PATCH_FILES or not left:
+        if len(changes) >= MAX_PATCH_FILES or number >= _MOST_ASKED_FOR:
             full = f"the patch is full ({MAX_PATCH_FILES} files, {MAX_PATCH_BYTES >> 20} MiB)"
             left_out.append(f"{path}, and {len(paths) - number - 1} files more: {full}")
             break
+        if (wanted := hashes.get(path)) is None:
+            changes.append(Change(path=path, kind="deleted"))
+            continue
         try:
             change = await sandbox.fetch(path, min(left, MAX_FILE_BYTES))
         except SandboxError as error:
@@ -161,7 +174,7 @@ async def _changes(sandbox: Sandbox, now: Listing, found: Difference, left_out: 
             why = f"the patch is full ({MAX_PATCH_BYTES >> 20} MiB)" if error.kind == "too_large" else "cannot be read"
             left_out.append(f"{path}: {why}")
             continue
-        if await _work(partial(_hash_of, change.content)) != hashes.get(path.encode()):
+        if await _work(partial(_hash_of, change.content)) != wanted:
             left_out.append(f"{path}: changed while it was read")
         elif change.kind == "link" and leads_outside(path, change.content):
             left_out.append(f"{path}: a link that leads out of the tree")
@@ -171,15 +184,27 @@ async def _changes(sandbox: Sandbox, now: Listing, found: Difference, left_out: 
     return changes
 
 
+def _without_what_stands_in_the_way(
+    kept: list[tuple[Change | None, Change]], found: Difference, left_out: list[str]
+) -> list[tuple[Change | None, Change]]:
+    """The pairs without files and links in the place of a directory of which the patch does not take everything away:
+    git would not apply it."""
+    gone = {change.path for _, change in kept if change.kind == "deleted"}
+    stay = {up for path in found.deleted if path not in gone for up in parents_of(path)}
+    blocked = {change.path for _, change in kept if change.kind != "deleted" and change.path in stay}
+    left_out += [f"{path}: stands where a directory was that the patch does not take away" for path in blocked]
+    return [pair for pair in kept if pair[1].path not in blocked]
+
+
 def _hash_of(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def _asked_for(now: Listing, found: Difference) -> tuple[list[str], dict[bytes, bytes]]:
-    """The paths whose states are wanted, in their order of importance, and their hashes."""
-    paths = [*found.changed, *sorted(found.new, key=lambda path: (path.count("/"), path))]
-    asked = {path.encode() for path in paths}
-    return paths, {path_of(record): record[1:65] for record in now.records if path_of(record) in asked}
+def _asked_for(now: Listing, found: Difference) -> tuple[list[str], dict[str, bytes]]:
+    """The paths that differ, in their order of importance, and the hashes of those that are there."""
+    there = {path.encode(): path for path in (*found.changed, *found.new)}
+    hashes = {there[raw]: record[1:65] for record in now.records if (raw := path_of(record)) in there}
+    return in_order_of_importance(found), hashes
 
 
 async def _given(sandbox: Sandbox, task: Task) -> Given:
@@ -284,8 +309,9 @@ async def put_changes(sandbox: Sandbox, changes: Iterable[Change]) -> None:
             raise
 
 
-async def run_checked(sandbox: Sandbox, command: list[str]) -> None:
-    """Run a command that cannot fail in a healthy sandbox."""
+async def run_checked(sandbox: Sandbox, command: str | list[str]) -> None:
+    """Run a command that cannot fail in a healthy sandbox; a string goes to bash."""
     result = await sandbox.exec(command, timeout=_TIMEOUT_S)
     if result.exit_code != 0:
-        raise SandboxError(f"{command[0]} failed in a fresh sandbox: {result.text[:500]}", kind="command")
+        name = "bash" if isinstance(command, str) else command[0]
+        raise SandboxError(f"{name} failed in a fresh sandbox: {result.text[:500]}", kind="command")

@@ -1,4 +1,5 @@
-"""A run that must fail, for commands in whose log no canary rides (`reward` files, readers of a dataset's own).
+"""A run that must fail, where no twin of a test that has to turn vouches for an outcome: for commands in whose log no
+canary rides (`reward` files, readers of a dataset's own), and for tests of which no twin can be made.
 
 Code under test runs as whoever writes such an outcome, so one run of it proves nothing. A patch that is to be rewarded
 is run again in other fresh sandboxes, in drawn order: where the hidden tests ask for the opposite it must fail, where
@@ -13,6 +14,7 @@ import random
 import re
 import secrets
 import shlex
+from collections.abc import Mapping
 
 from sandbox.base import Sandbox
 from sandbox.judgement.checkout import HIDE_HISTORY, run_checked
@@ -58,8 +60,7 @@ def with_nothing_before(task: Task, script: str, place: str) -> tuple[str, str]:
     new_shell = [
         f"({{ cd {tree} && {HIDE_HISTORY}; }} >/dev/null 2>&1 || rm -rf {tree}/.git)",
         *([f"export {' '.join(set_there)}"] if set_there else []),
-        "longhaul_options=$(set +o)",
-        "{ set +x; } 2>/dev/null",
+        "{ longhaul_options=$(shopt -p; declare -f; set +o); set +x; } 2>/dev/null",
         f"printf '%s\\n' \"$longhaul_options\" | cat - {place} > {place}.sh && rm {place} && exec bash {place}.sh",
     ]
     return "\n".join([*before, *new_shell]), f'rm -f -- "$0"\n{rest}\n'
@@ -75,8 +76,7 @@ async def turn_tests(sandbox: Sandbox, task: Task, command: str) -> str | None:
     brought = await texts_of(sandbox, task, sorted(paths_of_diff(task.test_patch)))
     modules = {path: text for path, text in own.items() if not path.startswith("/")} | brought
     texts = modules if modules else outside if not task.test_patch else {}
-    r = random.Random(secrets.token_bytes(16))
-    turned = {path: new for path, text in texts.items() if (new := turned_text(task, path, text, r)) is not None}
+    turned = turned_texts(task, texts)
     if not turned:
         return None
     place = f"/tmp/.{secrets.token_hex(8)}"
@@ -87,8 +87,14 @@ async def turn_tests(sandbox: Sandbox, task: Task, command: str) -> str | None:
     lines.append(f"rm -rf {place}")
     if task.tests.applies_tests:
         return before_tests(command, lines)
-    await run_checked(sandbox, ["sh", "-ec", "\n".join(lines)])
+    await run_checked(sandbox, "\n".join(["set -e", *lines]))
     return command
+
+
+def turned_texts(task: Task, texts: Mapping[str, str]) -> dict[str, str]:
+    """Those of the test files `texts` that can ask for the opposite, and how they do."""
+    r = random.Random(secrets.token_bytes(16))
+    return {path: new for path, text in texts.items() if (new := turned_text(task, path, text, r)) is not None}
 
 
 def turned_text(task: Task, path: str, text: str, r: random.Random) -> str | None:
@@ -102,7 +108,9 @@ def turned_text(task: Task, path: str, text: str, r: random.Random) -> str | Non
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     named = {name for test in (*task.fail_to_pass, *task.pass_to_pass) for name in _NAME.findall(test)}
-    tests = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name.startswith("test")]
+    tests = [
+        n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name.startswith("test")
+    ]
     lines, is_turned = text.split("\n"), False
     for node in sorted(tests, key=lambda node: -node.lineno):
         assert node.end_lineno is not None

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import msgspec
 
-from protocol.errors import TaskError
+from protocol.errors import GradingError, TaskError
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.judgement.checkout import BlockedError, git_apply, prepare, take_patch
-from sandbox.judgement.logs import grade_by_log
+from sandbox.judgement.control import turned_texts
+from sandbox.judgement.logs import SetUpError, bring_tests, grade_by_log
 from sandbox.judgement.protection import allowed_changes
-from sandbox.judgement.reports import run_hidden_tests
-from sandbox.judgement.verdicts import Report, Verdict, judge
+from sandbox.judgement.reports import hidden_modules, run_hidden_tests
+from sandbox.judgement.starvation import StarvedError
+from sandbox.judgement.verdicts import NOT_TURNED, Report, Verdict, judge, vouches
 from sandbox.patches import Patch, problem_of
 from sandbox.tasks.sources import sandbox_spec
 from sandbox.tasks.task import Task
@@ -24,8 +26,10 @@ __all__ = ["Patch", "Report", "Verdict", "grade", "judge", "take_patch"]
 
 _NUM_RETRIES_OF_FLAKY = 2
 _MORE_RUNS = ("turned", "turned", "turned", "true", "true")
-"""After a run that would be rewarded though nothing in its log vouches for it, in drawn order. Code that answers by
+"""After a run that would be rewarded though no twin vouches for it, in drawn order. Code that answers by
 chance, or by a race, is rewarded in at most 1 of 64 tries: it has to pass three runs and to fail three like them."""
+_NUM_WHERE_RUNS_DIFFER = 2
+"""Runs that all have to pass where a reward's second run did not: tests that flake now and then cost no reward."""
 
 
 async def grade(
@@ -40,81 +44,165 @@ async def grade(
     timeout_s: float,
     another_way: bool = False,
 ) -> Verdict:
-    """Judge `patch` in a fresh sandbox of `task`.
+    """Judge `patch` in a fresh sandbox of `task`, and before it is rewarded once more in another.
 
     `another_way` is for a second opinion: every function and every class of tests in a process of its own, in an order
     drawn anew, with new canaries; where a log is read, the task's own command without canaries, and the `swebench`
     package's grader reads the log as well if it is installed.
 
-    `timeout_s` is the deadline of one run of the hidden tests: tests that do not end within it have failed. A fail by
-    nothing but tests known to flake is judged again. Raises `SandboxError`, `GradingError` or `TaskError` when
-    the judgement, not the patch, failed: such an episode has no reward.
+    `timeout_s` is the deadline of one run of the hidden tests: tests that do not end within it have failed, unless the
+    host starved them (`starvation.py`): then they are run once more, and if starved again, `GradingError` (kind:
+    starved). A fail by nothing but tests known to flake is judged again. Raises `SandboxError`, `GradingError` or
+    `TaskError` when the judgement, not the patch, failed: such an episode has no reward.
     """
     if problem := problem_of(patch):
         return Verdict(resolved=False, reason=problem)
     started = time.monotonic()
     spec = await asyncio.to_thread(sandbox_spec, task, run, lease, limits, cache_dir)
-    for attempt in range(1 + _NUM_RETRIES_OF_FLAKY):
-        async with await backend.create(spec) as sandbox:
+    runs = _Runs(backend, spec, task, timeout_s)
+    try:
+        verdict = await runs.of(patch, another_way=another_way)
+    except BlockedError as error:
+        if not patch.changes:
+            raise TaskError(f"task {task.task_id!r}: its hidden tests do not fit its tree: {error}") from error
+        return Verdict(resolved=False, reason=str(error))
+    if verdict.resolved and verdict.unguarded and task.tests.absent != "passes":
+        verdict = await _controlled(runs, patch, verdict)
+    elif verdict.resolved and not another_way:
+        verdict = await _confirmed(runs, patch, verdict)
+    return msgspec.structs.replace(verdict, duration_s=time.monotonic() - started, starved=runs.num_starved)
+
+
+async def _confirmed(runs: _Runs, patch: Patch, verdict: Verdict) -> Verdict:
+    """A reward, or what a second run with other canaries says against it.
+
+    Objects that decide what they equal (the first that comes, any by a draw) may choose the true one among a test's
+    twins by luck; they have to be lucky twice.
+    """
+    again = await runs.of(patch)
+    if again.resolved:
+        return verdict
+    if not again.tampered:
+        for _ in range(_NUM_WHERE_RUNS_DIFFER):
+            if not (await runs.of(patch)).resolved:
+                break
+        else:
+            return verdict
+    return _wavering(again)
+
+
+def _wavering(again: Verdict) -> Verdict:
+    """The verdict of a run that says otherwise than the one before."""
+    wavered = () if again.tampered else again.failed
+    return msgspec.structs.replace(again, reason=f"passed at first, and then not: {again.reason}", wavered=wavered)
+
+
+class _Runs:
+    """Runs of one task's hidden tests, each in a fresh sandbox, and once more where the host starved it."""
+
+    def __init__(self, backend: Backend, spec: SandboxSpec, task: Task, timeout_s: float) -> None:
+        self._backend, self._spec = backend, spec
+        self.task, self.timeout_s = task, timeout_s
+        self.num_starved = 0
+
+    async def of(self, patch: Patch | None, *, another_way: bool = False, turned: bool = False) -> Verdict:
+        """One run, made again where it failed by nothing but tests known to flake; `patch` None: the task's own.
+
+        Raises as `grade` does, and `BlockedError`.
+        """
+        for _ in range(_NUM_RETRIES_OF_FLAKY):
+            verdict = await self._of(patch, another_way, turned)
+            flaked = bool(verdict.failed) and not verdict.tampered and set(verdict.failed) <= set(self.task.flaky)
+            if turned or not flaked:
+                return verdict
+        return await self._of(patch, another_way, turned)
+
+    async def _of(self, patch: Patch | None, another_way: bool, turned: bool) -> Verdict:
+        try:
+            return await self._in_time(patch, another_way, turned)
+        except SetUpError as error:  # what is to be built is the change, too
+            if patch is None or not await self._sets_up():
+                raise
+            reason = f"the task's set-up works on its own solution, and with the change it does not: {error}"
+            return Verdict(resolved=False, reason=reason, failed=self.task.fail_to_pass)
+
+    async def _in_time(self, patch: Patch | None, another_way: bool, turned: bool) -> Verdict:
+        try:
+            return await self._once(patch, self.timeout_s, another_way, turned)
+        except StarvedError as error:
+            self.num_starved += 1
+            longer = error.longer
+        try:
+            return await self._once(patch, longer * self.timeout_s, another_way, turned)
+        except StarvedError as error:
+            text = f"task {self.task.task_id!r}, for the second time: {error}. Have less run there at once"
+            raise GradingError(text, kind="starved") from error
+
+    async def _sets_up(self) -> bool:
+        """Whether the task's set-up works on its own solution, or, where none is known, on the tree that was given."""
+        async with await self._backend.create(self._spec) as sandbox:
+            await prepare(sandbox, self.task, grading=True)
+            if self.task.gold_patch:
+                await git_apply(sandbox, self.task.gold_patch, f"task {self.task.task_id!r}: gold_patch")
             try:
-                verdict = await _grade_in(sandbox, task, patch, timeout_s, another_way)
-            except BlockedError as error:
-                if not patch.changes:
-                    raise TaskError(f"task {task.task_id!r}: its hidden tests do not fit its tree: {error}") from error
-                return Verdict(resolved=False, reason=str(error))
-        if verdict.resolved and verdict.unguarded and task.tests.absent != "passes":
-            verdict = await _controlled(backend, spec, task, patch, timeout_s, verdict)
-        flaked = bool(verdict.failed) and not verdict.tampered and set(verdict.failed) <= set(task.flaky)
-        if not flaked or attempt == _NUM_RETRIES_OF_FLAKY:
-            break
-    return msgspec.structs.replace(verdict, duration_s=time.monotonic() - started)
+                await bring_tests(sandbox, self.task, rebuild=True)
+            except (SetUpError, StarvedError):
+                return False
+        return True
+
+    async def _once(self, patch: Patch | None, deadline_s: float, another_way: bool, turned: bool) -> Verdict:
+        async with await self._backend.create(self._spec) as sandbox:
+            return await _grade_in(sandbox, self.task, patch, deadline_s, self.timeout_s, another_way, turned)
 
 
-async def _controlled(
-    backend: Backend, spec: SandboxSpec, task: Task, patch: Patch, timeout_s: float, verdict: Verdict
-) -> Verdict:
-    """What is left of a reward for which nothing in the log vouches, after more runs. Some ask for the opposite.
+async def _controlled(runs: _Runs, patch: Patch, verdict: Verdict) -> Verdict:
+    """What is left of a reward for which nothing in the run vouches, after more runs. Some ask for the opposite.
 
     Where even the gold patch passes those, their tests are not those that decide: they say nothing, and the verdict
     stays unguarded.
     """
     for kind in secrets.SystemRandom().sample(_MORE_RUNS, len(_MORE_RUNS)):
-        async with await backend.create(spec) as sandbox:
-            control = await _grade_in(sandbox, task, patch, timeout_s, turned=kind == "turned")
+        control = await runs.of(patch, turned=kind == "turned")
         if kind == "true" and not control.resolved:
-            return msgspec.structs.replace(control, reason=f"passed at first, and then not: {control.reason}")
+            return _wavering(control)
         if kind == "turned" and control.resolved:
             break
     else:
         return msgspec.structs.replace(verdict, unguarded=False)
     if control.unguarded and not control.passed:
         return verdict  # there was nothing to turn
-    if task.gold_patch:
-        async with await backend.create(spec) as sandbox:
-            gold = await _grade_in(sandbox, task, None, timeout_s, turned=True)
-        if gold.resolved:
-            return verdict
+    if runs.task.gold_patch and (await runs.of(None, turned=True)).resolved:
+        return verdict
     reason = "the hidden tests were changed to ask for the opposite, and the outcome is still that they pass"
-    return Verdict(resolved=False, tampered=True, reason=reason, failed=task.fail_to_pass, log=control.log)
+    return Verdict(resolved=False, tampered=True, reason=reason, failed=runs.task.fail_to_pass, log=control.log)
 
 
 async def _grade_in(
     sandbox: Sandbox,
     task: Task,
     patch: Patch | None,
-    timeout_s: float,
-    another_way: bool = False,
-    *,
-    turned: bool = False,
+    deadline_s: float,
+    their_time_s: float,
+    another_way: bool,
+    turned: bool,
 ) -> Verdict:
-    """`patch` None: the task's own, put there by git."""
+    """`patch` None: the task's own, put there by git. Raises `StarvedError`."""
     await prepare(sandbox, task, grading=True)
     taken, ignored = allowed_changes(task, patch.changes) if patch is not None else ([], [])
     if patch is None:
         await git_apply(sandbox, task.gold_patch, f"task {task.task_id!r}: gold_patch")
     if task.tests.runner in ("log", "expected-output"):
-        verdict = await grade_by_log(sandbox, task, taken, timeout_s, plainly=another_way, turned=turned)
+        verdict = await grade_by_log(
+            sandbox, task, taken, deadline_s, plainly=another_way, turned=turned, their_time_s=their_time_s
+        )
     else:
-        seen = await run_hidden_tests(sandbox, task, taken, timeout_s, apart=another_way)
-        verdict = msgspec.structs.replace(judge(task, seen.report, seen.nonce, seen.canaries), log=seen.log)
+        opposite = turned_texts(task, hidden_modules(task)) if turned else None
+        if turned and not opposite:
+            return Verdict(resolved=True, unguarded=True, reason=NOT_TURNED)
+        seen = await run_hidden_tests(
+            sandbox, task, taken, deadline_s, apart=another_way, opposite=opposite, their_time_s=their_time_s
+        )
+        unguarded = not another_way and not vouches(task, seen.canaries.groups)
+        verdict = judge(task, seen.report, seen.nonce, seen.canaries)
+        verdict = msgspec.structs.replace(verdict, log=seen.log, unguarded=unguarded)
     return msgspec.structs.replace(verdict, ignored=tuple(ignored))

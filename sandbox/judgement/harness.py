@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 
 from sandbox.parsers.names import SWEBENCH_PARSERS
-from sandbox.parsers.reading import END_MARKER, START_MARKER
+from sandbox.parsers.reading import END_MARKER, START_MARKER, without_colours
 from sandbox.tasks.task import Task
 
 
@@ -32,18 +32,20 @@ def resolved_by_harness(task: Task, log: str) -> bool:
     from swebench.types import TestSpec
 
     parser = task.tests.parser
+    ours = parser in ("", "pytest")
     spec = TestSpec(
         instance_id=task.task_id,
         image="",
         eval_script_list=[],
         repo=task.repository,
-        version="",
+        version=task.version,
         FAIL_TO_PASS=list(task.fail_to_pass),
         PASS_TO_PASS=list(task.pass_to_pass),
-        log_parser="parse_log_pytest" if parser in ("", "pytest") else parser,
+        log_parser="parse_log_pytest" if ours else parser,
         eval_type="pass_and_fail",
     )
     prediction = {"instance_id": task.task_id, "model_patch": "", "model_name_or_path": "longhaul"}
+    log = without_colours(log) if ours else log
     marked = log if START_MARKER in log else f"{START_MARKER}\n{log}\n{END_MARKER}\n"
     with tempfile.NamedTemporaryFile("w", suffix=".log") as file:
         file.write(marked)

@@ -30,6 +30,7 @@ _SELECTS = re.compile(r"\b(pytest|py\.test)\b.*\s-[km]\b")
 _REDIRECTED = re.compile(r"[|<>]|\\$|#")
 _TEST_NAME = re.compile(r"\btest_\w+")
 _PYTEST_ID = re.compile(r"\.py::")
+_UNITTEST_ID = re.compile(r"(test\w*) \(([\w.]+)\)")
 _TIMEOUT_S = 60.0
 _MAX_MODULE_BYTES = 4 << 20
 
@@ -79,12 +80,13 @@ async def plant_for_log(sandbox: Sandbox, task: Task) -> Planted | None:
     directories = sorted({posixpath.dirname(path) for path in (*modules, *paths_of_diff(task.test_patch))})
     style: Style = "functions" if _RUNS_SYMPY.search(task.tests.command) else "methods"
     known = (*task.fail_to_pass, *(task.tests.expected if task.tests.runner == "expected-output" else ()))
-    is_pytest = bool(_PYTEST_ID.search("\n".join((*task.fail_to_pass, *task.pass_to_pass))))
-    reads = is_pytest or task.tests.runner == "expected-output"
-    found = await texts_of(sandbox, task, modules) if reads else {}
+    found = await texts_of(sandbox, task, modules)
+    named = {own: test for test in known if (own := _own_id(test, found))}
     twinned = _twinned(task, found)
     directory = directories[0] if directories else ""
-    canaries = plant({path: found.get(path, "") for path in modules}, directory, known, style, twinned=twinned)
+    canaries = plant(
+        {path: found.get(path, "") for path in modules}, directory, [*known, *named], style, twinned=twinned
+    )
     place = f"/tmp/.{secrets.token_hex(8)}"
     texts = {**canaries.sources, canaries.own_path: canaries.own_source}
     lines = [
@@ -102,15 +104,16 @@ async def plant_for_log(sandbox: Sandbox, task: Task) -> Planted | None:
     for number, text in enumerate(texts.values()):
         await sandbox.write(f"{place}/{number}", text.encode())
     if not task.tests.applies_tests:
-        await run_checked(sandbox, ["sh", "-ec", "\n".join([*lines, f"rm -rf {place}"])])
+        await run_checked(sandbox, "\n".join(["set -e", *lines, f"rm -rf {place}"]))
 
-    def logged(tests: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_as_logged(task, test) for test in tests)
+    in_log = {own: test for test in twinned_of(task) if (own := _own_id(test, found))}
 
-    groups = [
-        Group(_as_logged(task, group.test), logged(group.true), logged(group.turned)) for group in canaries.groups
-    ]
-    return Planted(command=command, canaries=canaries, groups=tuple(groups))
+    def logged(group: Group) -> Group:
+        like = in_log.get(group.test, "")
+        true, turned = (tuple(_as_logged(task, own, like) for own in owns) for owns in (group.true, group.turned))
+        return Group(like or _as_logged(task, group.test), true, turned)
+
+    return Planted(command=command, canaries=canaries, groups=tuple(map(logged, canaries.groups)))
 
 
 async def texts_of(sandbox: Sandbox, task: Task, paths: Iterable[str]) -> dict[str, str]:
@@ -140,16 +143,40 @@ async def texts_of(sandbox: Sandbox, task: Task, paths: Iterable[str]) -> dict[s
 
 
 def _twinned(task: Task, found: Mapping[str, str]) -> list[str]:
+    """The tests that may get twins, by their own ids."""
     if task.tests.runner != "expected-output":
-        return twinned_of(task)
+        return [own for test in twinned_of(task) if (own := _own_id(test, found))]
     ids = [test for path, text in found.items() for test in ids_of(path, text)]
     once = Counter(_as_logged(task, test) for test in ids)
     return [t for t in ids if once[n := _as_logged(task, t)] == 1 and task.tests.expected.get(n) == "PASSED"]
 
 
-def _as_logged(task: Task, test: str) -> str:
-    """A test's id in the log; R2E-Gym's reading of one leaves the file out."""
-    return ".".join(test.split("::")[1:]) if task.tests.runner == "expected-output" else test
+def _own_id(test: str, found: Mapping[str, str]) -> str:
+    """The id, by file, class and function, of a test that a log names otherwise; empty where nobody knows."""
+    if _PYTEST_ID.search(test):
+        return test
+    if match := _UNITTEST_ID.fullmatch(test):
+        name, where = match.group(1), match.group(2)
+        module, _, group = where.removesuffix(f".{name}").rpartition(".")
+        return next((f"{path}::{group}::{name}" for path in found if django_label(path) == module), "")
+    homes = [path for path, text in found.items() if re.search(rf"^def {re.escape(test)}\(", text, re.MULTILINE)]
+    return f"{homes[0]}::{test}" if len(homes) == 1 else ""
+
+
+def _as_logged(task: Task, own: str, like: str = "") -> str:
+    """The name in the log of a test with an id of ours, as that of the test `like` there.
+
+    R2E-Gym's reading of an id leaves the file out; unittest names the test before its class, sympy nothing else.
+    """
+    if task.tests.runner == "expected-output":
+        return ".".join(own.split("::")[1:])
+    if not like or _PYTEST_ID.search(like):
+        return own
+    name = _name(own)
+    if match := _UNITTEST_ID.fullmatch(like):
+        old, where = match.group(1), match.group(2)
+        return f"{name} ({where.removesuffix(old)}{name})" if where.endswith(f".{old}") else f"{name} ({where})"
+    return name
 
 
 def with_module(command: str, path: str) -> str | None:

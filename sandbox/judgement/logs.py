@@ -13,19 +13,32 @@ from sandbox.judgement.control import turn_tests, with_nothing_before
 from sandbox.judgement.harness import can_ask_harness, resolved_by_harness
 from sandbox.judgement.log_canaries import Planted, plant_for_log
 from sandbox.judgement.sealing import seal_what_judges
+from sandbox.judgement.starvation import check_had_time
 from sandbox.judgement.twins import settle
-from sandbox.judgement.verdicts import Verdict, reason_of_doubt, reason_of_failure, split_outcomes, unusual_outcomes
+from sandbox.judgement.verdicts import (
+    NOT_TURNED,
+    Verdict,
+    reason_of_doubt,
+    reason_of_failure,
+    split_outcomes,
+    unusual_outcomes,
+    vouches,
+)
 from sandbox.parsers.own import parse_r2e, without_duration
 from sandbox.parsers.reading import LogSource, between_markers, parse_log, shows_a_run, worse
 from sandbox.patches import Change
 from sandbox.tasks.task import Task
+from sandbox.tasks.test_paths import is_compiled_source, paths_of_diff
 
 MAX_LOG_BYTES = 16 << 20
 """A longer log is cut in the middle, and then it is no evidence: nobody knows what stood there."""
 _SHOWN_CHARS = 2000
-_MAX_ARGUMENT_BYTES = 64 << 10
 _SAID_AT_THE_END = frozenset({"reward", "tests-json"})  # parsers of commands of ours: their last line is the outcome
 _SETUP_TIMEOUT_S = 600.0
+
+
+class SetUpError(GradingError):
+    """A task's set-up failed: whether the tree or the change on it is to blame is not known yet."""
 
 
 async def grade_by_log(
@@ -36,28 +49,21 @@ async def grade_by_log(
     *,
     plainly: bool = False,
     turned: bool = False,
+    their_time_s: float | None = None,
 ) -> Verdict:
     """Put the change and the hidden tests on the clean tree, run the task's command, read its log.
 
     `plainly`: without canaries, as the public harness does, and by its grader where that is installed. `turned`: the
-    control of a command without canaries, whose tests must fail (`control.py`).
+    control of a command without canaries, whose tests must fail (`control.py`). Raises `StarvedError` when the place
+    gave the tests less than `their_time_s` (default: `timeout_s`) before the deadline, `SetUpError` as `bring_tests`.
     """
     await put_changes(sandbox, taken)
-    if task.test_patch and not task.tests.applies_tests:
-        await git_apply(sandbox, task.test_patch, f"task {task.task_id!r}: test_patch")
-    hidden = {path: text for path, text in task.test_files.items() if not path.startswith("/")}
-    await put_changes(sandbox, [_hidden_file(path, text) for path, text in hidden.items()])
-    for path in task.test_files.keys() - hidden.keys():  # beside the repository, where no change of an agent is
-        await sandbox.write(path, (task.test_files[path] or "").encode(), mode=0o755)
-    if task.tests.setup:
-        setup = await sandbox.exec(task.tests.setup, timeout=_SETUP_TIMEOUT_S)
-        if setup.exit_code != 0:
-            raise GradingError(f"task {task.task_id!r}: tests.setup failed: {setup.text[-2000:]}", kind="setup")
+    await bring_tests(sandbox, task, rebuild=any(is_compiled_source(change.path) for change in taken))
     planted = None if plainly or turned else await plant_for_log(sandbox, task)
 
     command = planted.command if planted else task.tests.command
     if turned and (command := await turn_tests(sandbox, task, command) or "") == "":
-        return Verdict(resolved=True, unguarded=True, reason="the hidden tests cannot be turned")
+        return Verdict(resolved=True, unguarded=True, reason=NOT_TURNED)
     if task.tests.applies_tests:
         place = f"/tmp/.{secrets.token_hex(8)}"
         command, rest = with_nothing_before(task, command, place)
@@ -65,8 +71,9 @@ async def grade_by_log(
     elif task.image is not None:  # which has the tests as they were before canaries rode along
         await hide_history(sandbox, task)
     await seal_what_judges(sandbox, task)
-    result = await sandbox.exec(await _argv(sandbox, command), timeout=timeout_s, max_output=MAX_LOG_BYTES)
+    result = await sandbox.exec(command, timeout=timeout_s, max_output=MAX_LOG_BYTES)
     if result.timed_out:
+        check_had_time(result, their_time_s or timeout_s, sandbox.spec.limits.cpus)
         verdict = Verdict(resolved=False, reason="the tests did not end in time", failed=task.fail_to_pass)
     elif result.truncated:
         reason = f"the log has {result.total_bytes} bytes, more than {MAX_LOG_BYTES}: one that was cut is no evidence"
@@ -81,22 +88,51 @@ async def grade_by_log(
         if plainly and verdict.resolved and can_ask_harness(task):
             by_harness = resolved_by_harness(task, result.text)
             verdict = verdict if by_harness else replace(verdict, resolved=False, reason="swebench's grader says no")
-    unguarded = planted is None and not plainly
-    return replace(verdict, unguarded=unguarded, log=result.text[-_SHOWN_CHARS:])
+    vouched = planted is not None and vouches(task, planted.groups)
+    return replace(verdict, unguarded=not vouched and not plainly, log=result.text[-_SHOWN_CHARS:])
+
+
+def _is_built_before(task: Task) -> bool:
+    """Whether a change is built before its tests are there: its set-up script would see them as they are, and code
+    under test could tell them from their twins by what the script left. Tests that are built, too, have to be there."""
+    tests = {*task.test_files, *paths_of_diff(task.test_patch)}
+    return task.tests.runner == "log" and all(path.endswith(".py") for path in tests if path != "/dev/null")
+
+
+async def bring_tests(sandbox: Sandbox, task: Task, *, rebuild: bool) -> None:
+    """Put the hidden tests on the tree and run the task's set-up, and what builds the tree again, if that is asked for.
+
+    Raises `SetUpError`, `StarvedError`.
+    """
+    built_before = _is_built_before(task)
+    if built_before:
+        await _set_up(sandbox, task, rebuild)
+    if task.test_patch and not task.tests.applies_tests:
+        await git_apply(sandbox, task.test_patch, f"task {task.task_id!r}: test_patch")
+    hidden = {path: text for path, text in task.test_files.items() if not path.startswith("/")}
+    await put_changes(sandbox, [_hidden_file(path, text) for path, text in hidden.items()])
+    for path in task.test_files.keys() - hidden.keys():  # beside the repository, where no change of an agent is
+        await sandbox.write(path, (task.test_files[path] or "").encode(), mode=0o755)
+    if not built_before:
+        await _set_up(sandbox, task, rebuild)
+
+
+async def _set_up(sandbox: Sandbox, task: Task, rebuild: bool) -> None:
+    for field, script in (("setup", task.tests.setup), ("rebuild", task.tests.rebuild if rebuild else "")):
+        if not script:
+            continue
+        done = await sandbox.exec(script, timeout=_SETUP_TIMEOUT_S)
+        if done.timed_out:
+            check_had_time(done, _SETUP_TIMEOUT_S, sandbox.spec.limits.cpus)
+        if done.exit_code != 0:
+            text = f"task {task.task_id!r}: tests.{field} failed: {done.text[-_SHOWN_CHARS:]}"
+            raise SetUpError(text, kind="setup")
+        await sandbox.kill_all()  # nothing that it started looks on
 
 
 def _hidden_file(path: str, text: str | None) -> Change:
     kept = text is not None
     return Change(path=path, kind="file" if kept else "deleted", content=(text or "").encode() if kept else b"")
-
-
-async def _argv(sandbox: Sandbox, command: str) -> str | list[str]:
-    """`command`, or the call of a file that holds it: Linux takes no argument of 128 KiB."""
-    if len(command.encode()) < _MAX_ARGUMENT_BYTES:
-        return command
-    place = f"/tmp/.{secrets.token_hex(8)}.sh"
-    await sandbox.write(place, f'rm -f -- "$0"\n{command}'.encode(), mode=0o755)
-    return ["bash", place]
 
 
 def _judge_named(task: Task, log: str, planted: Planted | None) -> Verdict:

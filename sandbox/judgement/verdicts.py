@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
 from sandbox.judgement.canaries import Canaries, disturbed
-from sandbox.judgement.twins import settle
+from sandbox.judgement.twins import Group, settle
 from sandbox.tasks.task import STORED_OUTCOMES, Task
+
+NOT_TURNED = "the hidden tests cannot be turned"
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -22,8 +24,10 @@ class Verdict(Struct, frozen=True, kw_only=True):
     failed: tuple[str, ...] = ()  # of the same: failed, or not run
     unusual: dict[str, str] = {}  # of the same: ran, neither failed nor plainly passed, and what they did
     doubted: tuple[str, ...] = ()  # of the same: passed, and so did a test that asks for the opposite
+    wavered: tuple[str, ...] = ()  # of the same: failed in one run of this change, and passed in another
     ignored: tuple[str, ...] = ()  # paths of the patch that judgement does not take (tests, test configuration)
-    unguarded: bool = False  # a log that code under test can write as well as the tests, and nothing vouches for it
+    unguarded: bool = False  # code under test can say this as well as the tests, and nothing vouches for it
+    starved: int = 0  # runs of tests that were made again because others had the processors meanwhile
     disputed: str = ""  # what a second opinion said against a reward
     duration_s: float = 0.0
     log: str = ""  # end of what the tests printed, for people
@@ -101,6 +105,13 @@ def split_outcomes(task: Task, outcomes: Mapping[str, str]) -> tuple[tuple[str, 
         good = "failed" not in seen if task.tests.absent == "passes" else seen == {task.tests.expected_outcome(test)}
         (passed if good else failed).append(test)
     return tuple(passed), tuple(failed)
+
+
+def vouches(task: Task, groups: Iterable[Group]) -> bool:
+    """Whether twins vouch for a reward: those of a test that has to turn. Whoever reads the module can tell a plain
+    canary from the tests, and who passes what has no twins needs no solution to pass those that passed before."""
+    twinned = [group.test for group in groups]
+    return bool(twinned) if not task.fail_to_pass else not set(task.fail_to_pass).isdisjoint(twinned)
 
 
 def unusual_outcomes(task: Task, outcomes: Mapping[str, str]) -> dict[str, str]:

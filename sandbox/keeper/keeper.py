@@ -13,14 +13,19 @@ import contextlib
 import logging
 import secrets
 import socket
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from protocol.errors import SandboxError
-from sandbox.base import SandboxSpec
+from sandbox.base import SandboxSpec, Snapshot
+from sandbox.guest.client import GuestClient
 from sandbox.keeper import requests
-from sandbox.keeper.requests import LEAVE, PING, REPLACED, Answered, Asked
-from sandbox.namespace.backend import NamespaceBackend, NamespaceSandbox
+from sandbox.keeper.requests import LEAVE, PING, REPLACED, Answered, Asked, HeldContainer
+from sandbox.namespace.backend import NamespaceBackend
+
+if TYPE_CHECKING:
+    from sandbox.keeper.containers import HeldContainers
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +33,24 @@ BACKLOG = 4096  # an actor may ask for all of its sandboxes at once
 REQUEST_DEADLINE_S = 30.0
 LOOK_S = 0.5
 IDLE_S = 30.0  # an actor that is being started again comes back within this time
+
+
+class Holdable(Protocol):
+    """What the keeper needs of a sandbox that it holds."""
+
+    client: GuestClient
+
+    async def pass_on(self, connection: socket.socket) -> None:
+        """Let whoever is at the other end of `connection` work there from now on."""
+        ...
+
+    async def snapshot(self) -> Snapshot:
+        """See `Sandbox.snapshot`."""
+        ...
+
+    async def close(self) -> None:
+        """See `Sandbox.close`."""
+        ...
 
 
 class _Actor(NamedTuple):
@@ -38,9 +61,9 @@ class _Actor(NamedTuple):
 class _Held:
     """A sandbox, or one that is being started."""
 
-    def __init__(self, actor: str, spec: SandboxSpec) -> None:
-        self.actor, self.spec = actor, spec
-        self.sandbox: NamespaceSandbox | None = None
+    def __init__(self, actor: str, spec: SandboxSpec, container: HeldContainer | None = None) -> None:
+        self.actor, self.spec, self.container = actor, spec, container
+        self.sandbox: Holdable | None = None
         self.until: float | None = None  # nobody works in it: when it ends
         self.unwanted = False
 
@@ -51,6 +74,7 @@ class Keeper:
     def __init__(self, backend: NamespaceBackend, path: Path) -> None:
         self._backend = backend
         self._path = path
+        self._containers: HeldContainers | None = None  # from the first one on: Docker is not everywhere
         self._actors: dict[str, _Actor] = {}
         self._held: dict[str, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,6 +107,8 @@ class Keeper:
                 task.cancel()
             await asyncio.gather(accepting, *self._tasks, return_exceptions=True)
             await self._backend.close()
+            if self._containers is not None:
+                await self._containers.close()
 
     def _look(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -128,6 +154,11 @@ class Keeper:
                 return self._attend(actor, connection)
             case requests.Create():
                 return await self._create(asked)
+            case requests.Hold():
+                return await self._hold(asked)
+            case requests.Note(name=name, held=container):
+                if name in self._held:
+                    self._held[name].container = container
             case requests.Adopt():
                 return self._adopt(asked)
             case requests.Close(name=name):
@@ -145,7 +176,7 @@ class Keeper:
         match asked:
             case requests.Attend(actor=actor):
                 await self._hear(actor, connection)
-            case requests.Create(name=name):
+            case requests.Create(name=name) | requests.Hold(name=name):
                 await self._pass_on(name, connection)
             case requests.Adopt(lease=lease):
                 if (kept := self._kept_of(lease)) is not None:
@@ -202,18 +233,30 @@ class Keeper:
 
     async def _create(self, asked: requests.Create) -> Answered:
         held = _Held(self._name_of(asked.pass_word), asked.spec)
-        if asked.name in self._held:
-            raise SandboxError(f"there is a sandbox {asked.name} already", kind="keeper")
-        self._held[asked.name] = held
+        return await self._begin(asked.name, held, self._backend.create(asked.spec))
+
+    async def _hold(self, asked: requests.Hold) -> Answered:
+        from sandbox.keeper.containers import HeldContainers
+
+        held = _Held(self._name_of(asked.pass_word), asked.spec, asked.held)
+        if self._containers is None:
+            self._containers = HeldContainers()
+        return await self._begin(asked.name, held, self._containers.hold(asked.spec, asked.held))
+
+    async def _begin(self, name: str, held: _Held, starting: Coroutine[Any, Any, Holdable]) -> Answered:
+        if name in self._held:
+            starting.close()
+            raise SandboxError(f"there is a sandbox {name} already", kind="keeper")
+        self._held[name] = held
         try:
-            held.sandbox = await self._backend.create(asked.spec)
+            held.sandbox = await starting
         except BaseException:
-            del self._held[asked.name]
+            del self._held[name]
             raise
         if held.unwanted:
-            self._end(asked.name)
-            raise SandboxError(f"the sandbox of {asked.spec.lease} is not wanted any more", kind="closed")
-        return requests.Given(name=asked.name, spec=asked.spec)
+            self._end(name)
+            raise SandboxError(f"the sandbox of {held.spec.lease} is not wanted any more", kind="closed")
+        return requests.Given(name=name, spec=held.spec, held=held.container)
 
     def _adopt(self, asked: requests.Adopt) -> Answered:
         actor = self._name_of(asked.pass_word)
@@ -222,7 +265,7 @@ class Keeper:
             return requests.Done()
         held = self._held[name]
         held.actor, held.until = actor, None
-        return requests.Given(name=name, spec=held.spec)
+        return requests.Given(name=name, spec=held.spec, held=held.container)
 
     def _kept_of(self, lease: str) -> str | None:
         for name, held in self._held.items():
@@ -234,7 +277,7 @@ class Keeper:
     async def _pass_on(self, name: str, connection: socket.socket) -> None:
         await self._sandbox(name).pass_on(connection)
 
-    def _sandbox(self, name: str) -> NamespaceSandbox:
+    def _sandbox(self, name: str) -> Holdable:
         held = self._held.get(name)
         if held is None or held.sandbox is None or held.unwanted:
             raise SandboxError(f"there is no sandbox {name}", kind="closed")

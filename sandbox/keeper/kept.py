@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from protocol.errors import SandboxError
@@ -80,12 +81,13 @@ class KeptBackend:
         self._life_socket: socket.socket | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self._replaced = False
+        self.of_containers: Callable[[requests.Given, GuestConnection], Awaitable[Sandbox]] | None = None
         allow_open_files()
 
     async def probe(self) -> Capabilities:
         """See `Backend.probe`."""
         try:
-            await self._attend()
+            await self.attend()
         except SandboxError as error:
             return Capabilities(backend=self.name, available=False, isolation="none", reason=str(error))
         reply = await self._ask(requests.Probe())
@@ -96,18 +98,29 @@ class KeptBackend:
         """See `Backend.create`."""
         name = secrets.token_hex(6)
         try:
-            sandbox = await self._take(requests.Create(pass_word=await self._attend(), name=name, spec=spec))
+            taken = await self.take(requests.Create(pass_word=await self.attend(), name=name, spec=spec))
         except BaseException:  # it may be there, or come to be
             task = asyncio.create_task(self._end_quietly(name), name=f"unwanted sandbox {name}")
             self._endings.add(task)
             task.add_done_callback(self._endings.discard)
             raise
-        assert sandbox is not None, "a new sandbox is given or refused"
-        return sandbox
+        assert taken is not None, "a new sandbox is given or refused"
+        return self._sandbox(*taken)
+
+    def expect(self, images: Sequence[str]) -> None:
+        """See `Backend.expect`: there are no images here."""
 
     async def adopt(self, lease: str) -> Sandbox | None:
         """See `Backend.adopt`."""
-        return await self._take(requests.Adopt(pass_word=await self._attend(), lease=lease))
+        taken = await self.take(requests.Adopt(pass_word=await self.attend(), lease=lease))
+        if taken is None:
+            return None
+        if taken[0].held is None:
+            return self._sandbox(*taken)
+        if self.of_containers is None:
+            taken[1].drop()
+            raise SandboxError(f"{lease} is in a container, and Docker is not used here", kind="lost")
+        return await self.of_containers(*taken)
 
     async def purge(self, run: str) -> int:
         """See `Backend.purge`."""
@@ -156,8 +169,14 @@ class KeptBackend:
         except SandboxError as error:
             log.warning("sandbox %s: %s", name, error)
 
-    async def _take(self, asked: requests.Create | requests.Adopt) -> KeptSandbox | None:
-        """A sandbox whose guest talks to us from now on."""
+    async def tell(self, asked: requests.Note) -> None:
+        """Have the keeper note something."""
+        await self._ask(asked)
+
+    async def take(
+        self, asked: requests.Create | requests.Adopt | requests.Hold
+    ) -> tuple[requests.Given, GuestConnection] | None:
+        """A sandbox whose guest talks to us from now on; None: the keeper has none for that lease."""
         ours = await self._dial()
         try:
             reply = await self._say(ours, asked)
@@ -175,12 +194,15 @@ class KeptBackend:
         except BaseException:
             connection.drop()
             raise
-        self._living.add(reply.name)
-        return KeptSandbox(reply.spec, reply.name, connection, self)
+        return reply, connection
+
+    def _sandbox(self, given: requests.Given, connection: GuestConnection) -> KeptSandbox:
+        self._living.add(given.name)
+        return KeptSandbox(given.spec, given.name, connection, self)
 
     # --- the keeper -----------------------------------------------------------------------------------------------
 
-    async def _attend(self) -> str:
+    async def attend(self) -> str:
         """The word under which this process is given sandboxes."""
         async with self._attending:
             if self._replaced:

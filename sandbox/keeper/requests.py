@@ -1,7 +1,7 @@
 """What a process asks the keeper, over a socket file that only this user can open: one request a connection.
 
-A connection of `Create` or `Adopt` becomes, after its reply, the conversation with the sandbox's guest. One of `Attend`
-stays open as the sign of life of the process that asks.
+A connection of `Create`, `Hold` or `Adopt` becomes, after its reply, the conversation with the sandbox's guest. One of
+`Attend` stays open as the sign of life of the process that asks.
 """
 
 from __future__ import annotations
@@ -47,6 +47,33 @@ class Adopt(Struct, frozen=True, kw_only=True, tag=True):
     lease: str
 
 
+class HeldContainer(Struct, frozen=True, kw_only=True):
+    """A container as whoever works in it must know it."""
+
+    url: str  # of its daemon
+    tls_dir: str
+    container: str  # its id
+    covered: bool = False  # it has a disk of its own size
+    is_users: bool = False  # it was handed over to a user without root
+    image: str = ""
+
+
+class Hold(Struct, frozen=True, kw_only=True, tag=True):
+    """Attach to a container that was made, start it, and hold it. Answered by `Given`."""
+
+    pass_word: str
+    name: str
+    spec: SandboxSpec
+    held: HeldContainer
+
+
+class Note(Struct, frozen=True, kw_only=True, tag=True):
+    """How a held container is by now. Answered by `Done`."""
+
+    name: str
+    held: HeldContainer
+
+
 class Close(Struct, frozen=True, kw_only=True, tag=True):
     """End a sandbox; answered by `Done` once it is gone."""
 
@@ -80,6 +107,7 @@ class Given(Struct, frozen=True, kw_only=True, tag=True):
 
     name: str
     spec: SandboxSpec
+    held: HeldContainer | None = None  # None: it is the keeper's own
 
 
 class Taken(Struct, frozen=True, kw_only=True, tag=True):
@@ -105,7 +133,7 @@ class Failed(Struct, frozen=True, kw_only=True, tag=True):
     text: str
 
 
-Asked = Attend | Create | Adopt | Close | TakeSnapshot | DeleteSnapshot | Probe
+Asked = Attend | Create | Adopt | Hold | Note | Close | TakeSnapshot | DeleteSnapshot | Probe
 Answered = Attending | Given | Taken | Probed | Done | Failed
 
 
@@ -118,7 +146,7 @@ def _encode_path(value: Any) -> str:
 def _decode_path(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(f"{kind.__name__} does not cross this socket")
+    raise ValueError(f"expected a {kind.__name__}")
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
@@ -126,28 +154,43 @@ _asked = msgspec.msgpack.Decoder(Asked, dec_hook=_decode_path)
 _answered = msgspec.msgpack.Decoder(Answered, dec_hook=_decode_path)
 
 
+def encode(message: Asked | Answered) -> bytes:
+    """A message as it is sent, without its length."""
+    return _encoder.encode(message)
+
+
+def decode_asked(payload: bytes) -> Asked:
+    """What was asked. Raises `SandboxError` (kind: keeper)."""
+    asked: Asked = _decode(_asked, payload)
+    return asked
+
+
+def decode_answered(payload: bytes) -> Answered:
+    """What was answered. Raises `SandboxError` (kind: keeper)."""
+    answered: Answered = _decode(_answered, payload)
+    return answered
+
+
 async def send(connection: socket.socket, message: Asked | Answered) -> None:
     """Send one message. Raises `OSError`."""
-    payload = _encoder.encode(message)
+    payload = encode(message)
     await asyncio.get_running_loop().sock_sendall(connection, _LENGTH.pack(len(payload)) + payload)
 
 
 async def receive_asked(connection: socket.socket) -> Asked:
     """The next message, and no byte behind it. Raises `SandboxError` (kind: keeper) or `OSError`."""
-    asked: Asked = _decode(_asked, await _receive(connection))
-    return asked
+    return decode_asked(await _receive(connection))
 
 
 async def receive_answered(connection: socket.socket) -> Answered:
     """As `receive_asked`."""
-    answered: Answered = _decode(_answered, await _receive(connection))
-    return answered
+    return decode_answered(await _receive(connection))
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[Any], payload: bytes) -> Any:
     try:
         return decoder.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise SandboxError(f"expected a message of the sandbox keeper: {error}", kind="keeper") from error
 
 

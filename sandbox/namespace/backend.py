@@ -13,6 +13,7 @@ import resource
 import secrets
 import shutil
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from protocol.errors import ConfigError, SandboxError
@@ -24,7 +25,7 @@ from sandbox.guest.sandbox import GuestSandbox, sandbox_of, twin_spec
 from sandbox.namespace.cgroups import Cgroups, purge_cgroups
 from sandbox.namespace.foreign_packages import Foreign, foreign_packages_here, refuse_visible
 from sandbox.namespace.host_view import ALTERNATIVES, GUEST, bubblewrap_command, make_etc, python_home
-from sandbox.namespace.snapshots import Layers, layers_of_snapshot, layers_of_source, write_snapshot
+from sandbox.namespace.snapshots import Layers, force_to_disk, layers_of_snapshot, layers_of_source, write_snapshot
 from sandbox.owners import end_keepers, new_owner, purge_state, state_dir
 
 FIRST_HOST_UID = 0x70000000  # past what distributions and other container tools hand out
@@ -84,6 +85,7 @@ class NamespaceBackend:
         self._pinger = Pinger(self._living.values)
         self._capabilities: Capabilities | None = None
         self._cgroups: Cgroups | None = None
+        self._state = Path()
         self._foreign = Foreign((), {})
         self._copied_devices: set[int] = set()  # file systems whose trees are copied: an overlay cannot be had
 
@@ -99,6 +101,9 @@ class NamespaceBackend:
         if not capabilities.available:
             raise SandboxError(f"no namespace sandbox on this host: {capabilities.reason}", kind="unavailable")
         return await self._create(spec)
+
+    def expect(self, images: Sequence[str]) -> None:
+        """See `Backend.expect`: there are no images here."""
 
     async def adopt(self, lease: str) -> Sandbox | None:
         """See `Backend.adopt`."""
@@ -132,11 +137,14 @@ class NamespaceBackend:
 
     async def take_snapshot(self, sandbox: NamespaceSandbox) -> Snapshot:
         """Copy what a sandbox has written. Commands should not run meanwhile."""
-        path = self._snapshots() / secrets.token_hex(8)
+        path = (sandbox.spec.snapshots or self._snapshots()) / secrets.token_hex(8)
         root = Path(f"/proc/{sandbox.pid}/root/tmp")
         async with sandbox.client.stopped():
             await asyncio.to_thread(write_snapshot, path, root, sandbox.layers)
-        return Snapshot(backend=self.name, reference=path.name)
+        if sandbox.spec.snapshots is None:
+            return Snapshot(backend=self.name, reference=path.name)
+        await asyncio.to_thread(force_to_disk, path)  # it is to outlive this machine's memory
+        return Snapshot(backend=self.name, reference=str(path))
 
     # -- below: probing
 
@@ -162,6 +170,7 @@ class NamespaceBackend:
         guest_binary(), stage_binary()
         allow_open_files()
         self._cgroups = Cgroups(self.owner)
+        self._state = state_dir(self.owner)
         make_etc(self._etc())
         self._empty().mkdir(mode=0o755, exist_ok=True)
 
@@ -191,6 +200,7 @@ class NamespaceBackend:
         if spec.image is not None:
             raise SandboxError("an image needs the docker backend, this one shows directories", kind="unsupported")
         if not self._etc().is_dir():  # a purge of this run may have removed it
+            self._state = state_dir(self.owner)
             make_etc(self._etc())
             self._empty().mkdir(mode=0o755, exist_ok=True)
         binds = [Path(path) for path in spec.read_only_binds]
@@ -266,16 +276,17 @@ class NamespaceBackend:
         return [GUEST, str(ttl), str(spec.limits.max_processes), str(spec.limits.memory_mib)]
 
     def _etc(self) -> Path:
-        return state_dir(self.owner) / "etc"
+        return self._state / "etc"
 
     def _empty(self) -> Path:
-        return state_dir(self.owner) / "empty"
+        return self._state / "empty"
 
     def _snapshots(self) -> Path:
         return state_dir(self.owner) / "snapshots"
 
     def _snapshot_path(self, snapshot: Snapshot) -> Path:
-        return self._snapshots() / Path(snapshot.reference).name
+        path = Path(snapshot.reference)
+        return path if path.is_absolute() else self._snapshots() / path.name
 
 
 def purge_namespaces(run: str) -> int:

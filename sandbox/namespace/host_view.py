@@ -73,6 +73,7 @@ def _environment(python: Path | None) -> dict[str, str]:
     return {"PATH": path, "HOME": HOME, "USER": "agent", "LANG": "C.UTF-8", "PAGER": "cat", "TERM": "dumb"}
 
 
+@functools.cache
 def python_home() -> Path | None:
     """The installation of the Python that runs us, where `/usr` does not show it anyway."""
     home = Path(sys.base_prefix).resolve()

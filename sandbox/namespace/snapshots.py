@@ -62,6 +62,14 @@ def write_snapshot(path: Path, sandbox_root: Path, below: Layers) -> None:
         (path / "source").symlink_to(below.lowers[-1])
 
 
+def force_to_disk(path: Path) -> None:
+    """Have all of a snapshot outlive the loss of power. Blocking. Raises `SandboxError` (kind: snapshot)."""
+    command = ["sync", "--file-system", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COPY_DEADLINE_S, check=False)
+    if done.returncode:
+        raise SandboxError(f"cannot force snapshot {path.name} to disk: {done.stderr[:500]}", kind="snapshot")
+
+
 def _copy(origin: Path, target: Path, *flags: str) -> None:
     command = ["cp", "--archive", "--no-target-directory", *flags, "--", str(origin), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=COPY_DEADLINE_S, check=False)

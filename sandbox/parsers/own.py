@@ -8,8 +8,11 @@ import msgspec
 
 REWARD_TEST = "reward"
 """The one test of a task whose tests write a number."""
+MAX_REWARD_BYTES = 4096
 TESTS_JSON_MARK = ">>>>> Tests as JSON: "
 REWARD_MARK = ">>>>> Reward: "
+R2E_STATUSES = ("PASSED", "FAILED", "ERROR")
+"""Those that count in R2E-Gym's reading."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SUMMARY = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) (\S.*)$", re.MULTILINE)
 _STATUSES = {"PASSED": "passed", "FAILED": "failed", "ERROR": "failed", "SKIPPED": "skipped"}
@@ -40,7 +43,7 @@ def parse_r2e(log: str) -> dict[str, str]:
     for match in _SUMMARY.finditer(summary) if found else ():
         status, rest = match.groups()
         name = ".".join(rest.split("::")[1:]).split(" - ")[0]
-        if status in ("PASSED", "FAILED", "ERROR") and name:
+        if status in R2E_STATUSES and name:
             statuses[name] = status
     return statuses
 
@@ -53,14 +56,19 @@ def without_duration(test: str) -> str:
 
 
 def parse_reward(log: str) -> dict[str, str]:
-    """The line that starts with `REWARD_MARK`: `passed` for 1 or more, `failed` for less; nothing else counts."""
+    """The line that starts with `REWARD_MARK`: `passed` for 1 or more, `failed` for less; nothing else counts.
+
+    Of rewards by name (harbor's `reward.json`) `reward` counts, or else the least of them.
+    """
     said = _only(log, REWARD_MARK)
     if said is None:
         return {}
     try:
-        return {REWARD_TEST: "passed" if float(said) >= 1.0 else "failed"}
-    except ValueError:
+        rewards = msgspec.json.decode(said, type=dict[str, float]) if said.startswith("{") else {"": float(said)}
+        least = rewards.get(REWARD_TEST, min(rewards.values()))
+    except (ValueError, UnicodeError):
         return {}
+    return {REWARD_TEST: "passed" if least >= 1.0 else "failed"}
 
 
 def parse_tests_json(log: str) -> dict[str, str]:
@@ -72,7 +80,11 @@ def parse_tests_json(log: str) -> dict[str, str]:
         tests = msgspec.json.decode(said, type=_Tests).tests
     except (msgspec.DecodeError, UnicodeError):
         return {}
-    return {test.name: _STATUSES.get(test.status.upper(), "failed") for test in tests}
+    found: dict[str, str] = {}
+    for test in tests:  # of tests of one name that passes which passes anywhere: so the dataset's own judgement counts
+        outcome = _STATUSES.get(test.status.upper(), "failed")
+        found[test.name] = "passed" if "passed" in (outcome, found.get(test.name)) else outcome
+    return found
 
 
 def _only(log: str, mark: str) -> str | None:

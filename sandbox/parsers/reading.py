@@ -72,12 +72,17 @@ def parse_log(parser: str, log: str, vouching: Collection[str] = (), source: Log
     if parser == "tests-json":
         return ParsedLog(outcomes=parse_tests_json(log))
     if parser in ("", "pytest"):
-        return _parse_summary(_own_summary(_COLOUR.sub("", log), vouching), strict=False)
+        return _parse_summary(_own_summary(without_colours(log), vouching), strict=False)
     if parser in SUMMARY_PARSERS:
         log = _own_summary(log, vouching)
     if parser == "parse_log_pytest":
         return _parse_summary(log, strict=True)
     return _parse_by_swebench(parser, log, source or LogSource())
+
+
+def without_colours(log: str) -> str:
+    """A log as a terminal without colours shows it."""
+    return _COLOUR.sub("", log)
 
 
 def between_markers(log: str) -> str | None:

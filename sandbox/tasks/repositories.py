@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Iterable
 
-_PYTEST = "pytest --no-header -rA --tb=no -p no:cacheprovider"
+_PYTEST = "pytest -rA --tb=no -p no:cacheprovider"  # what pytest knew before 6.2, too
+_DJANGO_NAME = re.compile(r"(\w+) \(([\w.]+)\)")
 _COMMANDS = {
     "astropy/astropy": "pytest -rA -vv -o console_output_style=classic --tb=no",
     "django/django": "./tests/runtests.py --verbosity 2 --settings=test_sqlite --parallel 1",
+    "pytest-dev/pytest": "pytest -rA",  # runs itself, at every age
     "sphinx-doc/sphinx": "tox --current-env -epy39 -v --",
     "sympy/sympy": "PYTHONWARNINGS='ignore::UserWarning,ignore::SyntaxWarning' bin/test -C --verbose",
 }
@@ -56,6 +60,15 @@ test_command.__test__ = False  # type: ignore[attr-defined]
 def install_command(repository: str) -> str:
     """What builds a repository of SWE-bench again; empty where nobody knows."""
     return _INSTALLS.get(repository, "")
+
+
+def django_modules(tests: Iterable[str]) -> list[str]:
+    """Files of the modules that names like `test_x (forms_tests.test_x.FormTests)` tell; some names are sentences."""
+    found = set()
+    for match in filter(None, map(_DJANGO_NAME.fullmatch, tests)):
+        parts = match[2].removesuffix(f".{match[1]}").split(".")  # Python 3.11 names the test once more
+        found.add(f"tests/{'/'.join(parts[:-1])}.py" if len(parts) > 1 else "")
+    return sorted(found - {""})
 
 
 def django_label(path: str) -> str:

@@ -7,11 +7,13 @@ import os
 import posixpath
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import msgspec
 
 from protocol.errors import ConfigError, TaskError
+from protocol.section import expanded
 from sandbox.base import Limits, SandboxSpec
 from sandbox.tasks.packages import fetch_sdist, made_once, test_environment, unpack_sdist
 from sandbox.tasks.task import Task
@@ -21,6 +23,22 @@ ENVIRONMENT_INSIDE = "/opt/longhaul-tests"
 """Where a task's test requirements appear in a sandbox."""
 _GIT_TIMEOUT_S = 60.0
 _NEVER_SHOWN = (".git", ".hg", ".svn")
+
+
+def usable_cache(directory: Path, flag: str) -> Path:
+    """The directory for what tasks unpack, given by `flag`, made and proved to take files. Raises `ConfigError`."""
+    directory = expanded(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {directory}: trees of tasks cannot be kept there ({error.strerror}): name a directory that may be "
+            "written",
+            kind="cache_dir",
+        ) from error
+    return directory
 
 
 def materialise(task: Task, cache_dir: Path) -> Path | None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from protocol.errors import TaskError
 from protocol.messages import TaskRef
 from sandbox.parsers.names import KNOWN_PARSERS, nearest_parsers
 
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    rf"(?:[A-Za-z0-9][A-Za-z0-9.-]*(?::\d+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?",
+    re.ASCII,
+)
+"""References of images (github.com/distribution/reference)."""
+_GIT_NAME = re.compile(r"(?:[\w.][\w./^~@+-]*)?", re.ASCII)
 RunnerKind = Literal["functions", "pytest", "log", "expected-output"]
+_MAY_HOLD_ANY_TEXT = ("issue", "metadata", "gold_patch", "setup_patch", "test_patch", "files", "test_files")
 STORED_OUTCOMES = ("passed", "xfailed", "xpassed", "skipped")
 """What a named test may be expected to do. Nothing else can be had twice, or it is a failure."""
 
@@ -32,6 +42,7 @@ class TestSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     parser: str = ""
     applies_tests: bool = False  # the command brings the hidden tests itself, and prints SWE-bench's markers
     setup: str = ""  # shell commands before `command`, in the same sandbox; their output is no evidence
+    rebuild: str = ""  # the same, for changes of sources that must be compiled
     import_paths: tuple[str, ...] = (".",)  # relative to the working directory, put on sys.path by our own runners
     import_mode: Literal["prepend", "importlib"] = "prepend"  # pytest's way to import test modules
     requirements: tuple[str, ...] = ()  # pinned packages that the tests need, bound read-only into the sandbox
@@ -92,14 +103,29 @@ def check_task(task: Task) -> Task:
     def fail(field: str, message: str) -> TaskError:
         return TaskError(f"task {task.task_id!r}: {field}: {message}", kind=field)
 
-    if not re.fullmatch(r"[\w.+/@:-]{1,200}", task.task_id):
+    if not re.fullmatch(r"\w[\w.+/@:-]{0,199}", task.task_id) or ".." in task.task_id.split("/"):
         raise fail("task_id", "expected 1 to 200 letters, digits or . + / @ : - _")
+    for field in task.__struct_fields__:
+        try:
+            encoded = msgspec.json.encode(getattr(task, field))
+        except UnicodeEncodeError as error:
+            raise fail(field, f"holds what is no text: {error}") from error
+        if b"\\u0000" in encoded and field not in _MAY_HOLD_ANY_TEXT:
+            raise fail(field, "holds a NUL, which no command and no name can")
     if not task.fail_to_pass and task.tests.runner != "expected-output":
         raise fail("fail_to_pass", "names no test, so nothing could show that the issue is solved")
     if sum(x is not None for x in (task.image, task.files, task.sdist)) != 1:
         raise fail("image/files/sdist", "expected exactly one of them")
-    if not task.workdir.startswith("/"):
-        raise fail("workdir", f"expected an absolute path, got {task.workdir!r}")
+    if not task.workdir.startswith("/") or posixpath.normpath(task.workdir) != task.workdir:
+        raise fail("workdir", f"expected an absolute path without detours, got {task.workdir[:200]!r}")
+    if task.image is not None and not _IMAGE.fullmatch(task.image):
+        raise fail("image", f"no image can have the name {task.image[:300]!r}")
+    for field in ("base_commit", "checkout", "hidden_from"):
+        if not _GIT_NAME.fullmatch(getattr(task, field)):
+            raise fail(field, f"no commit can have the name {getattr(task, field)[:200]!r}")
+    for field in ("fail_to_pass", "pass_to_pass"):
+        if not all(map(str.strip, getattr(task, field))):
+            raise fail(field, "holds a test without a name, which no log can show")
     if both := set(task.fail_to_pass) & set(task.pass_to_pass):
         raise fail("pass_to_pass", f"{min(both)!r} is in fail_to_pass, too")
     for path in (*(task.files or ()), *task.test_files, *task.removed):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.__main__ import Chaos
+from benchmarks.chaos.parts import Chaos
 from sandbox.namespace.backend import NamespaceBackend
 
 

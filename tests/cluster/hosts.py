@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from msgspec import structs
+
+from cluster.security.listeners import Listener, listeners
 
 _READY_S = 20.0
 # The first process of a namespace reaps what is orphaned there, and ends with whoever made it.
@@ -131,6 +134,12 @@ class Host:
                     found.append(process)
         return found
 
+    def listeners(self) -> list[Listener]:
+        """What listens there; `0.0.0.0` and `::` are given as its own address."""
+        found = listeners(self.processes(), Path(f"/proc/{self._first}/net"))
+        anywhere = ("0.0.0.0", "::")
+        return [structs.replace(one, address=self.address) if one.address in anywhere else one for one in found]
+
     def left(self) -> list[str]:
         """Files of runs that are still there: private directories, shared memory, what sandboxes keep in /run."""
         script = "ls -d /tmp/longhaul-* /dev/shm/longhaul-* /run/longhaul/* 2>/dev/null; true"
@@ -147,30 +156,37 @@ class Host:
     def kill(self) -> None:
         """As if its power were cut."""
         if self._made is not None:
-            os.kill(self._first, 9)
+            if self._first:  # 0 would be all of our own group
+                os.kill(self._first, 9)
+            else:
+                self._made.kill()
             self._made.wait()
             _close(self._made)
             self._made = None
 
 
-TOKEN = "/tmp/ray-token"
-RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": TOKEN}
-"""Environment of whoever starts Ray on a host, or joins it there."""
+CREDENTIALS = "/run/ray"
+"""Folder of a host's credentials."""
+RAY = {"LONGHAUL_CLUSTER": CREDENTIALS}
+"""Environment of whoever joins Ray on a host."""
 
 
-def start_ray(network: Network, cpus: float = 2, **flags: object) -> str:
-    """Ray over all hosts, the first one its head; its address."""
-    head = network.hosts[0]
-    address = f"{head.address}:6379"
-    ray = str(Path(sys.executable).with_name("ray"))
-    common = ["--disable-usage-stats", f"--num-cpus={cpus:g}", "--object-store-memory=100000000"]
-    common += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    secret = secrets.token_hex(16)
-    for host in network.hosts:
-        host.path(TOKEN).write_text(secret)
-        role = ["--head", "--port=6379", "--include-dashboard=false"] if host is head else [f"--address={address}"]
-        host.run(ray, "start", *role, f"--node-ip-address={host.address}", *common, timeout_s=180, env=os.environ | RAY)
-    return address
+def start_ray(network: Network, folder: Path, cpus: float = 2, flags: str = "") -> str:
+    """Ray over all hosts by `longhaul cluster up`, the first one its head; its address.
+
+    Args:
+        folder: for the cluster's own credentials, and for what takes the place of ssh.
+    """
+    words = [sys.executable, "-m", "cluster.front_door", "cluster", "up", *(host.address for host in network.hosts)]
+    words += [f"--ssh={network.ssh(folder)}", f"--there={CREDENTIALS}"]
+    words += [f"--flags=--num-cpus={cpus:g} --object-store-memory=100000000 {flags}"]
+    own = {"LONGHAUL_CLUSTER": str(folder / "cluster"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    # what a run of this host only leaves in its process, and no ssh would carry there
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    done = subprocess.run(words, env=inherited | own, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise AssertionError(f"{done.stdout}\n{done.stderr}")
+    return f"{network.hosts[0].address}:6379"
 
 
 class Network:
@@ -188,6 +204,9 @@ class Network:
         for tool in ("unshare", "nsenter", "ip"):
             if shutil.which(tool) is None:
                 raise CannotMakeHosts(f"{tool} is not installed")
+        for path in (Path(sys.executable).absolute(), Path(__file__)):
+            if path.is_relative_to("/tmp") or path.is_relative_to("/run") or path.is_relative_to("/dev/shm"):
+                raise CannotMakeHosts(f"a host has places of its own where {path} is")
         user = ["--user", "--map-root-user"] if os.geteuid() else []
         flags = [*user, "--net", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
         self._switch = subprocess.Popen(
@@ -222,6 +241,14 @@ class Network:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
         if done.returncode:
             raise CannotMakeHosts(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+    def ssh(self, folder: Path) -> Path:
+        """A program that runs a command on a host by its address, as ssh does."""
+        program = folder / "ssh"
+        cases = "\n".join(f'{host.address}) exec {shlex.join(host.enter)} sh -c "$*";;' for host in self.hosts)
+        program.write_text(f'#!/bin/sh\naddress=$1; shift\ncase "$address" in\n{cases}\nesac\nexit 255\n')
+        program.chmod(0o755)
+        return program
 
     def close(self) -> None:
         """Nothing of it is left."""

@@ -2,15 +2,17 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from msgspec import structs
 
 from cluster.hosts import agent
-from cluster.hosts.agent import Prepared, fingerprint
+from cluster.hosts.agent import HostAgent, Prepared
 from cluster.hosts.fleet import Fleet
 from cluster.hosts.plan import Host, Placed, Plan, Size
 from cluster.run_files import RunFiles
-from protocol.config import ModelSettings, Settings
+from protocol.config import ModelSettings, Settings, TaskSettings
 from protocol.errors import ConfigError
 from protocol.sockets import Keys
 
@@ -33,14 +35,23 @@ def places(tmp_path):
 def fleet(places, tmp_path, monkeypatch):
     """One whose hosts are directories."""
 
-    def prepared(_, host, *__):
-        files = RunFiles("run", places[host]["run"], tmp_path)
-        return Prepared(files, agent._is_marked(files), fingerprint(places[host]["model"]))
+    class Agent:
+        """Its calls are made when their answers are waited for."""
 
-    monkeypatch.setattr(Fleet, "_ask", lambda *_: (None, None))
-    monkeypatch.setattr(Fleet, "_answered", prepared)
+        def __init__(self, host):
+            self.prepare = SimpleNamespace(remote=lambda *_: lambda: self._prepared(host.name))
+            self.bring = SimpleNamespace(remote=lambda *words: lambda: HostAgent().bring(*words))
+
+        def _prepared(self, host):
+            files = RunFiles("run", places[host]["run"], tmp_path)
+            return Prepared(files, agent._is_marked(files))
+
+    monkeypatch.setattr(Fleet, "_agent_on", lambda _, host: Agent(host))
+    monkeypatch.setattr(Fleet, "_answered", lambda _, host, agent, answer, timeout_s: answer())
     monkeypatch.setattr(Fleet, "_wait_for_beats", lambda *_: None)
-    settings = Settings(model=ModelSettings(path=str(places["here"]["model"])))
+    settings = Settings(
+        model=ModelSettings(path=str(places["here"]["model"])), tasks=TaskSettings(cache_dir=tmp_path / "cache")
+    )
     fleet = Fleet(settings, RunFiles("run", places["here"]["run"], tmp_path), Keys.generate(), "127.0.0.1")
     yield fleet
     fleet.close()
@@ -55,17 +66,19 @@ def test_alike_hosts_are_taken_and_the_run_directory_shows_nothing_of_it(fleet, 
     assert not list(places["here"]["run"].iterdir())
 
 
-def test_a_host_without_the_model_is_named(fleet, places):
-    shutil.rmtree(places["there"]["model"])
-    with pytest.raises(ConfigError, match=r"there has no model at --model\.path"):
-        fleet.prepare([HERE, THERE])
-
-
-def test_a_host_with_another_model_is_named(fleet, places):
-    with (places["there"]["model"] / "config.json").open("a") as config:
-        config.write("\n")
-    with pytest.raises(ConfigError, match=r"there has another model at --model\.path"):
-        fleet.prepare([HERE, THERE])
+def test_a_host_gets_the_model_that_the_launcher_has(fleet, places, tmp_path):
+    """The paths are of one machine here: what the launcher's directory holds by then is what the other host finds."""
+    fleet.prepare([HERE, THERE])
+    model = places["here"]["model"]
+    assert fleet.settings_on("there").model.path == fleet.settings_on("here").model.path == str(model)
+    assert fleet.has_weights("here") and not fleet.has_weights("there")
+    tree = fleet._trees[0]
+    model.rename(tmp_path / "away")
+    fleet._file_server.offer(structs.replace(tree, source=str(tmp_path / "away")))
+    fleet.bring([THERE], {"there"})
+    found = Path(fleet.settings_on("there").model.path)
+    assert found != model and (found / "config.json").read_bytes() == (tmp_path / "away" / "config.json").read_bytes()
+    assert fleet.has_weights("there")
 
 
 def test_ranks_go_only_where_the_launchers_run_directory_is(fleet, places):

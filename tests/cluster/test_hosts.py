@@ -7,6 +7,7 @@ import time
 import psutil
 import pytest
 
+from protocol.sockets import Keys
 from tests.cluster.hosts import CannotMakeHosts, Network
 
 CONNECT = "import socket; socket.create_connection(('host1', 7000), timeout=2).close()"
@@ -124,23 +125,34 @@ def test_weights_reach_a_host_of_the_same_boot_id_that_has_another_shared_memory
 
 RANK = """
 import sys, psutil
+from cluster.security.listeners import Listener, protection
 from learner.ranks.group import RankGroup
+from protocol.sockets import Keys
 rank, master = int(sys.argv[1]), sys.argv[2]
-group = RankGroup(rank, 2, master, 7007, sequence_parallel=2, start_timeout_s=100, timeout_s=100)
+keys = Keys(public=sys.argv[3], secret=sys.argv[4])
+group = RankGroup(rank, 2, master, 7007, sequence_parallel=2, start_timeout_s=100, timeout_s=100, keys=keys)
 group.barrier()
 listening = psutil.Process().net_connections("tcp")
-print(*sorted({c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN}), flush=True)
+print(*sorted({c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN}), end=" ")
+print(protection(Listener("the store", master, 7007)), flush=True)
 group.barrier()
 group.close()
 """
 
 
-@pytest.mark.parametrize(("second", "addresses"), [(0, ["127.0.0.1"] * 2), (1, ["10.77.0.1", "10.77.0.2"])])
-def test_ranks_listen_only_where_the_others_are(network, second, addresses):
+@pytest.mark.parametrize(
+    ("second", "addresses", "protected"),
+    [(0, ["127.0.0.1"] * 2, "loopback"), (1, ["10.77.0.1", "10.77.0.2"], "curve")],
+)
+def test_ranks_listen_only_where_the_others_are_and_meet_among_themselves(network, second, addresses, protected):
     """The name of a host points to the address under which others reach it."""
+    keys = Keys.generate()
     hosts = network.hosts[0], network.hosts[second]
     ranks = [
-        host.start(sys.executable, "-c", RANK, str(rank), addresses[0], stdout=subprocess.PIPE)
+        host.start(
+            sys.executable, "-c", RANK, str(rank), addresses[0], keys.public, keys.secret, stdout=subprocess.PIPE
+        )
         for rank, host in enumerate(hosts)
     ]
-    assert [rank.communicate(timeout=120)[0].strip() for rank in ranks] == addresses
+    said = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+    assert said == [f"{address} {protected}" for address in addresses]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster import plan
 from cluster.command_line.cli import parse
+from cluster.hosts.commands import plan_command
 from cluster.models_check import memory_lines
 from protocol.model_family import ModelFamily
 
@@ -59,3 +61,24 @@ def test_a_7b_on_one_host_gets_a_split_without_any_flag(tmp_path: Path, capsys: 
     assert "| yes |" in said
     assert plan.main(["--model", str(MODEL_72B), "--gpus", "8"]) == 2
     assert "do not fit on 8 GPUs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [plan.main, plan_command])
+def test_a_settings_file_is_read_as_a_run_reads_it(
+    command: Callable[[list[str], str], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--hosts", "1:cpus=8,memory=64"] if command is plan_command else []
+    for content in ('[[tasks]]\nsource = "micro"\n', "\ufeffsteps = 3\n"):
+        (tmp_path / "run.toml").write_text(content, encoding="utf-8")
+        assert command(["--config", str(tmp_path / "run.toml"), *more], "plan") == 0
+    for content, said in (("learner = 3\n", "--learner: "), ("[learnr]\nlr = 1\n", "did you mean"), ("[", "TOML")):
+        (tmp_path / "run.toml").write_text(content, encoding="utf-8")
+        assert command(["--config", str(tmp_path / "run.toml"), *more], "plan") == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
+@pytest.mark.parametrize("wrong", [["--gpus", "0"], ["--gpu-gib", "nan"], ["--mfu", "0"], ["--tokens", "-1"]])
+def test_numbers_that_cannot_be_are_refused(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        plan.main(["--model", str(MODEL_72B), *wrong])

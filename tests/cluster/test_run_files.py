@@ -67,3 +67,37 @@ def test_a_read_only_directory_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match="Permission denied"):
         run_files.choose_directory(Settings(run_dir=tmp_path / "run"))
+
+
+def test_a_directory_in_which_a_run_works_is_nobody_elses(tmp_path):
+    directory = run_files.choose_directory(Settings(run_dir=tmp_path / "run"))
+    (directory / "settings.json").touch()
+    again = Settings(run_dir=directory, resume="auto")
+    with run_files.sole_use(directory):
+        in_use = rf"--run-dir {directory} is in use by process {os.getpid()} on \S+: wait for that run to end"
+        with pytest.raises(ConfigError, match=in_use), run_files.sole_use(run_files.choose_directory(again)):
+            pass
+        with pytest.raises(ConfigError, match=in_use):
+            run_files.choose_directory(Settings(run_dir=directory))
+    with run_files.sole_use(run_files.choose_directory(again)):
+        pass
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run_files.choose_directory(Settings(run_dir=directory))
+
+
+def test_a_killed_launcher_holds_nothing(tmp_path):
+    script = (
+        f"import os; from pathlib import Path; from cluster import run_files\n"
+        f"with run_files.sole_use(Path({str(tmp_path)!r})):\n"
+        "    print('held', flush=True); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert killed.stdout.strip() == "held", killed.stderr
+    with run_files.sole_use(tmp_path):
+        pass
+
+
+def test_runs_that_start_in_the_same_second_have_a_directory_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directories = {run_files.choose_directory(Settings()) for _ in range(4)}
+    assert len(directories) == 4 and all((directory / "logs").is_dir() for directory in directories)

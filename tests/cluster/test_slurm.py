@@ -4,10 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from cluster.security import certificates
 
 SCRIPT = Path(__file__).parent.parent.parent / "configs" / "slurm" / "longhaul.sbatch"
 NOTE = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >>"$NOTES"\n'
@@ -15,7 +18,10 @@ SRUN = """
 while [[ $1 == --* ]]; do shift; done
 if [[ $1 == hostname ]]; then echo "10.0.0.7 fe80::7"; else exec "$@"; fi
 """
-LONGHAUL = """#!/usr/bin/env bash
+LONGHAUL = f"""#!/usr/bin/env bash
+[[ $2 != credentials ]] || PYTHONPATH={SCRIPT.parents[2]} exec {sys.executable} -m cluster.front_door "$@"
+"""
+LONGHAUL += """
 trap 'echo "longhaul told" >>"$NOTES"; exit 143' TERM
 echo "longhaul $*" >>"$NOTES"
 if [[ $HOLD ]]; then sleep 60 & wait; fi
@@ -23,7 +29,7 @@ if [[ $HOLD ]]; then sleep 60 & wait; fi
 STAND_INS = {
     "scontrol": NOTE + '[[ $1 != show ]] || printf "node7\\nnode8\\nnode9\\n"',
     "srun": NOTE + SRUN,
-    "ray": NOTE,
+    "ray": '#!/usr/bin/env bash\necho "ray $* TLS=$RAY_USE_TLS token=$(cat "$RAY_AUTH_TOKEN_PATH")" >>"$NOTES"\n',
     "python3": "#!/usr/bin/env bash\necho ${NODES_UP:-3}",
     "longhaul": LONGHAUL,
 }
@@ -75,8 +81,10 @@ def test_ray_is_started_on_every_node_and_the_run_joins_it(start):
     assert longhaul(lines) == f"longhaul run --run-dir {start.run_dir} {where} --steps 7"
     assert any("--nodelist=node7" in line and "ray start --head" in line for line in lines)
     assert any("--nodes=2" in line and "--exclude=node7" in line and "10.0.0.7:6379" in line for line in lines)
-    assert (start.run_dir / ".ray-token").stat().st_mode & 0o077 == 0
-    assert len((start.run_dir / ".ray-token").read_text().strip()) == 64
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (start.run_dir / ".ray").iterdir())
+    assert certificates.names_of((start.run_dir / ".ray" / "host.pem").read_bytes())[0] == "10.0.0.7"
+    token = (start.run_dir / ".ray" / "token").read_text().strip()
+    assert {line.partition(" TLS=")[2] for line in lines if line.startswith("ray ")} == {f"1 token={token}"}
     assert not any("requeue" in line for line in lines)
 
 
@@ -107,4 +115,4 @@ def test_nodes_that_do_not_come_end_the_job_with_a_sentence(start):
     assert job.wait(timeout=60) == 1
     assert "Ray was not up on all 3 nodes within 1 s" in job.stderr.read()
     job.stderr.close()
-    assert not any(line.startswith("longhaul") for line in start.lines())
+    assert not any(line.startswith("longhaul run") for line in start.lines())

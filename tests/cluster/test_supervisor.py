@@ -13,14 +13,6 @@ from protocol.config import Settings
 LONG_S = 60.0
 
 
-class Call:
-    def __init__(self, action):
-        self.action = action
-
-    async def remote(self):
-        return self.action()
-
-
 class Learner:
     """A part whose work ends `saves_for_s` after it is told to stop."""
 
@@ -30,11 +22,10 @@ class Learner:
     def __init__(self, saves_for_s):
         self.saves_for_s = saves_for_s
         self.ending = asyncio.get_running_loop().create_future()
-        self.handle = self
-        self.stop = Call(self._stop)
 
-    def _stop(self):
+    async def stop(self):
         asyncio.get_running_loop().call_later(self.saves_for_s, self.ending.set_result, None)
+        await asyncio.wait({self.ending})
 
 
 class Notes(list):
@@ -51,7 +42,7 @@ async def stop_learners(signals, learners, stop_timeout_s=LONG_S):
     """Seconds that it took, and what was said."""
     notes = Notes()
     stopping = Supervisor(Settings(stop_timeout_s=stop_timeout_s), None, [], notes, [], signals)
-    stopping._learners = learners
+    stopping.crew.learners = learners
     started = time.monotonic()
     await asyncio.wait_for(stopping._stop_learners(learners), LONG_S / 2)
     return time.monotonic() - started, notes
@@ -120,7 +111,7 @@ async def test_a_silent_part_does_not_hold_up_the_samples_of_the_others(signals,
         fleet=None, files=SimpleNamespace(directory=tmp_path), plan=SimpleNamespace(host_of=lambda name: "here")
     )
     watching = Supervisor(Settings(), cluster, [], progress, [], signals)
-    watching._replay, watching._actors = replay, [Silent()]
+    watching.crew.replay, watching.crew.actors = replay, [Silent()]
     started = time.monotonic()
     for _ in range(3):
         await watching._sample(0.2)
@@ -131,3 +122,15 @@ async def test_a_silent_part_does_not_hold_up_the_samples_of_the_others(signals,
     assert "sandbox-actor-0 (stalled)" in sampled[-1][1]
     for task in watching._asking.values():
         task.cancel()
+
+
+async def test_a_checkpoint_that_could_not_be_saved_is_said_once(signals, tmp_path):
+    notes = Notes()
+    cluster = SimpleNamespace(files=SimpleNamespace(logs=tmp_path))
+    supervisor = Supervisor(Settings(), cluster, [], notes, [], signals)
+    rank = SimpleNamespace(status={})
+    supervisor.crew.learners = [rank]
+    for failed in (0.0, 1.0, 1.0, 2.0, 0.0):  # fresh ranks begin to count anew
+        rank.status = {"failed_checkpoints": failed}
+        supervisor._tell_checkpoints()
+    assert [note.partition(" (")[0] for note in notes] == ["a checkpoint could not be saved"] * 2

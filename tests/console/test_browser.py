@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pytest
 from selenium.webdriver import ActionChains, Keys
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from benchmarks.console.made_run import make_run
+from tests.console.chromium import assert_silent, chromium, console, needs_chromium
 from tests.console.conftest import HOSTILE
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="no chromium and chromedriver here (Debian's packages)"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 PAGES = (
     "/",
     "/?x=time",
@@ -40,6 +34,7 @@ PAGES = (
     "/tasks",
     "/task?id=owner3__project3-3",
     "/steps",
+    "/evaluations",
     "/step?n=5",
     "/fleet",
     "/log?name=learner-0",
@@ -55,34 +50,16 @@ def address(made_run: Path) -> Iterator[str]:
     settings = json.loads((other / "settings.json").read_text())
     settings["learner"]["lr"] = 1e-6
     (other / "settings.json").write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "cluster.front_door", "console", str(made_run), str(other), "--until-eof"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
-        yield process.stdout.readline().strip().rstrip("/")
-        process.stdin.close()  # its end is the console's
-        assert process.wait(timeout=30) == 0
+    with console(made_run, other) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def driver(address: str) -> Iterator[WebDriver]:
-    options = Options()
-    options.binary_location = str(CHROMIUM)
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,1000",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = WebDriver(options=options, service=Service(str(DRIVER)))
-    found.set_page_load_timeout(60)
-    found.get(f"{address}/episodes")
-    WebDriverWait(found, 60).until(lambda _: _reloaded_count(found) == "248")
-    found.get_log("performance")
-    yield found
-    found.quit()
+    with chromium() as found:
+        found.get(f"{address}/episodes")
+        WebDriverWait(found, 60).until(lambda _: _reloaded_count(found) == "248")
+        yield found
 
 
 def _reloaded_count(driver: WebDriver) -> str:
@@ -95,16 +72,7 @@ def press(driver: WebDriver, *keys: str) -> None:
 
 
 def test_every_page_is_silent_and_asks_nobody_else(driver: WebDriver, address: str) -> None:
-    for page in PAGES:
-        driver.get(address + page)
-        assert driver.find_elements(By.CSS_SELECTOR, "main h1"), page
-        assert driver.get_log("browser") == [], page
-    asked = {
-        urlsplit(message["params"]["request"]["url"]).netloc
-        for entry in driver.get_log("performance")
-        if (message := json.loads(entry["message"])["message"])["method"] == "Network.requestWillBeSent"
-    }
-    assert asked == {urlsplit(address).netloc}
+    assert_silent(driver, address, PAGES)
 
 
 def test_filters_filter_and_the_address_says_so(driver: WebDriver, address: str) -> None:

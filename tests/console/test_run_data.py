@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from console.episodes.story import first_difference, take_apart, tell
 from console.plots.figures import draw
 from console.run_data import fleet, queries
 from console.run_data.held_out import held_out
@@ -16,14 +17,13 @@ from console.run_data.metrics import Metrics
 from console.run_data.queries import Filter, match_of
 from console.run_data.records import read_record
 from console.run_data.run import Run, bottleneck
-from console.run_data.story import first_difference, take_apart, tell
 from protocol.errors import ConfigError
 
 
 @pytest.fixture
 def run_dir(made_run: Path, tmp_path: Path) -> Path:
-    """A copy that may be changed."""
-    return Path(shutil.copytree(made_run, tmp_path / "copy"))
+    """A copy that may be changed, without the index that another test may have left in the shared run."""
+    return Path(shutil.copytree(made_run, tmp_path / "copy", ignore=shutil.ignore_patterns(f"{FILE_NAME}*")))
 
 
 def found(index: Index, **chosen: object) -> list[str]:

@@ -11,11 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from cluster import run_files
+from benchmarks.launched import MEASURED, Launched, title_of
 from console.run_data.held_out import held_out
+from console.run_data.records import read_record
+from console.run_data.task_states import read_tasks
+from tests.console.chromium import assert_silent, chromium, console, needs_chromium
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {
@@ -29,101 +31,45 @@ SMALL = {
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def command(run_dir, **extra):
+def arguments_of(run_dir, **extra):
     flags = SMALL | {"--run-dir": run_dir} | extra
-    return [sys.executable, "launch.py", *(str(word) for pair in flags.items() for word in pair)]
+    return [str(word) for pair in flags.items() for word in pair]
 
 
-class Launched:
-    """A running launch.py with the processes it has been seen to own."""
-
-    def __init__(self, run_dir, **extra):
-        self.run_dir = run_dir
-        self.output = (run_dir.parent / "output.txt").open("w+")
-        self.temporary = Path(tempfile.mkdtemp(prefix="e2e-"))  # a short path: sockets are in it
-        self.process = subprocess.Popen(
-            command(run_dir, **extra),
-            cwd=ROOT,
-            env=os.environ | {"TMPDIR": str(self.temporary)},
-            stdout=self.output,
-            stderr=subprocess.STDOUT,
-        )
-        self._seen = {}
-        self.private = set()  # the private directory of every life, named like everything that must vanish with it
-
-    def children(self):
-        """Every process that was ever seen below the launcher."""
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            self._seen[child.pid] = child
-        self.private.update(owner.parent for owner in self.temporary.glob("longhaul-*/owner"))
-        return list(self._seen.values())
-
-    def leftovers(self):
-        """What is still there of the run: processes, temporary files, shared memory, mounts, cgroups."""
-        assert self.private
-        _, left = psutil.wait_procs(list(self._seen.values()), timeout=0)
-        for private in self.private:
-            name = private.name
-            left += [line for line in Path("/proc/mounts").read_text().splitlines() if name in line]
-            left += run_files.SHARED_MEMORY.glob(f"{name}*")
-            left += Path("/sys/fs/cgroup").rglob(f"*{name.removeprefix('longhaul-')}*")
-        return left + list(self.temporary.iterdir())
-
-    def wait_until(self, condition, timeout_s=400):
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert self.process.poll() is None, self.text()
-            assert time.monotonic() < deadline, self.text()
-            self.children()
-            time.sleep(0.2)
-
-    def steps(self):
-        log = self.run_dir / "metrics.jsonl"
-        if not log.exists():
-            return []
-        records = [json.loads(line) for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [record for record in records if record["kind"] == "step"]
-
-    def kill_process(self, title):
-        """SIGKILL the worker that Ray shows under `title`."""
-        victims = [child for child in self.children() if _name(child).startswith(title)]
-        assert victims, [_name(child) for child in self.children()]
-        victims[0].kill()
-
-    def text(self):
-        self.output.seek(0)
-        return self.output.read()
-
-    def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self.output.close()
-        shutil.rmtree(self.temporary, ignore_errors=True)  # a launcher that had to be killed is still being cleaned up
+def command(run_dir, **extra):
+    return [sys.executable, "launch.py", *arguments_of(run_dir, **extra)]
 
 
-def _name(process):
+@contextlib.contextmanager
+def launched_run(run_dir, **extra):
+    temporary = Path(tempfile.mkdtemp(prefix="e2e-"))
+    launched = Launched(run_dir, arguments_of(run_dir, **extra), temporary, run_dir.parent / "output.txt")
     try:
-        return process.cmdline()[0]
-    except (psutil.Error, IndexError):
-        return ""
+        yield launched
+    finally:
+        launched.close()
+        shutil.rmtree(temporary, ignore_errors=True)  # a launcher that had to be killed is still being cleaned up
+
+
+def kill_process(launched, title):
+    """SIGKILL the worker that Ray shows under `title`."""
+    victims = launched.titled(title)
+    assert victims, [title_of(child) for child in launched.children()]
+    victims[0].kill()
+
+
+def pids(launched, title):
+    return {child.pid for child in launched.titled(title)}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of three steps that ended by itself."""
-    launched = Launched(tmp_path_factory.mktemp("e2e") / "run", **{"--steps": 3, "--checkpoint.every": 2})
-    try:
-        while launched.process.poll() is None:
-            try:
-                launched.children()
-            except psutil.NoSuchProcess:
-                break
-            time.sleep(0.2)
-        assert launched.process.wait(timeout=600) == 0, launched.text()
-        yield launched, launched.leftovers()
-    finally:
-        launched.close()
+    flags = {"--steps": 3, "--checkpoint.every": 2}
+    with launched_run(tmp_path_factory.mktemp("e2e") / "run", **flags) as launched:
+        assert launched.wait_for_end() == 0, launched.text()
+        assert launched.private
+        yield launched, list(launched.leftovers())
 
 
 def test_the_run_takes_its_steps_on_real_episodes(finished):
@@ -183,6 +129,49 @@ def test_vllm_loads_the_checkpoint_and_an_evaluation_starts_no_learner(finished,
     assert not list((tmp_path / "eval" / "logs").glob("learner*"))
 
 
+def test_a_step_of_the_run_is_trained_again_to_the_last_digit(finished):
+    launched, _ = finished
+    asked = [sys.executable, "-m", "cluster.front_door", "replay", launched.run_dir, "--step", "3", "--json"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["equal"] and found["logged"]["gradient_norm"] == launched.steps()[2]["gradient_norm"]
+    assert len(found["again"]) > 30
+
+
+def test_the_console_shows_what_the_run_recorded(finished):
+    """From a share of the episodes: an episode's moments are in their order, and its trace has them."""
+    launched, _ = finished
+    files = (launched.run_dir / "trajectories").glob("*.jsonl")
+    lines = [line for path in files for line in path.read_bytes().splitlines(keepends=True)]
+    records = [record for line in lines if (record := read_record(line))]
+    assert records
+    for record in records:
+        moments = [message.at for message in record.messages if message.at is not None]
+        assert moments and moments == sorted(moments)
+        assert record.started_at <= moments[0] and moments[-1] <= record.judged_from <= record.finished_at
+    told = read_tasks(launched.run_dir)
+    assert sum(state.runs for state in told.values()) >= 48
+    assert sum(state.chance for state in told.values()) == pytest.approx(1)
+
+
+@needs_chromium
+def test_every_page_of_the_run_is_silent_in_a_browser(finished):
+    """Pages are found as a person finds them: from a step to its group, its episode, its tokens, its task."""
+    launched, _ = finished
+    with console(launched.run_dir) as address, chromium() as driver:
+        pages = ["/", "/?x=time", "/episodes", "/tasks", "/steps", "/step?n=3", "/evaluations", "/fleet", "/settings"]
+        assert_silent(driver, address, [*pages, "/log?name=learner-0", "/compare"])
+        driver.get(f"{address}/step?n=3")
+        links = [link.get_attribute("href").removeprefix(address) for link in driver.find_elements("tag name", "a")]
+        driver.get(f"{address}/episodes")
+        assert driver.find_elements("css selector", "tbody a.go")
+        links += [link.get_attribute("href").removeprefix(address) for link in driver.find_elements("tag name", "a")]
+        wanted = {link.partition("?")[0]: link for link in links}  # one of each kind
+        assert {"/episode", "/task"} <= wanted.keys()
+        assert_silent(driver, address, list(wanted.values()))
+
+
 def test_nothing_is_left_behind(finished):
     _, left = finished
     assert not left
@@ -190,27 +179,25 @@ def test_nothing_is_left_behind(finished):
 
 def test_wounds_heal_and_sigterm_saves_a_checkpoint_and_leaves_nothing(tmp_path):
     evaluating = {"--eval.every": 2, "--eval.tasks-in-training": 4}
-    launched = Launched(tmp_path / "run", **{"--steps": 1000, "--checkpoint.every": 0} | evaluating)
-    try:
-        launched.wait_until(lambda: len(launched.steps()) >= 1)
+    flags = {"--steps": 1000, "--checkpoint.every": 0} | evaluating
+    with launched_run(tmp_path / "run", **flags) as launched:
+        launched.wait(lambda: launched.steps(), "a step")
         for title in ("ray::SandboxActor", "ray::ReplayBuffer", "ray::Generator"):
-            launched.kill_process(title)
+            kill_process(launched, title)
             num_steps = len(launched.steps())
-            launched.wait_until(lambda num_steps=num_steps: len(launched.steps()) >= num_steps + 2)
+            launched.wait(lambda num_steps=num_steps: len(launched.steps()) >= num_steps + 2, f"steps without {title}")
         assert launched.text().count("failed and is started again") == 3
-        launched.wait_until(lambda: len(held_out(launched.run_dir)) >= 2)
+        launched.wait(lambda: len(held_out(launched.run_dir)) >= 2, "two evaluations")
         launched.children()
         os.kill(launched.process.pid, signal.SIGTERM)
         asked_at = time.monotonic()
         assert launched.process.wait(timeout=60) == 128 + signal.SIGTERM, launched.text()
         took_s = time.monotonic() - asked_at
-        assert not launched.leftovers()
+        assert not list(launched.leftovers())
         last = int(launched.steps()[-1]["step"])
         assert (launched.run_dir / "checkpoints" / f"step-{last}" / "hf" / "model.safetensors").exists()
         print(f"stopped in {took_s:.1f} s")
         check_evaluations(launched)
-    finally:
-        launched.close()
 
 
 def check_evaluations(launched):
@@ -227,23 +214,28 @@ def check_evaluations(launched):
     assert "micro-heldout" not in trained
 
 
-def test_a_run_that_loses_a_learner_rank_goes_on_from_its_checkpoint(tmp_path):
-    launched = Launched(tmp_path / "run", **{"--steps": 3, "--checkpoint.every": 1})
-    try:
-        launched.wait_until(lambda: (launched.run_dir / "checkpoints" / "step-1").exists())
-        launched.kill_process("ray::Learner")
-        launched.wait_until(lambda: "goes on from its checkpoint of step" in launched.text())
-        while launched.process.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                launched.children()
-            time.sleep(0.2)
-        assert launched.process.wait(timeout=600) == 0, launched.text()
+def test_a_run_that_loses_a_learner_rank_works_on_while_the_ranks_redo_their_steps(tmp_path):
+    """Steps after the checkpoint are taken again from the same batches, to the last bit; nothing else is restarted."""
+    with launched_run(tmp_path / "run", **{"--steps": 4, "--checkpoint.every": 2}) as launched:
+        second = launched.run_dir / "checkpoints" / "step-2"
+        launched.wait(lambda: second.exists() and len(launched.steps()) >= 3, "three steps")
+        others = ("ray::SandboxActor", "ray::ReplayBuffer", "ray::Generator")
+        before = {title: pids(launched, title) for title in others}
+        kill_process(launched, "ray::Learner")
+        launched.wait(
+            lambda: "the ranks start again from step 2, the others work on" in launched.text(), "the loss to be told"
+        )
+        launched.wait(lambda: "the learner is at work again" in launched.text(), "the ranks")
+        assert {title: pids(launched, title) for title in others} == before
+        assert launched.wait_for_end() == 0, launched.text()
         assert "is gone" in launched.text() or "died" in launched.text()
-        assert launched.steps()[-1]["step"] == 3
-        assert (launched.run_dir / "checkpoints" / "step-3" / "hf" / "model.safetensors").exists()
-        assert not launched.leftovers()
-    finally:
-        launched.close()
+        numbers = [record["step"] for record in launched.steps()]
+        assert numbers in ([1, 2, 3, 3, 4], [1, 2, 3, 4, 3, 4])
+        first, again = (record for record in launched.steps() if record["step"] == 3)
+        assert {name for name in first.keys() | again.keys() if first.get(name) != again.get(name)} <= {*MEASURED}
+        assert first["gradient_norm"] > 0
+        assert (launched.run_dir / "checkpoints" / "step-4" / "hf" / "model.safetensors").exists()
+        assert not list(launched.leftovers())
 
 
 def test_a_process_that_cannot_start_is_named_with_its_own_error(tmp_path):

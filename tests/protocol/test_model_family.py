@@ -61,6 +61,7 @@ def test_positions_in_every_spelling(tmp_path: Path, changes: dict[str, Any], po
         ({"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, "needs code of its own"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_type": "opt"}, "counts positions by itself"),
+        ({"model_type": "roberta", "is_decoder": False}, "sees the tokens behind the one that it predicts"),
     ],
 )
 def test_what_would_train_wrongly_is_refused_with_its_reason(

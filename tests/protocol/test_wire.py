@@ -219,6 +219,36 @@ async def test_the_blocking_client_speaks_the_same_protocol(tmp_path):
     server.close()
 
 
+async def test_a_request_that_died_with_its_server_reaches_the_next_one(tmp_path):
+    first = Server(f"ipc://{tmp_path}/s")
+    client = BlockingClient(first.endpoint)
+    asked = asyncio.create_task(asyncio.to_thread(client.request, LeaseRequest(actor="a", capacity=3), 60, 0.2))
+    async for _ in first:  # it has the request, and dies with it
+        break
+    first.close()
+    second = Server(f"ipc://{tmp_path}/s")
+    serving = asyncio.create_task(echo(second))
+    assert (await asked).retry_after_s == 3
+    client.close()
+    serving.cancel()
+    second.close()
+
+
+async def test_a_slow_answer_to_what_was_asked_twice_is_taken(tmp_path):
+    server = Server(f"ipc://{tmp_path}/s")
+    client = BlockingClient(server.endpoint)
+    asked = asyncio.create_task(asyncio.to_thread(client.request, LeaseRequest(actor="a", capacity=3), 60, 0.1))
+    heard = []
+    async for peer, message in server:
+        heard.append((peer, message))
+        if len(heard) == 3:
+            break
+    await server.send(heard[0][0], LeaseReply(leases=[], retry_after_s=7))
+    assert (await asked).retry_after_s == 7
+    client.close()
+    server.close()
+
+
 def test_listening_beyond_loopback_needs_keys():
     with pytest.raises(ConfigError, match="beyond loopback"):
         Server("tcp://0.0.0.0:*")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -36,6 +35,8 @@ async def test_commands(sandbox: Sandbox) -> None:
     assert (await sandbox.exec("pwd", timeout=20, cwd="pkg")).text == "/testbed/pkg\n"
     assert (await sandbox.exec("echo $WHO", timeout=20, env={"WHO": "me and you"})).text == "me and you\n"
     assert (await sandbox.exec("kill -TERM $$", timeout=20)).exit_code == -15
+    long = await sandbox.exec(f": {'é' * 100_000}\necho $WHO; test ! -e $0; exit 3", timeout=20, env={"WHO": "me"})
+    assert (long.exit_code, long.text) == (3, "me\n")
     assert (await sandbox.exec(["no-such-program"], timeout=20)).exit_code == 127
     nowhere = await sandbox.exec("true", timeout=20, cwd="/nowhere")
     assert nowhere.exit_code == 126 and "/nowhere" in nowhere.text
@@ -79,12 +80,10 @@ async def test_output_is_cut_in_the_middle(sandbox: Sandbox) -> None:
 
 
 async def test_deadline_kills_every_descendant(sandbox: Sandbox) -> None:
-    start = time.monotonic()
     result = await sandbox.exec(
         "echo before; trap '' TERM INT; sleep 7001 & setsid sleep 7002 & (setsid sleep 7003 & ) ; sleep 7004", timeout=1
     )
     assert result.timed_out and result.exit_code == -9 and result.text == "before\n"
-    assert time.monotonic() - start < 2.5
     left = await sandbox.exec(
         "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'sleep 700[1-4]'", timeout=20
     )
@@ -92,11 +91,10 @@ async def test_deadline_kills_every_descendant(sandbox: Sandbox) -> None:
 
 
 async def test_background_children_hold_no_reply_up_and_live_on(sandbox: Sandbox) -> None:
-    start = time.monotonic()
-    result = await sandbox.exec(
-        "(for i in 1 2 3 4; do sleep 0.3; echo $i; done; touch done) & echo started", timeout=20
-    )
-    assert result.text == "started\n" and time.monotonic() - start < 1.0
+    child = "(until [ -e go ]; do sleep 0.1; done; for i in 1 2 3 4; do echo $i; done; touch done) & echo started"
+    result = await sandbox.exec(child, timeout=20)
+    assert result.text == "started\n" and not result.timed_out
+    await sandbox.exec("touch go", timeout=20)
     for _ in range(100):
         if (await sandbox.exec("test -e done", timeout=20)).exit_code == 0:
             break

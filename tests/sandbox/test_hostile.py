@@ -88,10 +88,8 @@ async def test_shared_memory_filler(sandbox: Sandbox, neighbour: Sandbox) -> Non
 
 
 async def test_a_gigabyte_of_output(sandbox: Sandbox) -> None:
-    start = time.monotonic()
     result = await sandbox.exec("head -c 1000000000 /dev/zero", timeout=60, max_output=10_000)
     assert result.total_bytes == 1_000_000_000 and len(result.head) == len(result.tail) == 5000
-    assert time.monotonic() - start < 30
     await still_works(sandbox)
 
 
@@ -130,10 +128,21 @@ async def test_pipes_of_the_guest(sandbox: Sandbox) -> None:
 
 
 async def test_command_lines(sandbox: Sandbox) -> None:
-    huge = await sandbox.exec("true " + "x" * 10_000_000, timeout=20)
+    huge = await sandbox.exec(["true", "x" * 10_000_000], timeout=20)
     assert huge.exit_code == 126 and "rgument list too long" in huge.text
+    assert (await sandbox.exec("echo said; : " + "x" * 100_000, timeout=20)).text == "said\n"
+    for odd in ("\ud800", "\udcff", "a\0b"):  # whatever bash makes of it
+        assert not (await sandbox.exec(f"exit 3; {odd}" + "x" * 100_000, timeout=20)).timed_out
     assert (await sandbox.exec("echo a\0b", timeout=20)).exit_code == 126
     assert (await sandbox.exec(["echo", "\udcff"], timeout=20)).head == b"\xff\n"
+    await still_works(sandbox)
+
+
+async def test_a_command_for_which_there_is_no_room_is_refused_and_the_place_is_well(sandbox: Sandbox) -> None:
+    await sandbox.exec("cat /dev/zero > full 2>/dev/null; cat /dev/zero > /tmp/full 2>/dev/null", timeout=60)
+    refused = await sandbox.exec("echo said; : " + "x" * 100_000, timeout=20)
+    assert refused.exit_code == 126 and "cannot run" in refused.text
+    await sandbox.exec("rm full /tmp/full", timeout=20)
     await still_works(sandbox)
 
 

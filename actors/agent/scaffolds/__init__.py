@@ -12,7 +12,9 @@ from protocol.config import EpisodeSettings
 def make_scaffold(settings: EpisodeSettings, tokenizer: ChatTokenizer) -> Scaffold:
     """The scaffold that the settings name. Raises `ConfigError` when the chat template cannot hold its conversation."""
     scaffold: Scaffold = (
-        React(settings.prompt) if settings.scaffold == "react" else JsonCalls(settings.prompt, tokenizer)
+        React(settings.prompt, opens_thought=tokenizer.opens_thought)
+        if settings.scaffold == "react"
+        else JsonCalls(settings.prompt, tokenizer)
     )
     tokenizer.encode_prompt(scaffold.open("issue"), scaffold.tools)
     tokenizer.encode_answer(scaffold.answer_role, "observation", -1)

@@ -26,18 +26,21 @@ SCHEMAS = [
     _schema("submit", "End the work; your changes are judged as they are.", {}),
 ]
 
-_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-_FUNCTION = re.compile(r"<function=[^>]*>.*?</function>", re.DOTALL)  # alone, as Qwen's coders write it, too
-_PARTS = re.compile(r"\s*<function=\s*([\w.-]+)\s*>(.*)</function>\s*", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=\s*([\w.-]+)\s*>\n?(.*?)\n?</parameter>", re.DOTALL)
+_CALL = re.compile("<tool_call>")
+_FUNCTION = re.compile(r"<function=([^<>]*)>")
+_PARAMETER = re.compile(r"<parameter=\s*([\w.-]+)\s*>\n?")
+_NAME = re.compile(r"[\w.-]+")
+_ARGUMENT = re.compile(
+    r"\s*<arg_key>\s*([\w.-]+)\s*</arg_key>\s*<arg_value>((?:(?!</arg_value>).)*)</arg_value>", re.DOTALL
+)
 _PROBE = "ls -la shown here"
 _NO_CALL = '[format error: no tool call. Call shell with {"command": ...}, or submit]'
 _SEVERAL = "[format error: several tool calls ({count}). Call one tool, wait for its output]"
 
 
 class JsonCalls:
-    """`<tool_call>{"name": ..., "arguments": ...}</tool_call>` (Hermes, Qwen), a bare object (Llama: `parameters`), or
-    `<function=shell><parameter=command>...` (Qwen's coders).
+    """`<tool_call>{"name": ..., "arguments": ...}</tool_call>` (Hermes, Qwen), a bare object (Llama: `parameters`) or
+    list (Mistral), `<function=shell><parameter=command>...` (Qwen's coders), `<tool_call>shell<arg_key>...` (GLM).
 
     Where the chat template does not show tools, their schemas are put in the system message. Raises `ConfigError` where
     it writes calls in a form that is not read here: a model learns from its template.
@@ -45,6 +48,7 @@ class JsonCalls:
 
     def __init__(self, style: PromptStyle, tokenizer: ChatTokenizer) -> None:
         self._style: PromptStyle = style
+        self._opens_thought = tokenizer.opens_thought
         self.tools: list[dict[str, Any]] | None = SCHEMAS if _shows_tools(tokenizer) else None
         if self.tools and (form := _unread_form(self, tokenizer)):
             raise ConfigError(
@@ -58,24 +62,65 @@ class JsonCalls:
         return shell_chat(issue, self._style, "" if self.tools else _explain())
 
     def parse(self, text: str) -> Command:
-        text = spoken(text)
-        calls = _CALL.findall(text) or _FUNCTION.findall(text)
-        if not calls and text.strip().startswith("{"):
+        return self._read(spoken(text, begun=self._opens_thought))
+
+    def _read(self, text: str) -> Command:
+        calls = [inside for _, inside in _elements(text, _CALL, "</tool_call>")]
+        if not calls:  # alone, as Qwen's coders write it, too
+            functions = _elements(text, _FUNCTION, "</function>")
+            calls = [f"{opening[0]}{inside}</function>" for opening, inside in functions]
+        if not calls and text.strip().startswith(("{", "[")):
             calls = [text.strip()]
         if len(calls) != 1:
             raise FormatError(_SEVERAL.format(count=len(calls)) if calls else _NO_CALL)
-        return _command(calls[0])
+        return _command(calls[0].strip())
+
+
+def _elements(text: str, opening: re.Pattern[str], closing: str) -> list[tuple[re.Match[str], str]]:
+    """What stands between an opening and the closing that comes next, one after another. One expression for both would
+    try every way to part a turn of line ends among its pieces, for minutes, while all episodes of a process wait."""
+    found: list[tuple[re.Match[str], str]] = []
+    at = 0
+    while (match := opening.search(text, at)) and (end := text.find(closing, match.end())) >= 0:
+        found.append((match, text[match.end() : end]))
+        at = end + len(closing)
+    return found
 
 
 def _command(text: str) -> Command:
-    if function := _PARTS.fullmatch(text):
-        call: Any = {"name": function[1], "arguments": dict(_PARAMETER.findall(function[2]))}
-        return _called(call)
+    if (function := _FUNCTION.match(text)) and text.endswith("</function>"):
+        inside = text[function.end() : -len("</function>")]
+        parameters = _elements(inside, _PARAMETER, "</parameter>")
+        arguments = {opening[1]: value.removesuffix("\n") for opening, value in parameters}
+        return _called({"name": function[1].strip(), "arguments": arguments})
+    if (tagged := _tagged(text)) is not None:
+        return _called(tagged)
+    call = _decoded(text)
+    if isinstance(call, list):
+        if len(call) > 1:
+            raise FormatError(_SEVERAL.format(count=len(call)))
+        call = call[0] if call else None
+    return _called(call)
+
+
+def _tagged(text: str) -> dict[str, Any] | None:
+    """A call as GLM writes it, `name<arg_key>...</arg_key><arg_value>...</arg_value>`."""
+    name = text.partition("<arg_key>")[0]
+    if not _NAME.fullmatch(name.strip()):
+        return None
+    arguments: dict[str, str] = {}
+    at = len(name)
+    while match := _ARGUMENT.match(text, at):
+        arguments[match[1]] = match[2]
+        at = match.end()
+    return None if text[at:].strip() else {"name": name.strip(), "arguments": arguments}
+
+
+def _decoded(text: str) -> Any:
     try:
-        call = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"[format error: the tool call is not JSON: {error}]") from None
-    return _called(call)
 
 
 def _called(call: Any) -> Command:
@@ -83,6 +128,8 @@ def _called(call: Any) -> Command:
     arguments = call.get("arguments", call.get("parameters", {})) if name else None
     if name == "submit":
         return Command(tool="submit")
+    if isinstance(arguments, str):  # JSON within JSON, as the API has it
+        arguments = _decoded(arguments)
     if name != "shell" or not isinstance(arguments, dict) or not isinstance(arguments.get("command"), str):
         raise FormatError(_NO_CALL)
     # an escape such as \ud800 makes text that no encoding holds
@@ -113,7 +160,7 @@ def _unread_form(scaffold: JsonCalls, tokenizer: ChatTokenizer) -> str:
         for control in tokenizer.controls:  # as a turn is decoded
             written = written.replace(control, "")
         try:
-            if scaffold.parse(written).body == _PROBE:
+            if scaffold._read(spoken(written)).body == _PROBE:
                 return ""
         except FormatError:
             continue

@@ -16,12 +16,13 @@ class React:
     answer_role = "user"
     tools: list[dict[str, Any]] | None = None
 
-    def __init__(self, style: PromptStyle) -> None:
+    def __init__(self, style: PromptStyle, *, opens_thought: bool = False) -> None:
         self._style: PromptStyle = style
+        self._opens_thought = opens_thought
         self._names = frozenset(TOOLS)
 
     def open(self, issue: str) -> Chat:
         return react_chat(issue, self._style)
 
     def parse(self, text: str) -> Command:
-        return parse_command(extract_block(spoken(text)), self._names)
+        return parse_command(extract_block(spoken(text, begun=self._opens_thought)), self._names)

@@ -12,6 +12,7 @@ class News(Struct, frozen=True, kw_only=True):
     """What a person should hear of while the run works."""
 
     outage: str  # empty: something works
+    paused: str  # why nothing is leased though it could be: the disk; empty while it is
     given_up: str  # why no more of the run can be had; empty while it goes on
     set_aside: dict[str, str]  # tasks that cannot be run, and why
 
@@ -33,7 +34,10 @@ class Account(Struct, frozen=True, kw_only=True):
 
 def news(replay: Replay, now: float) -> News:
     """At `now`, in the buffer's seconds."""
-    return News(outage=str(replay.outage or ""), given_up=replay.given_up(now), set_aside=dict(replay.state.set_aside))
+    outage = str(replay.outage or "")
+    return News(
+        outage=outage, paused=replay.paused, given_up=replay.given_up(now), set_aside=dict(replay.state.set_aside)
+    )
 
 
 def account(replay: Replay) -> Account:

@@ -8,7 +8,7 @@ import gc
 import shutil
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,10 @@ from learner.replay import events
 from learner.replay.journal.journal import Journal
 from learner.replay.journal.reader import EVENTS, SNAPSHOT
 from learner.replay.machine import Replay
-from learner.replay.service import pass_rates
+from learner.replay.service import pass_rates, task_states
 from learner.replay.service.account import Account, News, account, news
 from learner.replay.service.batches import load_batch, positions_of
+from learner.replay.service.clock import SteadyClock
 from learner.replay.service.speed import Speed
 from learner.replay.service.status import measure
 from learner.replay.state import FormedBatch, State
@@ -69,6 +70,7 @@ class ReplayServer:
         keys: CURVE keys, for endpoints beyond loopback.
         snapshot_bytes: the journal is compacted when it has grown by so much, checkpoint or not.
         held_out: tasks that are scored while the run trains, in a fixed order.
+        now: seconds by which leases end, never going back; else a clock that no step of the system's moves.
     """
 
     def __init__(
@@ -80,14 +82,18 @@ class ReplayServer:
         keys: Keys | None = None,
         snapshot_bytes: int = _SNAPSHOT_BYTES,
         held_out: Sequence[TaskRef] = (),
+        now: Callable[[], float] | None = None,
     ) -> None:
+        self._now = now or SteadyClock()
         self._snapshot_bytes = snapshot_bytes
         self._settings = settings
         self._tasks, self._held_out = tasks, held_out
         self._endpoint = endpoint
         self._keys = keys
         self._directory = run_dir / "journal"
+        self._run_dir = run_dir
         self._rates_file = run_dir / "pass_rates.json"
+        self._told_tasks_at = time.monotonic()
         self._answers: deque[_Answer] = deque()
         self._something_queued = asyncio.Event()
         self._snapshot = -1  # position of one that is not written yet
@@ -114,7 +120,7 @@ class ReplayServer:
             self.replay = await asyncio.to_thread(self._recover)
             earlier = self._settings.replay.pass_rates
             rates = pass_rates.read(earlier) if earlier else None
-            self._journal_events(self.replay.start(time.time(), rates), ())
+            self._journal_events(self.replay.start(self._now(), rates), ())
             self.journal.commit()
             self._server = Server(self._endpoint, self._keys)
         except BaseException:
@@ -158,9 +164,18 @@ class ReplayServer:
             server.close()
             self.journal.close()
             pass_rates.write(self._rates_file, self.replay.state.rates)
+            self._tell_tasks()
+
+    def _tell_tasks(self) -> None:
+        """How the tasks stand, for people; a disk that takes no more costs that."""
+        self._told_tasks_at = time.monotonic()
+        with contextlib.suppress(OSError):
+            task_states.write(self._run_dir, self.replay)
 
     def status(self) -> dict[str, float]:
         """Counters and gauges, by metric name."""
+        if time.monotonic() - self._told_tasks_at > task_states.EVERY_S:
+            self._tell_tasks()
         metrics = measure(self.replay)
         refused = {f"refused.{kind}": float(count) for kind, count in self._refused.items()}
         malformed = float(self._server.num_refused) if self._server else 0.0
@@ -174,7 +189,7 @@ class ReplayServer:
 
     def news(self) -> News:
         """What is wrong now."""
-        return news(self.replay, time.time())
+        return news(self.replay, self._now())
 
     def account(self) -> Account:
         """What the infrastructure did to the run's episodes."""
@@ -184,10 +199,15 @@ class ReplayServer:
         """Evaluations of held-out tasks, but those of the `known` versions; the newest may not be over yet."""
         return [each for version, each in self.replay.state.held_out.evaluations.items() if version not in known]
 
+    def raise_fence(self, part: str, generation: int) -> None:
+        """That part is being started again: no older process of it is heard from now on."""
+        if self._server is not None:
+            self._server.fence.raise_to(part, generation)
+
     def report_pressure(self, source: str, levels: dict[str, float]) -> None:
         """As a `Pressure` message does: how full something is that episodes fill, 1 being the most it should be."""
         for name, level in levels.items():
-            self.replay.concurrency.report(f"{source}.{name}", level, time.time())
+            self.replay.concurrency.report(f"{source}.{name}", level, self._now())
 
     # --- loops ------------------------------------------------------------------------------------------
 
@@ -206,7 +226,7 @@ class ReplayServer:
 
     async def _handle(self, peer: Peer, message: Message) -> None:
         received = time.monotonic()
-        outcome = self.replay.handle(message, time.time(), self.journal.end)
+        outcome = self.replay.handle(message, self._now(), self.journal.end)
         payload = self._codec.encode(message) if isinstance(message, Submit) and outcome.events else ()
         self._journal_events(outcome.events, payload)
         if isinstance(message, CheckpointMark):
@@ -252,7 +272,7 @@ class ReplayServer:
             if self._snapshot < 0 and self.journal.end - self._compacted >= self._snapshot_bytes:
                 self._compact()
                 self._something_queued.set()
-            expired = self.replay.tick(time.time())
+            expired = self.replay.tick(self._now())
             if expired:
                 self._journal_events(expired, ())
                 self._something_queued.set()

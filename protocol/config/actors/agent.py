@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import field_validator
 
-from protocol.section import Seconds, Section
+from protocol.section import Seconds, Section, expanded
 
 HarnessName = Literal[
     "scaffold",
@@ -58,6 +57,11 @@ class AgentSettings(Section):
         return {here: there for here, _, there in (bind.rpartition(":") for bind in self.binds)}
 
     @property
+    def is_built_in(self) -> bool:
+        """Whether a loop of this process plays."""
+        return self.harness in ("scaffold", "react", "json")
+
+    @property
     def variables(self) -> dict[str, str]:
         """`env`, by name."""
         return {name: value for name, _, value in (variable.partition("=") for variable in self.env)}
@@ -71,7 +75,7 @@ class AgentSettings(Section):
             if not here or not there.startswith("/"):
                 raise ValueError(f"expected `path here:/path/there`, got {bind!r}")
         pairs = (bind.rsplit(":", 1) for bind in binds)
-        return [f"{Path(here).expanduser().absolute()}:{there}" for here, there in pairs]
+        return [f"{expanded(here).absolute()}:{there}" for here, there in pairs]
 
     @field_validator("env")
     @classmethod
@@ -85,4 +89,4 @@ class AgentSettings(Section):
     @classmethod
     def _whole_path(cls, function: str) -> str:
         where, colon, name = function.rpartition(":")
-        return f"{Path(where).expanduser().absolute()}:{name}" if colon and where.endswith(".py") else function
+        return f"{expanded(where).absolute()}:{name}" if colon and where.endswith(".py") else function

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
 from protocol.section import Amount, Count, Section
 
 
@@ -10,8 +15,11 @@ class EvalSettings(Section):
 
     tasks: str | None = None
     """Task source of the evaluation (default: that of the run, held-out split)."""
+    held_out_share: Annotated[float, Field(ge=0, le=0.5)] = 0
+    """Share of the run's own tasks that is held out, by a hash of each one's name: never trained on, scored instead of
+    `eval.tasks`, also by an evaluation with the same share. `micro` has a held-out split and needs none."""
     runs: Count = 10
-    """Independent runs over all tasks; pass@1 is their mean."""
+    """Independent runs over all tasks; pass@1 is the mean over tasks of the share of their runs that solve them."""
     every: Amount = 0
     """Score held-out tasks while training, from the first version on every so many versions; 0: never. It takes a tenth
     of the episodes that run at once, more where training needs none, and never holds up a step by more than a batch."""
@@ -21,6 +29,15 @@ class EvalSettings(Section):
     """As `runs`, while training."""
     endpoint: str | None = None
     """OpenAI-compatible endpoint to evaluate instead of a model directory (`http://host:port/v1`)."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_an_address(cls, endpoint: str | None) -> str | None:
+        parts = urlsplit(endpoint or "http://host")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"expected an address such as http://host:port/v1, got {endpoint!r}")
+        return endpoint
+
     model: str | None = None
     """Model name at that endpoint."""
     api_key_variable: str = "OPENAI_API_KEY"

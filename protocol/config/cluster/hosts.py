@@ -17,3 +17,5 @@ class HostSettings(Section):
     unreachable_s: Annotated[float, Field(ge=5)] = 45
     """A host that hears nothing of the launcher for so long ends all that runs there; the launcher waits ten seconds
     more before it starts the same elsewhere."""
+    fetch_s: Annotated[float, Field(gt=0)] = 7200
+    """Longest time in which a host gets the model and the tasks from the launcher's, where it has not got them."""

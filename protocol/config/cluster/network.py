@@ -17,3 +17,6 @@ class NetworkSettings(Section):
     address under which Ray knows its host, with encrypted, authenticated TCP."""
     dashboard_port: Annotated[int, Field(ge=0, le=65535)] = 8265
     """Port of the Ray dashboard on loopback (0: any free one)."""
+    trusted: bool = False
+    """Nobody but the run is on the network between its hosts: take a Ray cluster there without token or TLS, too, over
+    which the run's keys are told. `longhaul cluster up` sets up both."""

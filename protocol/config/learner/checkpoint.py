@@ -19,3 +19,10 @@ class CheckpointSettings(Section):
     steps alone). There is always one at the end."""
     keep: Count = 2
     """Checkpoints kept; older ones are deleted after a newer one is complete."""
+    keep_best: bool = False
+    """Keep the one nearest the version that was best on held-out tasks, too, however old; `checkpoints/best` leads to
+    it. Saves one also at every multiple of `eval.every`, which it needs."""
+    url: str = ""
+    """Where every complete checkpoint is copied to, exports included, beside the run directory: a URL that fsspec knows
+    (`s3://bucket/run`, `gs://...`, `file:///...`), with the credentials of its own environment. `--resume URL` begins a
+    run from the newest one there."""

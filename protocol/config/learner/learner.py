@@ -46,6 +46,11 @@ class LearnerSettings(Section):
     tokens. Turn it off only where the generators sample in another precision on purpose."""
     lora_rank: Amount = 0
     """Train low-rank adapters of this rank through peft (0: all weights)."""
+    routing_replay: bool = False
+    """Mixtures of experts: generators record which experts served each token, and the learner routes the same way (R3),
+    so that rounding does not make it a different model. A byte for each expert of each token and layer."""
+    router_aux_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss that balances experts (0: off; pretraining uses 0.001 to 0.01)."""
     step_timeout_s: Seconds = 1800
     """A step that takes longer is an error that names the rank."""
     loss: LossSettings = LossSettings()

@@ -18,6 +18,9 @@ class WeightSettings(Section):
     """Send only the elements that changed (lossless, checked by checksum after it is applied)."""
     full_every: Count = 20
     """Send all weights again every so many versions."""
+    adapters: Literal["alone", "merged"] = "alone"
+    """With `learner.lora_rank`: `alone`, generators load the base once, and a version is an adapter in vLLM beside it,
+    a hundredth of the bytes; `merged`: whole weights with the adapter in them, which CPUs sample from faster."""
     bucket_mib: Count = 64
     """Weights are gathered from ZeRO shards and sent in buckets of this size."""
     timeout_s: Seconds = 120

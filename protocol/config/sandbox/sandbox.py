@@ -46,6 +46,10 @@ class SandboxSettings(Section):
     """Gradings that may run at the same time in one sandbox actor."""
     grading_timeout_s: Seconds = 300
     """Deadline of one run of the hidden tests."""
+    survive_restart: bool = False
+    """Keep a snapshot of every half-done episode's files on disk, taken anew after each of its turns, so that it goes
+    on at its turn when its sandbox is gone: after a whole machine has stopped, and with `--resume auto`. Processes that
+    it had left running are gone. Built-in loops in namespaces only; needs up to `disk_mib` of disk for each episode."""
     share_verdicts: bool = True
     """Judge equal changes to one task once per sandbox actor, unless its tests are known to flake."""
 

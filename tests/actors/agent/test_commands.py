@@ -96,6 +96,11 @@ def test_a_block_comes_back_as_written(text: str, thought: str) -> None:
         ("the template opened the thought\n```command\nls\n```\n</think>\n```command\nls -a\n```", "ls -a\n"),
         ("<think>a</think>\nb\n<think>c\n```command\nls\n```</think>\n```command\npwd\n```", "pwd\n"),
         ("I look.\r\n```command\r\nls\r\n```\r\n", "ls\n"),
+        ("[THINK]\n```command\nls\n```\n[/THINK]\n```command\npwd\n```", "pwd\n"),
+        ("<seed:think>\n```command\nls\n```\n</seed:think>\n```command\npwd\n```", "pwd\n"),
+        ("◁think▷\n```command\nls\n```\n◁/think▷\n```command\npwd\n```", "pwd\n"),
+        ("<thinking>\n```command\nls\n```\n</thinking>\n```command\npwd\n```", "pwd\n"),
+        ("```command\ngrep '<think>' a\n```", "grep '<think>' a\n"),
     ],
 )
 def test_what_is_thought_is_no_command(turn: str, block: str) -> None:
@@ -105,3 +110,24 @@ def test_what_is_thought_is_no_command(turn: str, block: str) -> None:
 def test_a_thought_alone_is_no_command() -> None:
     with pytest.raises(FormatError, match="no command"):
         extract_block(spoken("<think>\n```command\nls\n```\n</think>\nDone."))
+    with pytest.raises(FormatError, match="no command"):
+        extract_block(spoken("\n<think>Perhaps\n```command\nrm -rf .\n```\nor rather"))
+
+
+def test_one_opening_after_another_is_read_at_once() -> None:
+    # in time that grows with the square of a turn's length this would not end within the suite's limit
+    with pytest.raises(FormatError, match="several commands"):
+        extract_block("```command\nls\n" * 50_000)
+
+
+@pytest.mark.parametrize(
+    ("turn", "block"),
+    [
+        ("````command\ncat <<E\n```command\nls\n```\nE\n````", "cat <<E\n```command\nls\n```\nE\n"),
+        ("```command  \nls\n``` \t\nand so", "ls\n"),
+        ("```\nno\n```\n```command\nls\n```", "ls\n"),
+        ("```command\nls\n````\n```", "ls\n````\n"),
+    ],
+)
+def test_fences(turn: str, block: str) -> None:
+    assert extract_block(turn) == block

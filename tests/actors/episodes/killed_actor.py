@@ -1,5 +1,6 @@
-"""A sandbox actor in a process of its own, to be killed: `python killed_actor.py ENDPOINT RUN_DIR RUN CACHE TOKENIZER`.
+"""A sandbox actor in a process of its own, to be killed: `killed_actor.py ENDPOINT RUN_DIR RUN CACHE TOKENIZER KIND`.
 
+KIND is `namespace`, `docker`, or `survives`: namespaces whose files outlive them.
 Its scripted model works through one task; it stops where a file says so, and says there that it has.
 """
 
@@ -16,6 +17,8 @@ from actors.agent.chat import ChatTokenizer
 from actors.episodes.sandbox_actor import SandboxActor
 from actors.policy import Request, Sampled
 from protocol.config import Settings
+from sandbox.base import Backend
+from sandbox.keeper.containers import KeptDockerBackend
 from sandbox.keeper.kept import KeptBackend
 from sandbox.tasks.micro import make_tasks
 from sandbox.tasks.task import Task
@@ -68,17 +71,19 @@ class Waiting:
 
 async def main() -> None:
     """Until there are no more leases."""
-    endpoint, run_dir, run, cache, tokenizer_dir = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
+    endpoint, run_dir, run, cache, tokenizer_dir, kind = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
     tokenizer = ChatTokenizer.load(Path(tokenizer_dir))
     settings = Settings.model_validate(
         {
             "tasks": {"cache_dir": cache},
             "actors": {"heartbeat_s": 0.2, "trajectory_log_share": 1.0},
             "episode": {"max_turn_tokens": 400, "max_turns": 12},
+            "sandbox": {"survive_restart": kind == "survives"},
         }
     )
     task = next(iter(TASKS.values()))
-    backend = KeptBackend(run, "actor-0", run_dir / "keeper.log")
+    kept = KeptBackend(run, "actor-0", run_dir / "keeper.log")
+    backend: Backend = KeptDockerBackend(run, kept) if kind == "docker" else kept
     await backend.probe()
     policy = Waiting(tokenizer, run_dir, task)
     actor = SandboxActor(settings, "actor-0", 4, endpoint, policy, backend, TASKS, tokenizer, None, run_dir, run=run)

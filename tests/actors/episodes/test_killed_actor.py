@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -19,8 +20,9 @@ from actors.agent.chat import ChatTokenizer
 from actors.agent.tools import INTERRUPTED
 from actors.episodes.episode_journal import EpisodeJournal, Ready
 from protocol.messages import Trajectory
+from sandbox.docker.backend import DockerBackend
 from sandbox.namespace.backend import NamespaceBackend
-from sandbox.owners import keeper_of
+from sandbox.owners import end_keepers, keeper_of
 from tests.actors.episodes.killed_actor import TASKS, turns_of
 from tests.actors.episodes.scripted_replay import ScriptedReplay, make_lease
 
@@ -31,15 +33,19 @@ TURNS = turns_of(TASK)
 class Run(contextlib.AsyncExitStack):
     """A replay server here, and actors in processes of their own, one after another."""
 
-    def __init__(self, directory: Path, tokenizer_dir: Path) -> None:
+    def __init__(self, directory: Path, tokenizer_dir: Path, backend: str = "namespace") -> None:
         super().__init__()
         self.directory = directory
         self.name = f"test-{secrets.token_hex(4)}"
         self._arguments = [f"ipc://{directory}/replay", str(directory), self.name, str(directory / "cache")]
-        self._arguments.append(str(tokenizer_dir))
+        self._arguments += [str(tokenizer_dir), backend]
         self.replay = ScriptedReplay(self._arguments[0], [make_lease(0, TASK.task_id, version=5, max_turns=12)])
         self.replay.start()
         self.push_async_callback(self._end)
+
+    def keeps_files(self) -> None:
+        """Its sandboxes' files are to survive."""
+        self._arguments[-1] = "survives"
 
     async def start(self) -> None:
         self.actor = await asyncio.create_subprocess_exec(
@@ -90,6 +96,13 @@ async def run(tmp_path: Path, tokenizer_dir: Path) -> AsyncIterator[Run]:
         pytest.skip("no namespaces here")
     async with Run(tmp_path, tokenizer_dir) as run:
         yield run
+
+
+@pytest.fixture
+def surviving(run: Run) -> Run:
+    """One with `sandbox.survive_restart`."""
+    run.keeps_files()
+    return run
 
 
 def check_tokens(trajectory: Trajectory, tokenizer: ChatTokenizer) -> None:
@@ -164,6 +177,62 @@ async def test_killed_with_its_work_done_but_not_delivered(run: Run, tokenizer: 
     assert trajectory.resolved
 
 
+async def until_held_in_turn_4(run: Run) -> None:
+    (run.directory / "hold-4").touch()
+    await run.start()
+    await run.until(lambda: run.asked() == [0, 1, 2, 3, 4])
+
+
+def check_went_on(run: Run, trajectory: Trajectory, tokenizer: ChatTokenizer) -> None:
+    """At the turn that was never sampled, with the files of the turns before; without what ran in the background."""
+    assert run.asked() == [0, 1, 2, 3, 4, 4, 5, 6]
+    check_tokens(trajectory, tokenizer)
+    assert trajectory.resolved and trajectory.end_reason == "submitted"
+    assert "one\ntwo\n0" in tokenizer.decode(trajectory.token_ids)
+    assert not list(run.directory.glob("episodes/*"))
+
+
+async def test_a_whole_machine_stops_and_files_that_were_to_survive_are_gone_on_with(
+    surviving: Run, tokenizer: ChatTokenizer
+) -> None:
+    await until_held_in_turn_4(surviving)
+    await surviving.kill()
+    assert end_keepers(surviving.name) == 1
+    await NamespaceBackend(surviving.name).purge(surviving.name)  # as the next start does
+    (surviving.directory / "hold-4").unlink()
+    await surviving.start()
+    check_went_on(surviving, await surviving.finish(), tokenizer)
+
+
+async def test_sandboxes_that_are_lost_beside_a_living_actor_are_gone_on_with(
+    surviving: Run, tokenizer: ChatTokenizer
+) -> None:
+    await until_held_in_turn_4(surviving)
+    end_keepers(surviving.name)
+    (surviving.directory / "hold-4").unlink()
+    trajectory = await surviving.finish()
+    assert surviving.asked() in ([0, 1, 2, 3, 4, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6])
+    check_tokens(trajectory, tokenizer)
+    assert trajectory.resolved and "one\ntwo\n0" in tokenizer.decode(trajectory.token_ids)
+
+
+async def test_a_snapshot_that_is_gone_costs_its_turns_not_its_episode(
+    surviving: Run, tokenizer: ChatTokenizer
+) -> None:
+    await until_held_in_turn_4(surviving)
+    await surviving.kill()
+    end_keepers(surviving.name)
+    (surviving.directory / "hold-4").unlink()
+    (files,) = surviving.directory.glob("episodes/*/*.files")
+    assert len(list(files.iterdir())) == 1, "each takes the place of the one before"
+    shutil.rmtree(files)
+    await surviving.start()
+    trajectory = await surviving.finish()
+    assert surviving.asked() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]
+    check_tokens(trajectory, tokenizer)
+    assert trajectory.resolved
+
+
 @pytest.mark.parametrize("cut", range(4), ids=lambda n: f"torn-{n}")
 async def test_a_torn_end_of_the_journal_is_the_turn_before_it(cut: int, tmp_path: Path) -> None:
     journal = EpisodeJournal.begin(tmp_path, make_lease(0, TASK.task_id), 1.0, "recipe")
@@ -181,3 +250,31 @@ async def test_a_torn_end_of_the_journal_is_the_turn_before_it(cut: int, tmp_pat
     assert EpisodeJournal.read(tmp_path / "lease-0-0.journal", "another recipe") is None
     for open_journal in (journal, read, again):
         open_journal.discard()
+
+
+@pytest.mark.docker
+async def test_killed_while_it_works_in_a_container(
+    tmp_path: Path, tokenizer_dir: Path, tokenizer: ChatTokenizer
+) -> None:
+    docker = DockerBackend("probe-killed-actor")
+    available = (await docker.probe()).available
+    try:
+        if not available:
+            pytest.skip("no Docker here")
+        async with Run(tmp_path, tokenizer_dir, "docker") as run:
+            (run.directory / "hold-4").touch()
+            await run.start()
+            await run.until(lambda: run.asked() == [0, 1, 2, 3, 4])
+            await run.kill()
+            (run.directory / "hold-4").unlink()
+            await run.start()
+            trajectory = await run.finish()
+            check_tokens(trajectory, tokenizer)
+            assert run.asked() == [0, 1, 2, 3, 4, 4, 5, 6]
+            assert trajectory.resolved
+            text = tokenizer.decode(trajectory.token_ids)
+            assert "one\ntwo\n" in text  # the trace of both processes' commands, once each
+            assert INTERRUPTED not in text
+            assert await docker.purge(run.name) == 0
+    finally:
+        await docker.close()

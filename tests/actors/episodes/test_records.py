@@ -71,6 +71,7 @@ def test_a_trajectory_reads_as_a_conversation() -> None:
         "versions": [4, 5],
         "format_error": True,
         "generate_s": 0.0,
+        "at": 0.0,
     } | {"generate_s": 0.5}
     assert record["mean_logprob"] == -2.0
     assert (record["num_turns"], record["num_tokens"]) == (2, 8)

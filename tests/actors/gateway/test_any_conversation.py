@@ -152,6 +152,11 @@ class Saying:
         """Nothing to drop."""
 
 
+def remembered(chat: list[Entry]) -> list[tuple[str, str, Message]]:
+    """What its next request will say, whatever the API."""
+    return [(entry.role, entry.text, entry.was) for entry in chat]
+
+
 class Agents:
     """Several agents of one episode, each in an API's words, with its chat as it remembers it."""
 
@@ -198,8 +203,8 @@ class Agents:
                 await self.turn(words, chat)
             case "joined":  # a client that thinks its request was lost
                 await self.turn(words, chat, times=2)
-            case "beside" if len(self.chats) > 1:
-                other = self.draw(st.sampled_from([each for each in self.chats if each[1] is not chat]))
+            case "beside" if others := [each for each in self.chats if remembered(each[1]) != remembered(chat)]:
+                other = self.draw(st.sampled_from(others))  # the same at the same time is taken for a retry
                 results = await asyncio.gather(self.turn(words, chat), self.turn(*other))
                 for (_, each), said in zip(((words, chat), other), results, strict=True):
                     self.go_on(each, said)

@@ -118,3 +118,11 @@ def test_an_engine_whose_exchange_failed_decodes_nothing_more() -> None:
     assert ended.returncode == 1
     assert "resumed" not in ended.stdout
     assert "AttributeError" in ended.stderr
+
+
+def test_engines_that_record_routes_capture_no_graphs(tmp_path: Path) -> None:
+    recording = Settings.model_validate({"model": {"path": str(tmp_path)}, "learner": {"routing_replay": True}})
+    assert engine_arguments(recording, tmp_path, on_gpu=True)["enforce_eager"]
+    scoring = recording.model_copy(update={"phase": "eval"})
+    for other in (Settings(), scoring):
+        assert "enforce_eager" not in engine_arguments(other, tmp_path, on_gpu=True)

@@ -43,3 +43,38 @@ def test_children_and_theirs_end_with_their_owner_however_it_ends(ending):
         bystander.kill()
         bystander.wait(10)
         owner.stdout.close()
+
+
+WATCHED = "from actors.generator.lifeline import die_with_guarded; die_with_guarded(); print('there', flush=True)"
+OWNER_OF_WATCHED = f"""
+import subprocess, sys, time
+from actors.generator.lifeline import guard_children
+
+guard_children()
+command = [sys.executable, "-c", {WATCHED!r} + "; import time; time.sleep(60)"]
+child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_watches_for_itself_ends_even_where_the_lifeguard_was_killed_first():
+    """As Ray does, which kills the children of a worker that ends, but not theirs."""
+    owner = subprocess.Popen([sys.executable, "-c", OWNER_OF_WATCHED], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert owner.stdout is not None
+    child = psutil.Process(int(owner.stdout.readline()))
+    try:
+        guards = [p for p in psutil.Process(owner.pid).children() if any("lifeguard" in word for word in p.cmdline())]
+        assert len(guards) == 1
+        guards[0].kill()
+        owner.kill()
+        owner.wait(10)
+        deadline = time.monotonic() + 30
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "it outlived its owner"
+            time.sleep(0.05)
+    finally:
+        if child.is_running():
+            child.kill()
+        owner.stdout.close()

@@ -19,7 +19,7 @@ from actors.agent.loop import Agent
 from actors.agent.scaffolds import make_scaffold
 from actors.policies.openai_policy import OpenAIPolicy, read_transcript, transcript_tokenizer
 from actors.policy import Request
-from protocol.config import EpisodeSettings
+from protocol.config import EpisodeSettings, Settings
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling
 from sandbox.base import Sandbox
@@ -139,6 +139,11 @@ async def test_a_busy_endpoint_is_asked_again(endpoint, chatml) -> None:
         (lambda _: web.json_response({"choices": [{"message": {"content": ["x"]}}]}), "malformed"),
         (lambda _: web.json_response([1]), "malformed"),
         (lambda _: web.Response(text="<html>"), "malformed"),
+        (lambda _: web.Response(text="[" * 100_000), "malformed"),
+        (
+            lambda _: web.json_response({"error": "unknown key; temperature, seed and top_p are fine"}, status=401),
+            "refused",
+        ),
     ],
 )
 async def test_refusals_and_nonsense_are_typed(endpoint, chatml, answer, kind) -> None:
@@ -203,6 +208,10 @@ def refused(message: str, **more: object) -> web.Response:
     return web.json_response({"error": {"message": message, "code": "unsupported_parameter", **more}}, status=400)
 
 
+def plainly(message: str) -> web.Response:
+    return web.json_response({"error": {"message": message, "type": "invalid_request_error"}}, status=400)
+
+
 REASONING = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
 FORBIDDEN = {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}
 
@@ -218,6 +227,26 @@ FORBIDDEN = {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "ms
         ),
         (lambda _: web.json_response(FORBIDDEN, status=422), "seed", ""),
         (lambda _: web.Response(status=400, text="unknown field: top_p"), "top_p", ""),
+        (lambda _: web.Response(status=400, text="top_p must be between 0 and 0.9"), "top_p", ""),
+        (
+            lambda _: refused("max_tokens is too large: 512. At most 256 is supported"),
+            "max_tokens",
+            "max_completion_tokens",
+        ),
+        (lambda _: web.json_response({"error": {"code": 400, "message": "seed is not supported"}}), "seed", ""),
+        (lambda _: plainly("invalid temperature: only 1 is allowed for this model"), "temperature", ""),
+        (
+            lambda _: plainly("Invalid max_tokens value, the valid range of max_tokens is [1, 256]"),
+            "max_tokens",
+            "max_completion_tokens",
+        ),
+        (
+            lambda _: refused(
+                "`temperature` and `top_p` cannot both be specified for this model. Please use only one."
+            ),
+            "top_p",
+            "",
+        ),
     ],
 )
 async def test_a_refused_parameter_is_renamed_or_dropped_once_and_remembered(
@@ -248,6 +277,21 @@ async def test_a_refusal_that_stays_is_an_error(endpoint, chatml) -> None:
     with pytest.raises(GeneratorError, match="seed is not supported"):
         await ask(endpoint, chatml, seed=7)
     assert len(endpoint.requests) == 2
+
+
+async def test_what_a_refusal_tells_of_the_request_costs_no_parameter(endpoint, chatml) -> None:
+    echo = {"loc": ["body", "messages", 0], "msg": "unexpected role", "input": {"temperature": 1.0, "seed": "the seed"}}
+    endpoint.answers = [lambda asked: web.json_response({"detail": [echo], "body": str(asked)}, status=422)]
+    with pytest.raises(GeneratorError, match="unexpected role"):
+        await ask(endpoint, chatml, seed=7)
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("status", [500, 520, 524, 529])
+async def test_whatever_a_server_or_gateway_fails_by_is_waited_for(endpoint, chatml, status) -> None:
+    endpoint.answers = [lambda _: web.Response(status=status, headers={"Retry-After": "0"}), said("better")]
+    sampled = await ask(endpoint, chatml)
+    assert chatml.decode(sampled.token_ids[:-1]) == "better"
 
 
 @pytest.mark.parametrize(
@@ -290,7 +334,73 @@ async def test_waiting_for_a_slot_is_not_the_models_time(endpoint, chatml) -> No
     await runner.cleanup()
 
 
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"error": {"code": 429, "message": "rate limited upstream"}},
+        {"error": {"message": "provider returned error"}},
+        {"error": "overloaded", "choices": []},
+        {"error": {"code": "503"}, "id": None},
+    ],
+)
+async def test_an_error_within_an_answer_is_an_error(endpoint, chatml, trouble) -> None:
+    endpoint.answers = [web.json_response(trouble), said("better")]
+    sampled = await ask(endpoint, chatml)
+    assert chatml.decode(sampled.token_ids[:-1]) == "better"
+    assert len(endpoint.requests) == 2
+
+
+async def test_an_address_may_be_pasted_whole_and_what_is_none_is_refused(endpoint, chatml) -> None:
+    endpoint.answers = [said("one")]
+    endpoint.address += "/chat/completions/"
+    await ask(endpoint, chatml)
+    for wrong in ("localhost:8000/v1", "host/v1", "http://", "ftp://host/v1"):
+        with pytest.raises(ValueError, match="such as http://host:port/v1"):
+            Settings(eval={"endpoint": wrong, "model": "m"})
+
+
 async def test_a_deadline_says_what_the_endpoint_said_last(endpoint, chatml) -> None:
     endpoint.answers = [lambda _: web.Response(status=503, text="no model is loaded")]
     with pytest.raises(DeadlineError, match="503: no model is loaded"):
         await ask(endpoint, chatml, timeout_s=1.0)
+
+
+@pytest.mark.parametrize("waits_for", ["a slot", "an endpoint that is busy"])
+async def test_what_is_not_the_models_time_does_not_end_an_episode(endpoint, chatml, open_sandbox, waits_for) -> None:
+    policy = OpenAIPolicy(endpoint.address, "some-model", chatml, max_requests=1)
+    settings = EpisodeSettings()
+    agent = Agent(policy, chatml, make_scaffold(settings, chatml), settings, request_timeout_s=30.0)
+    limits = Limits(max_turns=2, max_context=5000, wall_time_s=4.0)
+    assigned = Assignment(issue="greet", episode_id="e", version=0, sampling=Sampling(), limits=limits)
+    endpoint.answers = [said("```command\nsubmit\n```")]
+    if waits_for == "a slot":
+        await policy._slots.acquire()
+        asyncio.get_running_loop().call_later(5.0, policy._slots.release)
+    else:
+        endpoint.answers[:0] = [lambda _: web.Response(status=429, headers={"Retry-After": "5"})]
+    episode = await agent.run(assigned, await open_sandbox({}))
+    await policy.close()
+    assert episode.end_reason == "submitted"
+
+
+async def test_a_model_that_takes_the_wall_time_ends_its_episode(endpoint, chatml, open_sandbox) -> None:
+    app = web.Application()
+
+    async def never(request: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+        return said("late")
+
+    app.router.add_post("/v1/chat/completions", never)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    policy = OpenAIPolicy(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", "m", chatml)
+    settings = EpisodeSettings()
+    agent = Agent(policy, chatml, make_scaffold(settings, chatml), settings)
+    limits = Limits(max_turns=2, max_context=5000, wall_time_s=1.0)
+    assigned = Assignment(issue="greet", episode_id="e", version=0, sampling=Sampling(), limits=limits)
+    episode = await agent.run(assigned, await open_sandbox({}))
+    assert episode.end_reason == "wall_time"
+    assert policy._slots._value == 64, "its slot is free again"
+    await policy.close()
+    await runner.cleanup()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,13 +16,15 @@ import torch
 
 from actors.weights.adopter import WeightAdopter
 from actors.weights.memory import MemoryWeights
+from learner.publishing.buffers import WeightBuffers
 from learner.publishing.publisher import WeightPublisher
 from protocol.config import WeightSettings
 from protocol.errors import DeadlineError, WeightsError
+from protocol.membership.fence import Member
 from protocol.messages import WeightsPoll
-from protocol.sockets import BlockingClient
+from protocol.sockets import BlockingClient, Keys
 from protocol.weights.manifest import TensorSpec
-from protocol.weights.segments import DIRECTORY
+from protocol.weights.segments import DIRECTORY, Segment, segment_path
 
 SPECS = [
     TensorSpec("embed", "float32", (300, 40)),
@@ -139,6 +142,75 @@ async def test_weights_that_are_already_there_are_not_sent_again(publisher, sett
         await asyncio.to_thread(publisher.wait_adopted, 0, 10)
         assert adopter.swap_s == 0
         assert holder.labels == [0]
+
+
+@pytest.mark.parametrize("is_alike", [True, False], ids=["alike", "rounded-otherwise"])
+async def test_a_publisher_that_comes_back_at_an_older_version_is_heeded_once_it_has_caught_up(
+    settings, tmp_path, is_alike
+):
+    """As ranks that start again do: the generator keeps what it serves until something newer comes."""
+    told: list[int] = []
+    where = (settings, f"ipc://{tmp_path}/w", f"test-{tmp_path.name}")
+    first = WeightPublisher(*where)
+    for version in range(4):
+        first.publish(version, model(version).items())
+    async with adopting(first, settings) as (holder, _):
+        await asyncio.to_thread(first.wait_adopted, 3, 10)
+        first.close()
+        second = WeightPublisher(*where, on_adopted=told.append)
+        for version in (2, 3, 4):
+            second.publish(version, model(version if is_alike or version == 4 else version + 100).items())
+            if version == 3:
+                await asyncio.to_thread(until, lambda: told == [3], 30)
+        await asyncio.to_thread(second.wait_adopted, 4, 30)
+        assert holder.labels == ([3, 4] if is_alike else [3, 3, 4])
+        assert {n: raw(t) for n, t in model(4).items()} == {n: a.tolist() for n, a in holder.tensors.items()}
+        second.close()
+    assert told == [3, 4]
+
+
+def test_a_version_waits_for_room_in_shared_memory(tmp_path):
+    """A limit on the size of files stands in for a full /dev/shm: the kernel refuses the same call."""
+    buffers = WeightBuffers(f"test-{tmp_path.name}", None, with_delta=False, full_every=1, patience_s=30)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    buffers.fill(0, model(0).items(), on_begin=lambda: None)
+    filled = []
+    waiting = threading.Thread(target=lambda: filled.append(buffers.fill(1, model(1).items(), on_begin=lambda: None)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        waiting.start()
+        time.sleep(0.3)
+        assert waiting.is_alive() and not filled
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        waiting.join(30)
+        buffers.unlink()
+    assert len(filled[0]) == len(SPECS)
+
+
+def test_a_first_version_without_room_is_refused_in_words(tmp_path):
+    buffers = WeightBuffers(f"test-{tmp_path.name}", None, with_delta=False, full_every=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(WeightsError, match="free shared memory"):
+            buffers.fill(0, model(0).items(), on_begin=lambda: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(DIRECTORY.glob(f"longhaul-test-{tmp_path.name}-*"))
+
+
+def test_who_waits_for_the_bytes_of_a_dead_writer_learns_that_none_will_come(tmp_path):
+    path = segment_path(f"test-{tmp_path.name}", "weights-0")
+    written = Segment.create(path, 100)
+    written.begin(5)
+    written.advance(50)
+    reader = Segment.open(path, 100)
+    reader.wait_written(5, 50)
+    WeightBuffers(f"test-{tmp_path.name}", None, with_delta=False, full_every=1)  # of the learner that comes after
+    with pytest.raises(WeightsError, match="was removed before it held version 5") as caught:
+        reader.wait_written(5, 100)
+    assert caught.value.kind == "withdrawn"
 
 
 @pytest.mark.parametrize("moved_on_to", [1, 2])
@@ -364,3 +436,23 @@ def test_tensors_are_converted_to_what_the_generators_compute_in(tmp_path):
             wanted = raw(tensor.to(torch.bfloat16))
             assert held[entry.offset : entry.offset + entry.num_bytes].tolist() == wanted
     publisher.close()
+
+
+async def test_weights_of_a_publisher_that_was_replaced_are_nobodys(tmp_path):
+    """The newer process publishes; then the one that it replaced is back at that address, further on than ever."""
+    settings, keys, holder = CHANNELS["zmq"], Keys.generate(), MemoryWeights(SPECS)
+    adopter: WeightAdopter | None = None
+    for generation, version in ((1, 3), (0, 9), (1, 4)):
+        publisher = WeightPublisher(
+            settings,
+            f"ipc://{tmp_path}/w",
+            f"test-{tmp_path.name}",
+            msgspec.structs.replace(keys, member=Member("learner-0", generation)),
+        )
+        publisher.publish(version, model(version).items())
+        adopter = adopter or WeightAdopter(holder, "g0", publisher.endpoint, settings, tied={})
+        while not await adopter.poll():
+            pass
+        publisher.close()
+    assert holder.labels == [3, 4]
+    await adopter.close()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from cluster.command_line.cli import CommandLine, parse, setting_names
@@ -79,3 +81,31 @@ def _sections(model):
     for field in model.model_fields.values():
         if _is_section(field):
             yield from _sections(field.annotation)
+
+
+@pytest.mark.parametrize("arguments", [["--eval.tasks", ""], ["--eval.tasks="], ["--run-dir", ""], ["--model.path="]])
+def test_an_empty_value_is_not_taken_for_the_default(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"--[\w.-]+ has an empty value"):
+        parse(arguments)
+
+
+def test_a_path_at_home_is_one_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.toml").write_text('run_dir = "~/runs/x"\n[[tasks]]\nsource = "~/tasks.jsonl"\n')
+    settings, _ = parse(["--config=~/run.toml", "--resume=~/runs/x/checkpoints/step-1"])
+    assert settings.run_dir == tmp_path / "runs" / "x"
+    assert settings.resume == f"{tmp_path}/runs/x/checkpoints/step-1"
+    assert settings.tasks.sources[0].source == f"{tmp_path}/tasks.jsonl"
+
+
+@pytest.mark.parametrize("flag", ["--learner.lr", "--replay.give-up-s", "--sandbox.cpus"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_number_without_an_end_is_refused(flag: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{flag}: "):
+        parse([flag, value])
+
+
+def test_a_weight_without_an_end_would_take_every_draw(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('[[tasks]]\nsource = "micro"\nweight = inf\n')
+    with pytest.raises(ConfigError, match="weight: "):
+        parse(["--config", str(tmp_path / "run.toml")])

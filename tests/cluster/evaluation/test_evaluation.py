@@ -36,13 +36,13 @@ def test_every_episode_counts_once_and_torn_lines_and_foreign_tasks_do_not(run_d
 
 def test_the_files_say_what_the_report_says(run_dir):
     report = write_evaluation(run_dir, TASKS, "tiny")
-    assert report is not None and report.pass_at_1.mean == pytest.approx(0.75)
+    assert report is not None and report.pass_at_1.mean == report.pass_at_k[1] == pytest.approx(0.5)
     written = json.loads((run_dir / "evaluation.json").read_text())
     page = (run_dir / "evaluation.md").read_text()
     assert written["not_scored"] == {"no episode of it ended": 1}
     assert written["pass_at_1"]["mean"] == report.pass_at_1.mean
     assert written["by_difficulty"]["1"]["mean"] == 0.0
-    assert "| tiny | 2 of 2 | 2 | 75.0 ± 25.0 | 0.0 to 100.0 | 50.0 | 100.0 (1 of 2 tasks) | 4.0 | 90 |" in page
+    assert "| tiny | 2 of 2 | 2 | 50.0 ± 23.6 | 0.0 to 100.0 | 50.0 | 100.0 (1 of 2 tasks) | 4.0 | 90 |" in page
     assert "3 of 4 attempts scored, over 2 of 2 tasks; not scored: 1 (no episode of it ended)." in page
     assert len((run_dir / "predictions.jsonl").read_text().splitlines()) == 1
     assert (run_dir / "risk_coverage.png").read_bytes().startswith(b"\x89PNG")

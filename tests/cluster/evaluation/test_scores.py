@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
@@ -106,3 +106,21 @@ def test_the_bootstrap_is_over_tasks() -> None:
     assert report.interval == (0.0, 1.0)
     sure = make_report([attempt("a", run, True) for run in range(3)])
     assert sure.interval == (1.0, 1.0)
+
+
+def test_a_run_that_ended_early_weighs_by_what_it_scored() -> None:
+    attempts = [attempt(str(task), 0, task < 20) for task in range(100)] + [attempt("0", 1, True)]
+    report = make_report(attempts, asked=Asked(tasks=tuple(map(str, range(100))), num_runs=2))
+    assert report.pass_at_1.mean == pytest.approx(0.2)  # and not the mean of a whole run's 0.2 and of one attempt's 1.0
+    assert report.pass_at_1.mean == report.pass_at_k[1]
+    assert report.interval[0] < report.pass_at_1.mean < report.interval[1]
+    assert 0 < report.pass_at_1.se < 0.1
+
+
+@settings(deadline=None)
+@given(outcomes=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=2, max_size=5))
+def test_where_every_run_is_whole_the_error_is_that_of_the_mean_over_runs(outcomes: list[list[bool]]) -> None:
+    estimate = pass_at_1([attempt(str(t), r, done) for r, run in enumerate(outcomes) for t, done in enumerate(run)])
+    shares = [fmean(run) for run in outcomes]
+    assert estimate.mean == pytest.approx(fmean(shares))
+    assert estimate.se == pytest.approx(stdev(shares) / math.sqrt(len(shares)), abs=1e-9)

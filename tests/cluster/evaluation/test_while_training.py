@@ -4,11 +4,11 @@ import asyncio
 import json
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from pydantic import ValidationError
 
 from cluster.evaluation import while_training
-from cluster.preflight import held_out_tasks
 from cluster.reporting.summary import summarise
 from cluster.supervisor import Supervisor
 from console.run_data.held_out import held_out
@@ -17,6 +17,7 @@ from protocol.config import Settings
 from protocol.errors import ConfigError
 from protocol.messages import TaskRef
 from sandbox.datasets.loading import load_tasks, save_tasks
+from sandbox.datasets.of_run import tasks_of_run
 from sandbox.tasks.micro import make_tasks
 
 TASKS = [TaskRef(task_id=f"h{i}", source="micro", repository="r") for i in range(4)]
@@ -46,7 +47,7 @@ def supervised(tmp_path, evaluations):
     cluster = SimpleNamespace(files=SimpleNamespace(directory=tmp_path))
     progress = SimpleNamespace(note=said.append)
     supervisor = Supervisor(Settings(eval={"every": 5}), cluster, [], progress, [sink], None, TASKS)
-    supervisor._replay = SimpleNamespace(handle=SimpleNamespace(evaluations=Replay()))
+    supervisor.crew.replay = SimpleNamespace(handle=SimpleNamespace(evaluations=Replay()))
     return supervisor, sunk, said
 
 
@@ -102,7 +103,7 @@ def test_of_micro_the_other_split_is_held_out_and_of_others_one_must_be_named(tm
     micro = Settings(eval={"every": 5, "tasks_in_training": 3}).held_out
     assert micro is not None and (micro.split, micro.count) == ("heldout", 3)
     assert len(load_tasks(micro)) == 3
-    with pytest.raises(ValidationError, match=r"eval\.every needs eval\.tasks"):
+    with pytest.raises(ValidationError, match=r"name some \(eval\.tasks\), or have a part"):
         Settings(eval={"every": 5}, tasks={"source": "mine.jsonl"})
 
 
@@ -110,7 +111,13 @@ def test_a_run_is_not_evaluated_on_what_it_trains_on(tmp_path):
     tasks = make_tasks(3, 0, 0, "train")
     save_tasks(tasks[1:], tmp_path / "held.jsonl")
     settings = Settings(eval={"every": 5, "tasks": str(tmp_path / "held.jsonl")}, tasks={"count": 3})
-    assert held_out_tasks(Settings(), []) == []
+    assert tasks_of_run(Settings(tasks={"count": 2})).held_out == []
     with pytest.raises(ConfigError, match=r"trains on 2 of these tasks, 'micro-train-d0-s0-1' first"):
-        held_out_tasks(settings, [task.ref for task in tasks])
-    assert [each.task_id for each in held_out_tasks(settings, [tasks[0].ref])] == [t.task_id for t in tasks[1:]]
+        tasks_of_run(settings)
+    one = settings.model_copy(update={"tasks": settings.tasks.model_copy(update={"count": 1})})
+    found = tasks_of_run(one)
+    assert (found.tasks, found.held_out) == (tasks[:1], tasks[1:])
+    renamed = [msgspec.structs.replace(tasks[0], task_id="another-name")]
+    save_tasks(renamed, tmp_path / "held.jsonl")
+    with pytest.raises(ConfigError, match=r"'another-name', whose change is that of 'micro-train-d0-s0-0', first"):
+        tasks_of_run(settings)

@@ -1,7 +1,9 @@
 """The account of the infrastructure as a file and as a table, and what is said while things go wrong."""
 
 import json
+from types import SimpleNamespace
 
+from cluster.reporting.all_sinks import AllSinks
 from cluster.reporting.audit import rows, write_audit
 from cluster.reporting.troubles import Troubles
 from learner.replay.audit import Audit
@@ -42,16 +44,52 @@ def test_the_file_and_the_table_say_the_same(tmp_path):
 
 def test_an_outage_is_said_when_it_begins_and_when_it_ends():
     troubles = Troubles()
-    broken = News(outage="nothing works: 9 failures", given_up="", set_aside={})
-    fine = News(outage="", given_up="", set_aside={})
+    broken = News(outage="nothing works: 9 failures", paused="", given_up="", set_aside={})
+    fine = News(outage="", paused="", given_up="", set_aside={})
     assert troubles.lines(fine, 0.0) == []
     assert "nothing works: 9 failures" in troubles.lines(broken, 10.0)[0]
     assert troubles.lines(broken, 20.0) == []
     assert troubles.lines(fine, 70.0) == ["it works again, after 60 s"]
 
 
+def test_a_full_disk_is_said_when_it_is_full_and_when_there_is_room_again():
+    troubles = Troubles()
+    full = News(outage="", paused="disk space for the journal: 3 MiB are left", given_up="", set_aside={})
+    fine = News(outage="", paused="", given_up="", set_aside={})
+    assert "disk space for the journal" in troubles.lines(full, 10.0)[0]
+    assert troubles.lines(full, 20.0) == []
+    assert troubles.lines(fine, 40.0) == ["episodes are leased again, after 30 s"]
+
+
+def test_what_cannot_be_written_is_said_once_and_costs_nobody_else():
+    said, written, is_full = [], [], [True]
+
+    class Full:
+        def write(self, kind, values, step):
+            if is_full[0]:
+                raise OSError(28, "No space left on device")
+
+    sinks = AllSinks([Full(), SimpleNamespace(write=lambda *record: written.append(record))], said.append)
+    for step in range(3):
+        sinks.write("system", {}, step)
+    is_full[0] = False
+    sinks.write("system", {}, 3)
+    assert len(written) == 4
+    assert said == [
+        "metrics are not written: No space left on device. The run goes on without them",
+        "metrics are written again",
+    ]
+
+
 def test_tasks_that_are_set_aside_are_named_once_and_not_without_end():
     troubles = Troubles()
-    said = troubles.lines(News(outage="", given_up="", set_aside={f"t{i}": "no image" for i in range(30)}), 0.0)
+    said = troubles.lines(
+        News(outage="", paused="", given_up="", set_aside={f"t{i}": "no image" for i in range(30)}), 0.0
+    )
     assert said[0] == "task 't0' is set aside: no image" and len(said) == 11
-    assert troubles.lines(News(outage="", given_up="", set_aside={"t3": "no image"}), 1.0) == []
+    assert troubles.lines(News(outage="", paused="", given_up="", set_aside={"t3": "no image"}), 1.0) == [
+        "it was not the tasks: 29 that were set aside are tried again"
+    ]
+    assert troubles.lines(News(outage="", paused="", given_up="", set_aside={"t3": "no image"}), 2.0) == []
+    again = troubles.lines(News(outage="", paused="", given_up="", set_aside={"t3": "x", "t4": "x"}), 3.0)
+    assert again == [], "names are few, over the whole run"

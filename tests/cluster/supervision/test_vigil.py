@@ -180,7 +180,7 @@ async def test_a_stopped_process_is_named_and_killed_unless_its_host_is_cut_off(
     supervisor = Supervisor(Settings(stuck_after_s=1), cluster, [], SimpleNamespace(note=notes.append), [], None)
     stopped = Part(NAME, "actors", lambda title: None, None)
     stopped.ending = asyncio.create_task(process.wait())
-    supervisor._actors = [stopped]
+    supervisor.crew.actors = [stopped]
     process.send_signal(signal.SIGSTOP)
     deadline = time.monotonic() + (3 if cut_off else 30)
     while not stopped.ending.done() and time.monotonic() < deadline:
@@ -209,13 +209,13 @@ class Failing:
 async def test_past_its_budget_a_part_ends_the_run_with_one_reason(tmp_path):
     notes = []
     cluster = SimpleNamespace(
-        gone=dict, may_live=lambda name, error: False, files=SimpleNamespace(logs=tmp_path), plan=None
+        gone=dict, may_live=lambda name, error: False, dead_ray=str, files=SimpleNamespace(logs=tmp_path), plan=None
     )
     supervisor = Supervisor(Settings(restarts_per_hour=2), cluster, [], SimpleNamespace(note=notes.append), [], None)
     part = Part(NAME, "actors", lambda title: Failing(), lambda handle: asyncio.sleep(0))
     await part.start()
     part.run()
-    supervisor._actors = [part]
+    supervisor.crew.actors = [part]
     with pytest.raises(PartFailed) as failure:
         async with asyncio.timeout(30):
             while True:

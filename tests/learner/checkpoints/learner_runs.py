@@ -3,8 +3,9 @@
 Importing torch, transformers and DeepSpeed takes longer than the tests, so it happens once. A job is a list of runs:
 {"name", "settings", "world", "batches_until", "kill_rank_after"}; the server answers with the batch `version` from a
 seed until `batches_until`, then lets the learner wait; with `hold_marks` it acknowledges a checkpoint only after a
-later step. With `journal` it is the real replay buffer, which random episodes fill. The writer of rank `full_disk`
-finds no space for version 2. Every process writes what became of it to `NAME/`.
+later step, and says that evaluations want the versions `wanted`. With `journal` it is the real replay buffer, which
+random episodes fill. The writer of rank `full_disk` finds no space for version 2. Every process writes what became of
+it to `NAME/`.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ def batch_of(run: dict, version: int) -> Batch:
     return Batch(batch_id=version + 1, trajectories=trajectories)
 
 
+def mark_reply(run: dict, version: int) -> CheckpointMarkReply:
+    return CheckpointMarkReply(journal_offset=100 * version, wanted=tuple(run.get("wanted", ())))
+
+
 async def serve(run: dict, folder: Path) -> None:
     """A replay server without a buffer."""
     log = (folder / "server.jsonl").open("a", buffering=1)
@@ -80,7 +85,7 @@ async def serve(run: dict, folder: Path) -> None:
                 await server.send(peer, VersionReadyReply())
         for marker, version in list(held):
             if done > version or version == run["settings"]["steps"] or not run.get("hold_marks"):
-                await server.send(marker, CheckpointMarkReply(journal_offset=100 * version))
+                await server.send(marker, mark_reply(run, version))
                 log.write(json.dumps({"mark": version}) + "\n")
                 held.remove((marker, version))
 
@@ -129,7 +134,6 @@ def run_rank(run: dict, rank: int, port: int, folder: Path) -> None:
         outcome |= {"error": f"{type(error).__name__}: {error}", "kind": getattr(error, "kind", "")}
     outcome["status"] = learner.status()
     outcome |= {"version": learner.version, "waiting_for": learner.waiting_for, "records": learner.pop_records()}
-    outcome["ended_at"] = time.time()
     (folder / f"rank-{rank}.json").write_text(json.dumps(outcome))
 
 
@@ -178,7 +182,6 @@ def run_learner(run: dict, folder: Path) -> None:
             wait_for(checkpoint.directory(folder) / f"step-{run['kill_after']}" / "replay.json", 100)
             time.sleep(0.3)
             os.kill(ranks[run["kill_rank"]], signal.SIGKILL)
-            (folder / "killed.json").write_text(json.dumps(time.time()))
         for pid in ranks:
             os.waitpid(pid, 0)
         ranks = []

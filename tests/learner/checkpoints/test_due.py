@@ -16,7 +16,7 @@ from protocol.config import Settings
 
 def is_due(rank: int, old_s: float, version: int = 7, others_say: float = 0.0, **checkpoint: float) -> bool:
     """On one of two ranks, `others_say` being what the other one brings into the sum."""
-    settings = Settings.model_validate({"checkpoint": checkpoint})
+    settings = Settings.model_validate({"checkpoint": checkpoint, "eval": {"every": 5}})
     learner = LearnerRank(settings, rank, 2, "127.0.0.1", 0, "", "", Path("unused"))
     learner.version = version
     group = SimpleNamespace(
@@ -41,3 +41,9 @@ def test_by_the_clock_of_rank_0(every: int) -> None:
 
 def test_never_by_time_where_that_is_off() -> None:
     assert not is_due(0, old_s=1e9, every=10, every_s=0)
+
+
+def test_where_the_best_is_kept_also_when_an_evaluation_is_due() -> None:
+    assert is_due(0, old_s=0, version=15, every=10, keep_best=True, every_s=0)
+    assert not is_due(0, old_s=0, version=15, every=10, every_s=0)
+    assert not is_due(0, old_s=0, version=16, every=10, keep_best=True, every_s=0)

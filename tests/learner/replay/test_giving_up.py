@@ -7,7 +7,7 @@ from learner.replay.health import LEAST_TASKS
 from learner.replay.machine import Replay
 from learner.replay.service.account import account
 from protocol.config import Settings
-from protocol.messages import BatchDone, BatchRequest, Fail, LeaseRequest, Submit, TaskRef
+from protocol.messages import BatchDone, BatchRequest, Fail, Heartbeat, LeaseRequest, Submit, TaskRef
 from tests.learner.replay.test_machine import trajectory as answer_of
 
 TASKS = [TaskRef(task_id=f"t{i}", source="micro", repository="r") for i in range(9)]
@@ -38,13 +38,18 @@ class Buffer:
         done = trajectory(lease, float(lease.member % 2))
         self.replay.handle(Submit(actor=place, trajectory=done), self.now)
 
-    def play(self, bad, seconds, kind="sandbox.start"):
+    def beat(self, leases, place="a"):
+        names = [lease.lease_id for lease in leases]
+        self.replay.handle(Heartbeat(actor=place, lease_ids=names), self.now)
+
+    def play(self, bad, seconds, kind="sandbox.start", places=("a",)):
         """Everything leased ends at once; tasks that are `bad` fail."""
         end = self.now + seconds
-        while self.now < end and not self.replay.done:
+        while self.now < end and not self.replay.done and not self.replay.given_up(self.now):
             self.now += 1.0
-            for lease in self.lease(4):
-                self.fail(lease, kind) if lease.task_id in bad else self.finish(lease)
+            for place in places:
+                for lease in self.lease(4, place):
+                    self.fail(lease, kind, place) if lease.task_id in bad else self.finish(lease, place)
             self.replay.tick(self.now)
 
 
@@ -105,6 +110,92 @@ def test_one_broken_place_costs_no_task_and_no_run():
     assert buffer.replay.outage is None
     assert not buffer.replay.state.set_aside
     assert buffer.replay.state.audit.excused
+
+
+EVERYTHING = {task.task_id for task in TASKS}
+MANY = [f"place-{number}" for number in range(4)]
+
+
+@pytest.mark.parametrize("phase", ["eval", "rl"])
+def test_an_outage_uses_up_nothing_however_many_places_find_it_out(phase):
+    patience = {"give_up_s": 500}
+    buffer = evaluation(replay=patience) if phase == "eval" else Buffer(tasks=TASKS[:2], replay=patience)
+    buffer.play((), seconds=1)
+    buffer.play(EVERYTHING, seconds=400, places=MANY)
+    assert buffer.replay.outage and not buffer.replay.done and not buffer.replay.given_up(buffer.now)
+    buffer.play((), seconds=20, places=MANY)
+    assert not buffer.replay.outage and not buffer.replay.state.set_aside
+    if phase == "eval":
+        assert buffer.replay.done and buffer.replay.state.tally.accepted == 2 * len(TASKS)
+
+
+@pytest.mark.parametrize("phase", ["eval", "rl"])
+def test_an_outage_that_many_places_find_out_ends_the_run_after_the_same_while(phase):
+    patience = {"give_up_s": 500}
+    buffer = evaluation(replay=patience) if phase == "eval" else Buffer(tasks=TASKS[:2], replay=patience)
+    buffer.play((), seconds=1)
+    buffer.play(EVERYTHING, seconds=2000, places=MANY)
+    assert 500 <= buffer.now < 1000, "whether it is given up or, of an evaluation, all that is left is set aside"
+    assert "Given up after 500 s" in buffer.replay.given_up(buffer.now) or buffer.replay.done
+
+
+@pytest.mark.parametrize("places", [("a",), MANY])
+def test_an_evaluation_whose_last_tasks_are_bad_ends_with_the_others_scored(places):
+    buffer = evaluation()
+    bad = {task.task_id for task in TASKS[-LEAST_TASKS:]}
+    buffer.play(bad, seconds=2000, places=places)
+    assert buffer.replay.done and not buffer.replay.given_up(buffer.now)
+    assert buffer.replay.state.tally.accepted == 2 * (len(TASKS) - LEAST_TASKS)
+    assert buffer.replay.state.set_aside.keys() == bad
+
+
+def test_one_broken_place_costs_no_task_while_the_others_are_full():
+    buffer = Buffer()
+    long = buffer.lease(1, "good")
+    for _ in range(1000):
+        buffer.now += 5.0
+        buffer.beat(long, "good")
+        for lease in buffer.lease(4, "broken"):
+            buffer.fail(lease, place="broken")
+        buffer.replay.tick(buffer.now)
+        assert buffer.replay.outage is None and not buffer.replay.given_up(buffer.now), "one is at work"
+    assert not buffer.replay.state.set_aside
+
+
+def test_an_outage_begins_when_the_last_place_stops_working():
+    buffer = Buffer()
+    for _ in range(300):
+        buffer.now += 1.0
+        for lease in buffer.lease(4, "broken"):
+            buffer.fail(lease, place="broken")
+        for lease in buffer.lease(1, "good"):
+            buffer.finish(lease, place="good")
+    for _ in range(130):  # the good one is not heard of any more
+        buffer.now += 1.0
+        for lease in buffer.lease(4, "broken"):
+            buffer.fail(lease, place="broken")
+        buffer.replay.tick(buffer.now)
+    assert buffer.replay.outage and not buffer.replay.given_up(buffer.now)
+    buffer.play(EVERYTHING, seconds=130, places=["broken"])
+    assert "Given up after 100 s" in buffer.replay.given_up(buffer.now)
+
+
+def test_the_last_tasks_of_a_run_are_not_lost_to_an_outage_either():
+    buffer = Buffer(replay={"curriculum": False, "batch": 1000})
+    bad = {task.task_id for task in TASKS[LEAST_TASKS - 1 :]}
+    buffer.play(bad, seconds=60, kind="task.image")
+    assert buffer.replay.state.set_aside.keys() == bad
+    buffer.play(EVERYTHING, seconds=90)
+    assert buffer.replay.outage and not buffer.replay.given_up(buffer.now)
+    buffer.play((), seconds=20)
+    assert not buffer.replay.outage and buffer.replay.state.set_aside.keys() == bad
+
+
+def test_what_an_evaluation_finished_shows_that_things_worked():
+    buffer = Buffer()
+    buffer.replay.state.held_out.finished = 1
+    buffer.play(EVERYTHING, seconds=60)
+    assert buffer.replay.outage and not buffer.replay.given_up(buffer.now)
 
 
 def test_a_training_run_goes_on_without_its_bad_tasks_and_ends_when_none_is_left():

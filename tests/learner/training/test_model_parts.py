@@ -14,11 +14,11 @@ from learner.objectives.loss import token_losses
 from learner.objectives.parts.objective import TokenTensors
 from learner.objectives.samples import Sample
 from learner.ranks.layout import Heads, num_ranks, sequence_parallel
+from learner.schedule import learning_rate
 from learner.training.diagnostics import Diagnostics
 from learner.training.logprobs import TokenLogprobs
 from learner.training.micro_batch import collate
 from learner.training.model import checked_config, vocabulary_of
-from learner.training.schedule import learning_rate
 from protocol.config import LearnerSettings, LossSettings, Settings
 from protocol.errors import ConfigError
 from tiny.model import build_model, build_tokenizer

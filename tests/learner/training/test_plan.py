@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from learner.training import plan
+from learner.training.adapters import add_adapters
 from learner.training.attention import register_document_attention
 from learner.training.logprobs import TokenLogprobs
 from learner.training.mlp import tile_mlps
@@ -31,6 +32,19 @@ def shape_of(model: torch.nn.Module, folder: Path) -> plan.Shape:
 def test_parameters_are_counted_exactly(tmp_path: Path, tied: bool, kv_heads: int) -> None:
     model = build_model(tied=tied, kv_heads=kv_heads, layers=3)
     assert shape_of(model, tmp_path).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+def test_adapters_are_counted_exactly_and_they_alone_have_gradients_and_moments(tmp_path: Path, rank: int) -> None:
+    model = build_model(layers=3)
+    shape = shape_of(model, tmp_path)
+    add_adapters(model, rank, seed=0)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert shape.adapter_parameters(rank) == count
+    settings = Settings.model_validate({"model": {"path": str(tmp_path)}, "learner": {"lora_rank": rank}})
+    whole = sum(p.numel() for p in model.parameters())
+    memory = plan.estimate(shape, settings, stage=0, sequence_parallel=1, ranks=1, tokens=64, compute_bytes=4)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (4 * whole, 4 * count, 8 * count)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "glm4_moe"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tarfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 from protocol.config import TaskSettings
 from protocol.errors import ConfigError, SandboxError, TaskError
 from sandbox.base import Backend, SandboxSpec
+from sandbox.curation import commands
 from sandbox.curation.commands import main, make_parser, rules_of
 from sandbox.curation.injected import inject_faults
 from sandbox.curation.layout import layout_of
@@ -22,6 +24,7 @@ from sandbox.curation.validate import PAPER, Check, Rules, reasons_by_looks, val
 from sandbox.datasets.loading import load_tasks, save_tasks
 from sandbox.fake import FakeBackend
 from sandbox.patches import Patch
+from sandbox.tasks.micro import make_tasks
 from sandbox.tasks.packages import fetch_sdist
 from sandbox.tasks.sources import materialise
 from sandbox.tasks.task import Task
@@ -318,6 +321,49 @@ def test_the_command_refuses_mistakes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "pinned" in capsys.readouterr().err
     assert main(["validate", str(tmp_path / "no.jsonl"), "--out", str(tmp_path / "x")]) == 2
     assert "no task file" in capsys.readouterr().err
+
+
+def test_the_command_refuses_places_that_take_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    save_tasks(make_tasks(2, 0, 0, "train"), tasks)
+    before = tasks.read_bytes()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "taken.checks.jsonl").mkdir()
+    for out, said in (
+        (tasks, "is the task file itself"),
+        (tmp_path / "sub" / ".." / "tasks.jsonl", "is the task file itself"),
+        (tmp_path / "folder", "it is a directory"),
+        (tasks / "below", "cannot be written"),
+        (tmp_path / "taken.jsonl", "cannot be written"),
+    ):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        assert main(["validate", str(tasks), "--out", str(out)]) == 2
+        shown = capsys.readouterr().err.strip()
+        assert said in shown and len(shown.splitlines()) == 1
+    assert tasks.read_bytes() == before
+
+
+@pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_was_built_outlives_an_interruption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    async def built(*given: object) -> AsyncIterator[Task]:
+        for task in make_tasks(3, 0, 0, "train"):
+            yield task
+
+    async def checked(*given: object) -> AsyncIterator[Check]:
+        yield Check(task_id=make_tasks(1, 0, 0, "train")[0].task_id, fingerprint="f")
+        raise trouble
+
+    monkeypatch.setattr(commands, "build_recipe", built)
+    monkeypatch.setattr(commands, "validate", checked)
+    out = tmp_path / "tasks.jsonl"
+    status = main(["build", "counts==1.0", "--out", str(out), "--backend", "namespace", "--cache-dir", str(tmp_path)])
+    assert status == (130 if isinstance(trouble, KeyboardInterrupt) else 1)
+    assert len(load_tasks(TaskSettings(source=str(out)))) == 1
+    assert len(load_tasks(TaskSettings(source=str(tmp_path / "tasks.built.jsonl")))) == 3
+    said = capsys.readouterr().err
+    assert "tasks.built.jsonl: validate that file to go on" in said and "Traceback" not in said
 
 
 def test_a_check_without_reasons_is_kept() -> None:

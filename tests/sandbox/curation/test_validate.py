@@ -8,9 +8,14 @@ import pytest
 
 from protocol.errors import SandboxError
 from sandbox.base import Sandbox, SandboxSpec
+from sandbox.curation.commands import main
 from sandbox.curation.survey import Workshop
 from sandbox.curation.validate import NUM_ATTEMPTS, Rules, validate
+from sandbox.datasets.loading import save_tasks
+from sandbox.judgement.verdicts import Verdict
+from sandbox.patches import Patch
 from sandbox.tasks.micro import make_tasks
+from sandbox.tasks.task import Task
 
 
 class BreaksFor:
@@ -55,3 +60,77 @@ def test_a_line_of_results_ends_where_it_ends(tmp_path: Path, separator: str) ->
     line = f'{{"a": "x{separator}y"}}'.encode()
     (tmp_path / "a.jsonl").write_bytes(line + b"\n" + line + b"\nunfinished")
     assert whole_lines(tmp_path / "a.jsonl") == [line, line]
+
+
+class Judges:
+    """Gives every sandbox the same end: the tests take a minute."""
+
+    def __init__(self) -> None:
+        self.deadlines: list[float] = []
+
+    async def grade(self, *args: object, timeout_s: float, **more: object) -> Verdict:
+        self.deadlines.append(timeout_s)
+        is_gold = bool(args[2].diff)  # type: ignore[attr-defined]
+        return Verdict(resolved=is_gold and timeout_s >= 60, reason="" if timeout_s >= 60 else "did not end in time")
+
+
+async def test_more_time_is_another_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judges = Judges()
+
+    async def gold(backend: object, task: Task, *more: object) -> Patch:
+        return Patch(diff=task.gold_patch)
+
+    monkeypatch.setattr("sandbox.curation.validate.grade", judges.grade)
+    monkeypatch.setattr("sandbox.curation.validate.gold_patch", gold)
+    tasks = make_tasks(1, 0, 0, "train")
+
+    async def checked(timeout_s: float) -> bool:
+        shop = Workshop(
+            backend=BreaksFor(),  # type: ignore[arg-type]
+            cache_dir=tmp_path,
+            run="test",
+            requirements=(),
+            timeout_s=timeout_s,
+            num_jobs=1,
+        )
+        [check] = [check async for check in validate(shop, tasks, Rules(num_runs=1), tmp_path / "checks.jsonl")]
+        return check.kept
+
+    assert not await checked(10.0)
+    assert await checked(100.0), "what did not end in 10 s says nothing of 100 s"
+    asked = len(judges.deadlines)
+    assert await checked(100.0) and len(judges.deadlines) == asked, "what is known is not run again"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--runs", "0"],
+        ["--jobs", "0"],
+        ["--timeout", "0"],
+        ["--timeout", "nan"],
+        ["--max-files", "-1"],
+        ["--out", "kept.parquet"],
+        ["--cache-dir", "/dev/null/x"],
+        ["--cache-dir", "~nobody-of-this-name/x"],
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tasks(make_tasks(1, 0, 0, "train"), tmp_path / "tasks.jsonl")
+    try:
+        status = main(["validate", "tasks.jsonl", "--out", "kept.jsonl", *wrong], "longhaul tasks")
+    except SystemExit as end:
+        status = end.code  # type: ignore[assignment]
+    assert status == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not list(tmp_path.glob("kept*"))
+
+
+def test_recipes_that_are_none_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipes.toml").write_bytes(b"\xaa\x00")
+    recipes, out = str(tmp_path / "recipes.toml"), str(tmp_path / "out.jsonl")
+    assert main(["build", "--recipes", recipes, "--out", out], "longhaul tasks") == 2
+    assert "is not a list of packages" in capsys.readouterr().err

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from benchmarks.data.cases import CASES, Case
 from benchmarks.data.records import RECORDS, SCHEMAS
 from protocol.config import TaskSettings
-from protocol.errors import ConfigError
-from sandbox.datasets.formats import converter, recognise
+from protocol.errors import ConfigError, TaskError
+from sandbox.datasets.formats import CONVERTERS, converter, recognise
+from sandbox.datasets.inspect import readings
 from sandbox.datasets.loading import load_tasks
 from sandbox.tasks.diffs import files_after, files_gone, files_of_diff
 from sandbox.tasks.task import check_task
@@ -108,3 +114,66 @@ def test_headers_of_diffs() -> None:
     assert files_after(PLAIN + NO_NEWLINE) == ["m.py", "pkg/mod.py", "t.py"]
     assert [(f.before, f.after) for f in files_of_diff(PLAIN)] == [("pkg/mod.py", "pkg/mod.py"), (None, "t.py")]
     assert files_of_diff("") == []
+
+
+ODD = [
+    None,
+    0,
+    1.5,
+    True,
+    "",
+    " ",
+    "x",
+    "\0",
+    "[]",
+    "{}",
+    "null",
+    "[[[",
+    '["\\ud800"]',
+    [],
+    {},
+    [None],
+    [""],
+    ["\0"],
+    [[]],
+]
+ODD += [{"a": None}, {"a": {"b": []}}, "a" * 300, 10**30, b"bytes", "../..", "caf\u00e9\u2028x", ["a\nb"], ["--help"]]
+
+
+def _places(record: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in record.items():
+        yield (*before, key)
+        if isinstance(value, dict):
+            yield from _places(value, (*before, key))
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_field_of_any_form_is_taken_or_refused_and_nothing_else(name: str) -> None:
+    for place in _places(RECORDS[name]):
+        for odd in (*ODD, KeyError):
+            record = copy.deepcopy(RECORDS[name])
+            holder = record
+            for key in place[:-1]:
+                holder = holder[key]
+            holder[place[-1]] = odd
+            if odd is KeyError:
+                del holder[place[-1]]
+            with contextlib.suppress(TaskError):
+                msgspec.json.encode(converter_and_check(record))
+
+
+def converter_and_check(record: Any) -> Any:
+    return check_task(converter("auto", record)(record))
+
+
+def test_a_record_that_nobody_foresaw_is_one_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def surprised(record: Any) -> Any:
+        return record["no such field"]
+
+    monkeypatch.setitem(CONVERTERS, "swe-gym", surprised)
+    good, odd = RECORDS["swe-bench"], RECORDS["swe-gym"]
+    (tmp_path / "t.jsonl").write_text(f"{json.dumps(odd)}\n{json.dumps(good)}\n")
+    settings = TaskSettings(source=str(tmp_path / "t.jsonl"))
+    assert [task.task_id for task in load_tasks(settings)] == [good["instance_id"]]
+    refused = next(readings(settings)).refused
+    assert odd["instance_id"] in refused and "KeyError" in refused

@@ -39,3 +39,24 @@ def test_records_for_people(file: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_source_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "missing.jsonl")], "longhaul tasks inspect") == 2
     assert "no task file" in capsys.readouterr().err
+
+
+def test_a_refused_record_is_found_by_its_name_and_a_name_that_is_none_is_said(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(file), "--task", "a__b-1"], "inspect") == 0
+    assert "log_parser: nothing here reads" in capsys.readouterr().out
+    assert main([str(file), "--task", "a__b-2"], "inspect") == 2
+    assert "has no task 'a__b-2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["~nobody-of-this-name/tasks.jsonl", "a" * 300 + ".jsonl"])
+def test_a_path_that_cannot_be_is_one_line(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([source], "inspect") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_generated_tasks_are_read_as_those_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["micro", "--count", "2", "--json"], "inspect") == 0
+    readings = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [reading["dataset"] for reading in readings] == ["longhaul"] * 2

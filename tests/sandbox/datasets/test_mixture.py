@@ -66,7 +66,8 @@ def test_tasks_carry_their_source_and_leases_its_limits(mixture: Settings) -> No
 def test_draws_follow_the_weights_and_every_source_keeps_its_own_rounds() -> None:
     pools = {"a": [f"a{i}" for i in range(10)], "b": [f"b{i}" for i in range(10)]}
     curricula = {name: Curriculum(pool, {}, 8, 7, adaptive=False) for name, pool in pools.items()}
-    drawn = [Mixture(curricula, {"a": 3.0, "b": 1.0}, 7).draw(number) for number in range(4000)]
+    mixture = Mixture(curricula, {"a": 3.0, "b": 1.0}, 7)
+    drawn = [mixture.draw(number) for number in range(4000)]
     of_a = [task for task in drawn if task[0] == "a"]
     assert 0.7 < len(of_a) / len(drawn) < 0.8
     for first in range(0, 100, 10):

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from protocol.errors import SandboxError
 from sandbox.guest.build import guest_binary
-from sandbox.guest.client import HEADER, MAX_FRAME, RESULT, GuestClient
+from sandbox.guest.client import HEADER, MAX_FRAME, PROTOCOL_VERSION, RESULT, GuestClient
 from sandbox.guest.process import GuestProcess
 
-HELLO = HEADER.pack(13, 0, 0) + struct.pack("<II", 1, 1)
+HELLO = HEADER.pack(13, 0, 0) + struct.pack("<II", PROTOCOL_VERSION, 1)
 
 
 def frame(request: int, payload: bytes, status: int = 0) -> bytes:
@@ -23,7 +23,7 @@ def frame(request: int, payload: bytes, status: int = 0) -> bytes:
 
 
 def result_frame(request: int, head: bytes, tail: bytes, total: int) -> bytes:
-    return frame(request, RESULT.pack(0, 0, len(head), len(tail), total, 5) + head + tail)
+    return frame(request, RESULT.pack(0, 0, len(head), len(tail), total, 5, 0, 0) + head + tail)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def ask(hostile: bytes) -> SandboxError:
         pytest.param(frame(0, b"again"), id="a second hello"),
         pytest.param(frame(1, b""), id="a result without a result"),
         pytest.param(result_frame(1, b"abc", b"", 2), id="more output than there was"),
-        pytest.param(frame(1, RESULT.pack(0, 0, 1000, 0, 1000, 5)), id="lengths beyond the frame"),
+        pytest.param(frame(1, RESULT.pack(0, 0, 1000, 0, 1000, 5, 0, 0)), id="lengths beyond the frame"),
         pytest.param(frame(1, b"", status=1), id="an error without a code"),
     ],
 )
@@ -100,7 +100,7 @@ async def test_a_silent_guest_is_given_up() -> None:
 async def test_a_guest_of_another_version_is_refused() -> None:
     client = GuestClient(lambda data: None, "test")
     client.feed(HEADER.pack(13, 0, 0) + struct.pack("<II", 99, 1))
-    with pytest.raises(SandboxError, match="hello of version 1"):
+    with pytest.raises(SandboxError, match=f"hello of version {PROTOCOL_VERSION}"):
         await client.hello(5)
 
 

@@ -35,8 +35,18 @@ async def test_only_the_solution_is_rewarded(namespace: Backend, cache_dir: Path
 
 
 def test_there_are_many_kinds_of_attacks() -> None:
-    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 80
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 180
     assert all(attack.needs for attack in ATTACKS)
+
+
+@pytest.mark.parametrize("runner", ["functions", "pytest"])
+def test_the_code_of_an_attack_can_be_run(runner: RunnerKind, cache_dir: Path) -> None:
+    """What is no Python earns nothing, and says nothing."""
+    task = calc_task(runner)
+    for attack in ATTACKS:
+        for change in made(attack, task, cache_dir).changes:
+            if change.path.endswith(".py") and change.kind == "file" and b"import" in change.content:
+                compile(change.content, attack.name, "exec")
 
 
 def made(attack: Attack, task: Task, cache_dir: Path) -> Patch:
@@ -79,3 +89,19 @@ async def test_forging_is_marked(namespace: Backend, cache_dir: Path, name: str,
     task = calc_task(runner)
     verdict = await judged(namespace, task, made(attack, task, cache_dir), cache_dir)
     assert verdict.tampered, verdict
+
+
+FAILS_THE_PLACE = (
+    *("the child says that nothing can be run", "the child says that it is ready, again", "everything is killed"),
+    *("the parent has no memory left", "the parent may open and write nothing", "the parent is interrupted"),
+)
+
+
+@pytest.mark.parametrize("name", FAILS_THE_PLACE)
+async def test_code_under_test_cannot_say_that_the_place_failed(namespace: Backend, cache_dir: Path, name: str) -> None:
+    """Then its episode would have no reward in place of 0, and be tried again."""
+    attack = next(attack for attack in ATTACKS if attack.name == name)
+    for runner in ("functions", "pytest"):
+        task = calc_task(runner)  # type: ignore[arg-type]
+        verdict = await judged(namespace, task, made(attack, task, cache_dir), cache_dir)
+        assert verdict.reward == 0.0, verdict

@@ -82,6 +82,14 @@ TREES: dict[str, tuple[str, str, set[str], set[str]]] = {
     "a build directory that was given": ("mkdir build; echo 1 > build/a", "echo 2 > build/b", {"build/b"}, set()),
     "links that lead out": ("echo 1 > a", "echo 2 > a; ln -s / root; ln -s ../../etc up", {"a"}, {"root", "up"}),
     "no right to read": ("mkdir d; echo 1 > d/a", "echo 2 > d/a; chmod 000 d/a d", {"d/a"}, set()),
+    "no right to reach": (
+        "mkdir -p d/e; echo 1 > d/e/a",
+        "echo 2 > d/e/a; chmod 644 d/e; chmod 444 d",
+        {"d/e/a"},
+        set(),
+    ),
+    "no right to the tree itself": ("echo 1 > a", "echo 2 > a; chmod 000 .", {"a"}, set()),
+    "a tree that can be looked at and not entered": ("echo 1 > a", "echo 2 > a; chmod 644 .", {"a"}, set()),
     "a pipe, a socket's place, an empty directory": ("echo 1 > a", "echo 2 > a; mkfifo p; mkdir -p x/y", {"a"}, set()),
     "too deep to look": (
         "echo 1 > a",
@@ -139,6 +147,44 @@ async def test_the_change_is_what_differs(namespace: Backend, tmp_path: Path, ca
     assert (patch.problem, {change.path for change in patch.changes}) == ("", changed)
     assert {text.partition(": ")[0] for text in patch.left_out} == left_out
     base = applied(source, patch.diff)
+    async with await open_tree(namespace, source) as sandbox:
+        await put_changes(sandbox, patch.changes)
+        assert (await sandbox.list_tree()).records == list_tree(base)
+
+
+DIST = "mkdir dist; for i in $(seq 2100); do echo $i > dist/$i.js; done; echo 1 > src.txt"
+RANDOM = "head -c 1000000 /dev/urandom"
+BUILT = f"mkdir build; for i in $(seq 12); do {RANDOM} > build/m$i.so; done; seq 90000 > src.txt"
+INCIDENTAL = {  # name: (how the tree is made, what the agent does besides the fix)
+    "compiled files that were given are built anew": (
+        BUILT,
+        "for i in build/*; do head -c 1000000 /dev/urandom > $i; done",
+    ),
+    "more files are built anew than a patch holds": (DIST, "for i in dist/*; do echo x > $i; done"),
+    "more files are deleted than a patch holds": (DIST, "rm -rf dist"),
+    "more is deleted than a patch tells": (
+        "for i in $(seq 12); do head -c 3000000 /dev/urandom > b$i; done; seq 150000 > src.txt",
+        "rm b*",
+    ),
+    "a directory too big to be taken away has a file in its place": (DIST, "rm -rf dist; echo x > dist"),
+}
+
+
+@pytest.mark.parametrize("case", INCIDENTAL)
+async def test_what_is_too_much_costs_nothing_of_the_fix(namespace: Backend, tmp_path: Path, case: str) -> None:
+    """In the place of what a file held before, and in that of what stands in its way, too."""
+    setup, besides = INCIDENTAL[case]
+    source = tree(tmp_path, setup)
+    async with await open_tree(namespace, source) as sandbox:
+        await prepare(sandbox, TASK)
+        done = await sandbox.exec(f"{besides}; echo fixed >> src.txt; echo 1 > added.py", timeout=60)
+        assert done.exit_code == 0
+        patch = await take_patch(sandbox, TASK)
+    assert problem_of(patch) == ""
+    assert {"src.txt", "added.py"} <= {change.path for change in patch.changes}
+    assert patch.left_out and len(patch.changes) <= MAX_PATCH_FILES
+    base = applied(source, patch.diff)
+    assert (base / "src.txt").read_text().endswith("\nfixed\n")
     async with await open_tree(namespace, source) as sandbox:
         await put_changes(sandbox, patch.changes)
         assert (await sandbox.list_tree()).records == list_tree(base)

@@ -10,14 +10,32 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from benchmarks.attacks import ATTACKS, attack_patch
+from benchmarks.attacks.surfaces import MODULE, TEST_PATH, calc_task
+from sandbox.base import Backend
 from sandbox.curation.recipes import PYTEST
 from sandbox.datasets.harbor import from_harbor
 from sandbox.datasets.pro import from_swe_bench_pro
 from sandbox.judgement import grading
 from sandbox.judgement.control import turned_text
 from sandbox.judgement.grading import Patch, Verdict
-from sandbox.tasks.task import Task, check_task
-from tests.sandbox.judgement.image import GOLD, SAY, SCRIPT, SOUND, TEST_PATCH, Images, edit, git, judged, make_task
+from sandbox.parsers.reading import START_MARKER
+from sandbox.patches import Change
+from sandbox.tasks.sources import materialise
+from sandbox.tasks.task import RunnerKind, Task, check_task
+from tests.sandbox.judgement.image import (
+    COMMAND,
+    GOLD,
+    SAY,
+    SCRIPT,
+    SOUND,
+    TEST_PATCH,
+    Images,
+    edit,
+    git,
+    judged,
+    make_task,
+)
 
 STATE = (
     "import sys\nsys.path.insert(0, '.')\nfrom pkg.mod import f\n"
@@ -61,20 +79,20 @@ async def test_code_that_answers_by_chance_is_hardly_ever_rewarded(
     draws = random.Random(0)
     first = Verdict(resolved=True, reason="", unguarded=True)
 
-    async def seen(*args: Any, turned: bool = False) -> Verdict:
+    async def seen(*args: Any) -> Verdict:
         passed = draws.random() < share
         return Verdict(resolved=passed, reason="", passed=("t",) if passed else (), failed=() if passed else ("t",))
 
     async def rewards(tries: int) -> float:
         task = replace(make_task(), gold_patch="")
-        given = (AnyBackend(), None, task, Patch(), 1.0, first)
-        return sum([(await grading._controlled(*given)).resolved for _ in range(tries)]) / tries  # type: ignore[arg-type]
+        given = (grading._Runs(AnyBackend(), None, task, 1.0), Patch(), first)  # type: ignore[arg-type]
+        return sum([(await grading._controlled(*given)).resolved for _ in range(tries)]) / tries
 
     monkeypatch.setattr(grading, "_grade_in", seen)
     assert share * await rewards(2000) <= most
 
-    async def as_asked(*args: Any, turned: bool = False) -> Verdict:
-        return replace(first, resolved=not turned)
+    async def as_asked(*args: Any) -> Verdict:
+        return replace(first, resolved=not args[-1])
 
     monkeypatch.setattr(grading, "_grade_in", as_asked)
     assert await rewards(20) == 1.0
@@ -160,6 +178,15 @@ async def test_code_under_test_sees_no_history(images: Images, cache_dir: Path) 
         assert (await judged(images, task, edit("pkg/mod.py", ASKS_THE_PAST), cache_dir)).failed == task.fail_to_pass
 
 
+async def test_a_script_finds_its_functions_and_options_again(images: Images, cache_dir: Path) -> None:
+    alone = COMMAND.replace(" tests/test_mod.py", "")
+    declared = f"shopt -s globstar\nin_tests() {{\n  {alone} \"$@\"\n}}\n: '{START_MARKER}'"
+    script = SCRIPT.replace(f": '{START_MARKER}'", declared).replace(COMMAND, "in_tests **/test_mod.py")
+    tests = replace(make_task().tests, command=f"set -uxo pipefail\n{script}", applies_tests=True, parser="pytest")
+    verdict = await judged(images, make_task(tests=tests), edit("pkg/mod.py", SOUND), cache_dir)
+    assert verdict.reward == 1.0, verdict
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -182,3 +209,43 @@ def test_other_languages_fail_once_they_are_loaded() -> None:
         assert turned is not None and turned.startswith("what it tests\n") and added in turned
     for path in ("src/ATest.java", "tests/a.rs", "tests/test_a.py"):
         assert turned_text(make_task(), path, "fn a( {", random.Random(1)) is None
+
+
+UNTWINNED = """
+import pytest
+from calc.core import add
+
+@pytest.fixture(params=[1, 2])
+def kind(request):
+    return request.param
+
+def test_adds(kind):
+    for n in range(3):
+        assert add(n, kind) == n + kind
+        if n == 2:
+            return
+
+def test_adds_nothing():
+    assert add(0, 0) == 0
+"""
+
+
+@pytest.mark.parametrize("runner", ["pytest", "log"])
+async def test_tests_without_twins_are_controlled(namespace: Backend, cache_dir: Path, runner: RunnerKind) -> None:
+    """Code that swallows the failures of all that does not look like a canary."""
+    turning = tuple(f"{TEST_PATH}::test_adds[{kind}]" for kind in (1, 2))
+    task = replace(
+        calc_task(runner),
+        test_files={TEST_PATH: UNTWINNED},
+        fail_to_pass=turning,
+        pass_to_pass=(f"{TEST_PATH}::test_adds_nothing",),
+    )
+    assert (await judged(namespace, task, Patch(), cache_dir)).failed == turning
+    sound = Patch(changes=(Change(path="calc/core.py", kind="file", content=b"def add(a, b):\n    return a + b\n"),))
+    verdict = await judged(namespace, task, sound, cache_dir)
+    assert (verdict.reward, verdict.unguarded) == (1.0, False), verdict
+    tree = materialise(task, cache_dir)
+    assert tree is not None
+    swallows = next(attack for attack in ATTACKS if attack.name == "runtest fails what is not twinned")
+    verdict = await judged(namespace, task, attack_patch(swallows, task, tree, MODULE), cache_dir)
+    assert (verdict.reward, verdict.tampered) == (0.0, True), verdict

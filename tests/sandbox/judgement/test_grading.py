@@ -255,16 +255,38 @@ async def test_a_fail_by_a_flaky_test_is_judged_again(cache_dir: Path, tmp_path:
     counter = tmp_path / "count"
     source = f"""
 from pathlib import Path
+path = Path({str(counter)!r})
+path.write_text((path.read_text() if path.exists() else "") + "x")
+right = len(path.read_text()) > 1
 def f():
-    path = Path({str(counter)!r})
-    path.write_text((path.read_text() if path.exists() else "") + "x")
-    return 2 if len(path.read_text()) == 2 else 1
+    return 2 if right else 1
 """
     backend = FakeBackend("flaky")
     for flaky, reward in (((), 0.0), (TASK.fail_to_pass, 1.0)):
         counter.unlink(missing_ok=True)
         task = replace(TASK, flaky=flaky)
         assert (await judged(backend, task, changed(source), cache_dir)).reward == reward
+    await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("passes", "reward"), [("1", 0.0), ("11", 1.0), ("10", 0.0), ("101", 0.0), ("1011", 1.0), ("01", 0.0)]
+)
+async def test_a_reward_is_confirmed_by_another_run(
+    cache_dir: Path, tmp_path: Path, passes: str, reward: float
+) -> None:
+    """The patch is right in those runs of the tests that `passes` marks; a run imports it once."""
+    counter = tmp_path / "count"
+    source = f"""
+from pathlib import Path
+path = Path({str(counter)!r})
+path.write_text((path.read_text() if path.exists() else "") + "x")
+right = {passes!r}[len(path.read_text()) - 1 :][:1] == "1"
+def f():
+    return 2 if right else 1
+"""
+    backend = FakeBackend("confirmed")
+    assert (await judged(backend, TASK, changed(source), cache_dir)).reward == reward
     await backend.close()
 
 
@@ -286,3 +308,48 @@ async def test_a_gold_patch_that_does_not_apply_is_named(cache_dir: Path) -> Non
     with pytest.raises(TaskError, match=r"t/1.*gold_patch"):
         await gold_patch(backend, wrong, "test", Limits(), cache_dir)
     await backend.close()
+
+
+HELPERS = (
+    *("pkg/testing.py", "pkg/_testing.py", "pkg/testing/helper.py", "pkg/test/case.py", "src/pkg/testutils.py"),
+    *("testdata/out.json", "pkg/fixtures/a.txt", "web/__snapshots__/a.snap", "golden/a", "a/cassettes/x.yaml"),
+    *("pkg/a_test.go", "src/a.test.tsx", "src/a.spec.js", "app/src/test/java/ATest.java", "spec/a_spec.rb"),
+    *("jest.config.js", "web/vitest.config.ts", ".mocharc.json", "phpunit.xml.dist", "pkg/array_testing.py"),
+)
+
+
+@pytest.mark.parametrize("path", HELPERS)
+def test_what_tests_ask_by_is_not_a_patchs_to_change(path: str) -> None:
+    for kind in ("file", "deleted"):
+        change = Change(path=path, kind=kind)  # type: ignore[arg-type]
+        assert allowed_changes(TASK, [change]) == ([], [path])
+        gold = f"--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-a\n+b\n"
+        assert allowed_changes(replace(TASK, gold_patch=gold), [change]) == ([change], [])
+        assert allowed_changes(replace(TASK, gold_patch=""), [change]) == ([change], []), "nobody knows there"
+
+
+def test_helpers_of_tests_that_are_the_matter_itself_can_be_worked_on() -> None:
+    gold = "--- a/pkg/testing/a.py\n+++ b/pkg/testing/a.py\n@@ -1 +1 @@\n-a\n+b\n"
+    changes = [Change(path=path, kind="file") for path in ("pkg/testing/b.py", "pkg/testing/sub/c.py")]
+    assert allowed_changes(replace(TASK, gold_patch=gold), changes) == (changes, [])
+    link = Change(path="pkg/fixtures", kind="link", content=b"../mine")
+    assert allowed_changes(TASK, [link]) == ([], [link.path]), "nor does anything take the place of their folder"
+    source = [Change(path=path, kind="file") for path in ("pkg/contest.py", "pkg/latest/a.py", "a/Unit.java", "a/b.go")]
+    assert allowed_changes(TASK, source) == (source, [])
+
+
+async def test_a_helper_of_the_tests_that_asks_nothing(namespace: Backend, cache_dir: Path) -> None:
+    asks = "def assert_same(a, b):\n    if a != b:\n        raise AssertionError\n"
+    tests = "from pkg.mod import f\nfrom pkg.testing import assert_same\ndef test_two():\n    assert_same(f(), 2)\n"
+    task = replace(
+        TASK,
+        files={**(TASK.files or {}), "pkg/testing.py": asks},
+        test_files={"tests/test_f.py": tests},
+        pass_to_pass=(),
+    )
+    blind = Change(path="pkg/testing.py", kind="file", content=b"def assert_same(a, b):\n    pass\n")
+    patch = Patch(changes=(blind,))
+    verdict = await grade(
+        namespace, task, patch, run="test", lease="lease", limits=Limits(), cache_dir=cache_dir, timeout_s=20
+    )
+    assert (verdict.reward, verdict.ignored) == (0.0, ("pkg/testing.py",)), verdict

@@ -104,7 +104,68 @@ async def test_a_runner_of_labels_takes_canaries(images: Images, cache_dir: Path
     for end in ("os._exit(0)", "raise ImportError"):
         forged = f"import os\nos.write(2, b'{name} ... ok\\n')\n{end}\n"
         verdict = await judged(images, task, edit("pkg/mod.py", forged), cache_dir)
-        assert (verdict.reward, verdict.tampered) == (0.0, True), verdict
+        assert (verdict.reward, verdict.tampered) == (0.0, end == "os._exit(0)"), verdict
+    for passes in ("True", "'sorted' in body"):
+        verdict = await judged(images, task, edit("pkg/mod.py", _all_said(name, passes)), cache_dir)
+        assert verdict.reward == 0.0, verdict
+        equal = "class E:\n    __eq__ = lambda self, other: True\n\ndef f():\n    return E()\n"
+        assert (await judged(images, task, edit("pkg/mod.py", equal), cache_dir)).tampered
+
+
+SYMPY_RUNNER = """
+import sys
+sys.path.insert(0, ".")
+for path in sys.argv[1:]:
+    if not path.endswith(".py"):
+        continue
+    module = {}
+    exec(open(path).read(), module)
+    for name, test in list(module.items()):
+        if name.startswith("test"):
+            try:
+                test()
+                print(name, "ok")
+            except AssertionError:
+                print(name, "F")
+"""
+
+
+async def test_a_runner_that_names_functions_alone_takes_twins(images: Images, cache_dir: Path) -> None:
+    """As sympy's."""
+    pytest.importorskip("swebench", reason="the extra `grading` is not installed")
+    files = {"tests/test_mod.py": "from pkg.mod import f\n\ndef test_two():\n    two = 2\n    assert f() == two\n"}
+    files["run/test"] = SYMPY_RUNNER
+    patch = "".join(git_diff([(None, Change(path=p, kind="file", content=t.encode()))]) for p, t in files.items())
+    command = "ln -s run bin; python3 bin/test -C --verbose tests/test_mod.py"
+    task = make_task(
+        fail_to_pass=("test_two",),
+        pass_to_pass=(),
+        test_patch=patch,
+        tests=TestSpec(runner="log", command=command, parser="parse_log_sympy"),
+    )
+    assert (await judged(images, task, Patch(), cache_dir)).failed == ("test_two",)
+    assert (await judged(images, task, edit("pkg/mod.py", "def f():\n    return 2\n"), cache_dir)).reward == 1.0
+    equal = "class E:\n    __eq__ = lambda self, other: True\n\ndef f():\n    return E()\n"
+    assert (await judged(images, task, edit("pkg/mod.py", equal), cache_dir)).tampered
+
+
+def _all_said(name: str, passes: str) -> str:
+    """Code that writes unittest's log: canaries by what they are, and `passes` tells of the others."""
+    tail = ".{name}" if name.endswith(".test_two)") else ""
+    return (
+        "import ast, os, sys, textwrap\nfor label in sys.argv[3:]:\n"
+        "    tree = ast.parse(open('tests/' + label.replace('.', '/') + '.py').read())\n"
+        "    for cls in [n for n in tree.body if isinstance(n, ast.ClassDef)]:\n"
+        "        for node in cls.body:\n"
+        "            name, body = node.name, '\\n'.join(map(ast.unparse, node.body))\n"
+        f"            ok = {passes}\n"
+        "            if 'sorted' in body:\n"
+        "                try: exec(body)\n                except AssertionError: ok = False\n"
+        "                else: ok = True\n"
+        f"            line = f'{{name}} ({{label}}.{{cls.name}}{tail}) ... ' + ('ok' if ok else 'FAIL')\n"
+        "            os.write(2, (line + '\\n').encode())\n"
+        "os._exit(0)\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from benchmarks.data.logs import LOGS, inner_session
@@ -64,11 +66,17 @@ def test_own_forms() -> None:
     for forged in (">>>>> Reward: 0\n>>>>> Reward: 1.0\n", ">>>>> Reward: 1\n>>>>> Reward: 0\n"):
         assert parse_reward(forged) == {}
     assert parse_reward(">>>>> Reward: 0.5\n") == {"reward": "failed"}
+    for rewards, outcome in (('{"reward": 1, "style": 0}', "passed"), ('{"a": 1.0, "b": 0.5}', "failed")):
+        assert parse_reward(f">>>>> Reward: {rewards}\n") == {"reward": outcome}
+    assert parse_reward(">>>>> Reward: {}\n") == parse_reward('>>>>> Reward: {"reward": "1"}\n') == {}
     assert parse_reward(">>>>> Reward: \n") == parse_reward("") == {}
     tests = (
         f'x\n{TESTS_JSON_MARK}{{"tests": [{{"name": "a b", "status": "PASSED"}}, {{"name": "c", "status": "x"}}]}}\n'
     )
     assert parse_tests_json(tests) == {"a b": "passed", "c": "failed"}
+    for statuses in (["PASSED", "FAILED"], ["SKIPPED", "PASSED"], ["FAILED", "PASSED", "SKIPPED"]):
+        twice = json.dumps({"tests": [{"name": "a", "status": status} for status in statuses]})
+        assert parse_tests_json(f"{TESTS_JSON_MARK}{twice}\n") == {"a": "passed"}
     assert parse_tests_json(f"{TESTS_JSON_MARK}[1]\n") == {}
     assert without_duration("adds up (12 ms)") == without_duration("\x1b[32madds up\x1b[0m [0.5s]") == "adds up"
 

@@ -44,6 +44,9 @@ def call(name: str, **arguments: object) -> str:
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
 
 
+GLM = "<tool_call>{}\n<arg_key>command</arg_key>\n<arg_value>{}</arg_value>\n</tool_call>"
+
+
 @pytest.fixture
 def scaffold(tokenizer: ChatTokenizer) -> JsonCalls:
     return JsonCalls("full", tokenizer)
@@ -58,6 +61,10 @@ def scaffold(tokenizer: ChatTokenizer) -> JsonCalls:
         ('<tool_call>{"name": "submit"}</tool_call>', Command(tool="submit")),
         ('{"name": "shell", "parameters": {"command": "ls"}}', Command(tool="shell", body="ls")),
         ('{"name": "shell", "parameters": {"command": "\\ud800"}}', Command(tool="shell", body="?")),
+        ('{"name": "shell", "arguments": "{\\"command\\": \\"ls\\"}"}', Command(tool="shell", body="ls")),
+        ('[{"name": "shell", "arguments": {"command": "ls"}}]', Command(tool="shell", body="ls")),
+        (GLM.format("shell", "ls -l\n"), Command(tool="shell", body="ls -l\n")),
+        ("<tool_call>submit\n</tool_call>", Command(tool="submit")),
     ],
 )
 def test_calls_are_read(scaffold: JsonCalls, text: str, expected: Command) -> None:
@@ -78,6 +85,12 @@ def test_calls_are_read(scaffold: JsonCalls, text: str, expected: Command) -> No
         ("<tool_call>{</tool_call>", "not JSON"),
         (f"<tool_call>{'[' * 100000}</tool_call>", "not JSON"),
         (call("submit") + call("submit"), r"several tool calls \(2\)"),
+        ('[{"name": "submit"}, {"name": "submit"}]', r"several tool calls \(2\)"),
+        ("[]", "no tool call"),
+        ('{"name": "shell", "arguments": "ls"}', "not JSON"),
+        ('{"name": "shell", "arguments": "3"}', "no tool call"),
+        (GLM.format("open", "x"), "no tool call"),
+        ("<tool_call>shell</tool_call>", "no tool call"),
     ],
 )
 def test_what_is_no_call_is_a_format_error(scaffold: JsonCalls, text: str, complaint: str) -> None:
@@ -177,3 +190,39 @@ def test_what_the_template_is_told(tmp_path: Path) -> None:
     for wrong in ("{", "[1]"):
         with pytest.raises(ValueError, match="JSON"):
             ModelSettings(chat_template_kwargs=wrong)
+
+
+THINKS_ALWAYS = (  # as QwQ's and DeepSeek-R1's: the thought is begun for the model
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+THINKS_NEVER = THINKS_ALWAYS.replace("<think>\n", "<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("kind", ["react", "json"])
+def test_a_thought_that_the_template_began_and_the_limit_cut_is_no_command(tmp_path: Path, kind: str) -> None:
+    turn = "Should I\n```command\nrm -rf .\n```\n" + call("shell", command="rm -rf .") + "\nor rather"
+    settings = EpisodeSettings(scaffold=kind)
+    thinks = make_scaffold(settings, with_template(THINKS_ALWAYS, tmp_path / "always"))
+    with pytest.raises(FormatError, match=r"no (command|tool call)"):
+        thinks.parse(turn)
+    assert thinks.parse(f"{turn}\n</think>\n```command\nls\n```\n{call('shell', command='ls')}").body == "ls"
+    plain = make_scaffold(settings, with_template(THINKS_NEVER, tmp_path / "never"))
+    assert plain.parse(turn).body == "rm -rf ."
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "<tool_call>" + "\n" * 30_000,
+        "<function=" + "\n" * 30_000,
+        "<tool_call>shell" + "<arg_key>a</arg_key><arg_value>b</arg_value>" * 2_000 + "or</tool_call>",
+        "<tool_call>shell<arg_key>a</arg_key>" + " " * 30_000 + "</tool_call>",
+        "<function=shell>" + "<parameter=command>" * 20_000 + "</function>",
+        "<function=shell>" * 20_000,
+    ],
+)
+def test_a_turn_that_repeats_itself_is_read_at_once(scaffold: JsonCalls, turn: str) -> None:
+    # every one of them took minutes and more, while all episodes of the process waited: the suite's limit would end it
+    with pytest.raises(FormatError):
+        scaffold.parse(turn)

@@ -7,10 +7,13 @@ import resource
 
 import numpy as np
 import pytest
+from msgspec import structs
 
+from learner.replay.service.clock import SteadyClock
 from learner.replay.service.server import ReplayServer
 from protocol.config import Settings
 from protocol.errors import ConfigError, JournalError, WireError
+from protocol.membership.fence import Member
 from protocol.messages import (
     NOT_SAMPLED,
     Batch,
@@ -36,7 +39,7 @@ from protocol.messages import (
     Turn,
     VersionReady,
 )
-from protocol.sockets import Client
+from protocol.sockets import Client, Keys
 
 TASKS = [TaskRef(task_id=f"t{i}", source="micro", repository=f"r{i % 2}") for i in range(5)]
 
@@ -290,6 +293,20 @@ async def test_a_full_disk_stops_leases_says_so_and_resumes(tmp_path):
         assert await submit(ask, leased) == "duplicate"
 
 
+async def test_a_step_of_the_clock_ends_no_lease(tmp_path):
+    """Of the system's clock; the seconds that pass are another's."""
+    wall, steady = [1.7e9], [0.0]
+    async with serving(tmp_path, now=SteadyClock(lambda: wall[0], lambda: steady[0])) as (server, ask):
+        leased = await lease(ask, 2)
+        for step in (7200.0, -14400.0):
+            wall[0] += step
+            await ask(Heartbeat(actor="a", lease_ids=[leased[0].lease_id]))
+            await asyncio.sleep(0.6)  # more than two ticks
+            assert server.status()["running"] == 2
+        steady[0] += 3600.0
+        await until(lambda: server.status()["expired"] == 2)
+
+
 async def test_a_damaged_journal_stops_the_start_and_is_skipped_by_choice(tmp_path):
     async with serving(tmp_path) as (server, ask):
         first = await lease(ask, 4)
@@ -324,6 +341,10 @@ async def test_the_next_stage_drops_what_the_last_one_showed(tmp_path):
         drawn = {t.task_id for t in (await ask(BatchRequest(learner="l", version=0))).trajectories}
     rates = tmp_path / "stage1" / "pass_rates.json"
     assert drawn <= json.loads(rates.read_text()).keys()
+    told = json.loads((tmp_path / "stage1" / "tasks.json").read_text())
+    assert told.keys() == {task.task_id for task in TASKS}
+    assert all(state["chance"] == 1 / len(TASKS) for state in told.values())
+    assert sum(state["runs"] for state in told.values()) == 8
     rule = {"pass_rates": rates, "drop_solved_above": 0.667, "drop_unsolved": True, "batch": 2}
     async with serving(tmp_path / "stage2", settings(replay=rule)) as (server, ask):
         left = {task.task_id for task in TASKS} - json.loads(rates.read_text()).keys()
@@ -375,3 +396,30 @@ async def test_a_learner_that_was_resumed_elsewhere_starts_at_its_version(tmp_pa
         assert (await ask(BatchRequest(learner="l", version=5))).batch_id == 6
         with pytest.raises(WireError, match="cannot exist"):
             await ask(VersionReady(version=8))
+
+
+async def test_nothing_of_an_actor_that_was_replaced_is_accepted(tmp_path):
+    """Its lease is the newer process's to go on with: the same episode, submitted by both, is that one's."""
+    keys = Keys.generate()
+    of = [structs.replace(keys, member=Member("a", generation)) for generation in (0, 1)]
+    server = ReplayServer(settings(), TASKS, "tcp://127.0.0.1:*", tmp_path, keys)
+    endpoint = await server.start()
+    running = asyncio.create_task(server.run())
+    try:
+        async with Client(endpoint, of[0]) as old, Client(endpoint, of[1]) as new:
+            (leased,) = await lease(lambda message: old.request(message, timeout_s=10), 1)
+            server.raise_fence("a", 1)
+            for message in (
+                Submit(actor="a", trajectory=trajectory(leased)),
+                LeaseRequest(actor="a", capacity=1),
+                VersionReady(version=1),
+                BatchRequest(learner="l", version=0),
+            ):
+                with pytest.raises(WireError) as caught:
+                    await old.request(message, timeout_s=10)
+                assert caught.value.kind == "fenced"
+            assert server.status()["accepted"] == 0
+            assert await submit(lambda message: new.request(message, timeout_s=10), leased) == "accepted"
+    finally:
+        await server.stop()
+        await running

@@ -58,7 +58,7 @@ def read_tokens(
         trained: the episode's rows of the steps that trained on it.
         model: directory whose tokenizer spells the ids; without one they are shown as numbers.
     """
-    arrays = _arrays((run_dir / "trajectories" / row["file"]).with_suffix(".tokens"), record.token_records)
+    arrays = _arrays((run_dir / row["file"]).with_suffix(".tokens"), record.token_records)
     if not arrays or not {"ids", "logprobs", "versions", "mask"} <= arrays.keys():
         return None
     num_all = len(arrays["ids"])
@@ -66,7 +66,7 @@ def read_tokens(
         return None
     ratios, advantages = np.full(num_all, np.nan, np.float32), np.full(num_all, np.nan, np.float32)
     for step in trained:
-        found = _arrays((run_dir / "steps" / step["file"]).with_suffix(".tokens"), [step["start"], step["size"]])
+        found = _arrays((run_dir / step["file"]).with_suffix(".tokens"), [step["start"], step["size"]])
         if {"places", "log_ratios", "advantages"} <= found.keys():
             inside = (found["places"] >= 0) & (found["places"] < num_all)
             ratios[found["places"][inside]] = found["log_ratios"][inside]

@@ -1,0 +1,3 @@
+"""What a run needs on hosts that share no file system: trees of files by content (`content.py` first), brought over the
+run's own sockets.
+"""
