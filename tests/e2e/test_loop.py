@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ SMALL = {
     "--network.dashboard-port": 0,
     "--sandbox.backend": "namespace",
 }
+LOSS = r"the ranks start again from step (\d+), the others work on"
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -214,27 +217,39 @@ def check_evaluations(launched):
     assert "micro-heldout" not in trained
 
 
+def taken_twice(launched):
+    """Steps of which there are two records."""
+    return [step for step, times in Counter(int(record["step"]) for record in launched.steps()).items() if times == 2]
+
+
 def test_a_run_that_loses_a_learner_rank_works_on_while_the_ranks_redo_their_steps(tmp_path):
     """Steps after the checkpoint are taken again from the same batches, to the last bit; nothing else is restarted."""
-    with launched_run(tmp_path / "run", **{"--steps": 4, "--checkpoint.every": 2}) as launched:
-        second = launched.run_dir / "checkpoints" / "step-2"
-        launched.wait(lambda: second.exists() and len(launched.steps()) >= 3, "three steps")
+    every = 8  # struck well before the next checkpoint, however fast the steps are
+    with launched_run(tmp_path / "run", **{"--steps": 1000, "--checkpoint.every": every}) as launched:
+        launched.wait(
+            lambda: len(launched.steps()) > every and 2 <= len(launched.steps()) % every <= 4,
+            "steps after a checkpoint",
+        )
         others = ("ray::SandboxActor", "ray::ReplayBuffer", "ray::Generator")
         before = {title: pids(launched, title) for title in others}
         kill_process(launched, "ray::Learner")
-        launched.wait(
-            lambda: "the ranks start again from step 2, the others work on" in launched.text(), "the loss to be told"
-        )
+        launched.wait(lambda: re.search(LOSS, launched.text()), "the loss to be told")
         launched.wait(lambda: "the learner is at work again" in launched.text(), "the ranks")
         assert {title: pids(launched, title) for title in others} == before
-        assert launched.wait_for_end() == 0, launched.text()
+        saved = int(re.search(LOSS, launched.text())[1])
+        assert saved % every == 0
+        launched.wait(lambda: (lost := taken_twice(launched)) and launched.steps()[-1]["step"] > max(lost), "new steps")
+        os.kill(launched.process.pid, signal.SIGTERM)
+        assert launched.wait_for_end() == 128 + signal.SIGTERM, launched.text()
         assert "is gone" in launched.text() or "died" in launched.text()
-        numbers = [record["step"] for record in launched.steps()]
-        assert numbers in ([1, 2, 3, 3, 4], [1, 2, 3, 4, 3, 4])
-        first, again = (record for record in launched.steps() if record["step"] == 3)
-        assert {name for name in first.keys() | again.keys() if first.get(name) != again.get(name)} <= {*MEASURED}
-        assert first["gradient_norm"] > 0
-        assert (launched.run_dir / "checkpoints" / "step-4" / "hf" / "model.safetensors").exists()
+        records, lost = launched.steps(), taken_twice(launched)
+        last = int(records[-1]["step"])
+        assert [record["step"] for record in records] == [*range(1, max(lost) + 1), *range(saved + 1, last + 1)]
+        for step in lost:
+            first, again = (record for record in records if record["step"] == step)
+            assert {name for name in first.keys() | again.keys() if first.get(name) != again.get(name)} <= {*MEASURED}
+            assert first["gradient_norm"] > 0
+        assert (launched.run_dir / "checkpoints" / f"step-{last}" / "hf" / "model.safetensors").exists()
         assert not list(launched.leftovers())
 
 
