@@ -19,6 +19,7 @@ apart cannot go wrong in another way than by `ValueError`.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import sys
@@ -427,12 +428,15 @@ def _run_pytest(
     """Serve tests out of a pytest session; why there can be none, or nothing."""
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.path.append(order["site"])
+    gc.disable()  # what is imported here stays: looking through it time and again was a fifth of a small run
     try:
         import pytest
 
         plugins = _plugins_of(order["site"])
     except ImportError as error:
         return f"pytest cannot be imported: {error}"
+    gc.freeze()
+    gc.enable()
     ready()
 
     class Session:
