@@ -226,10 +226,12 @@ def test_a_run_that_loses_a_learner_rank_works_on_while_the_ranks_redo_their_ste
     """Steps after the checkpoint are taken again from the same batches, to the last bit; nothing else is restarted."""
     every = 8  # struck well before the next checkpoint, however fast the steps are
     with launched_run(tmp_path / "run", **{"--steps": 1000, "--checkpoint.every": every}) as launched:
-        launched.wait(
-            lambda: len(launched.steps()) > every and 2 <= len(launched.steps()) % every <= 4,
-            "steps after a checkpoint",
-        )
+
+        def is_between_checkpoints():
+            since = (done := len(launched.steps())) % every
+            return 2 <= since <= 4 and (launched.run_dir / "checkpoints" / f"step-{done - since}").exists()
+
+        launched.wait(is_between_checkpoints, "steps after a checkpoint")
         others = ("ray::SandboxActor", "ray::ReplayBuffer", "ray::Generator")
         before = {title: pids(launched, title) for title in others}
         kill_process(launched, "ray::Learner")
