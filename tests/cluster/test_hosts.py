@@ -7,8 +7,8 @@ import time
 import psutil
 import pytest
 
+from benchmarks.hosts.network import CannotMakeHosts, Network
 from protocol.sockets import Keys
-from tests.cluster.hosts import CannotMakeHosts, Network
 
 CONNECT = "import socket; socket.create_connection(('host1', 7000), timeout=2).close()"
 LISTEN = "import socket, time; s = socket.create_server(('host1', 7000)); print('up', flush=True); time.sleep(600)"

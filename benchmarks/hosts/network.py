@@ -1,4 +1,4 @@
-"""Hosts made of namespaces, for tests of what happens between hosts: a network of their own with nothing else on it.
+"""Hosts made of namespaces, to see what happens between hosts: a network of their own with nothing else on it.
 
 Everything is inside one outer network namespace, the switch: a bridge, and a cable to every host. The machine's own
 interfaces and firewall are never touched (a Docker daemon's rules would drop bridged packets), and all of it ends with
@@ -21,9 +21,11 @@ from typing import Any
 import psutil
 from msgspec import structs
 
-from cluster.security.listeners import Listener, listeners
+from cluster.security.listeners import Listener, listeners, owner_name
 
 _READY_S = 20.0
+_IDLE = "ray::IDLE"
+_RAY_FILES = "/tmp/ray/"
 # The first process of a namespace reaps what is orphaned there, and ends with whoever made it.
 _INIT = """
 import os, signal, sys, time
@@ -144,6 +146,25 @@ class Host:
         """Files of runs that are still there: private directories, shared memory, what sandboxes keep in /run."""
         script = "ls -d /tmp/longhaul-* /dev/shm/longhaul-* /run/longhaul/* 2>/dev/null; true"
         return self.run("sh", "-c", script).split()
+
+    def traces(self) -> set[str]:
+        """All that a run could leave there: processes, files that vanish with a host, mounts, sockets; Ray's files and
+        its workers without work, which are its own to end, left out. The difference between two times counts."""
+        found = {f"listens: {one.owner} at {one.address}:{one.port}" for one in self.listeners() if one.owner != _IDLE}
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if owner_name(process.cmdline()) != _IDLE and process.status() != psutil.STATUS_ZOMBIE:
+                    found.add(f"process: {process.pid} {' '.join(process.cmdline())[:120]}")
+        for place in ("/tmp", "/dev/shm", "/run"):
+            inside = self.path(place)
+            below = [*inside.glob("*"), *inside.glob("longhaul/*")]
+            found |= {f"file: {place}/{path.relative_to(inside)}" for path in below}
+        own = Path(f"/proc/{self._first}")
+        found |= {f"mount: {line.split()[1]}" for line in (own / "mounts").read_text().splitlines()}
+        bound = [line.split(maxsplit=7) for line in (own / "net" / "unix").read_text().splitlines()[1:]]
+        paths = {words[7] for words in bound if len(words) == 8}
+        found |= {f"socket: {path}" for path in paths if not path.startswith(_RAY_FILES)}
+        return found
 
     def cut(self) -> None:
         """Take its cable out."""
