@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,22 +193,25 @@ RAY = {"LONGHAUL_CLUSTER": CREDENTIALS}
 """Environment of whoever joins Ray on a host."""
 
 
-def start_ray(network: Network, folder: Path, cpus: float = 2, flags: str = "") -> str:
-    """Ray over all hosts by `longhaul cluster up`, the first one its head; its address.
+def start_ray(network: Network, folder: Path, cpus: float = 2, hosts: Sequence[Host] = ()) -> str:
+    """Ray by `longhaul cluster up` over `hosts` (default: all), the network's first one its head; its address.
 
     Args:
         folder: for the cluster's own credentials, and for what takes the place of ssh.
+        hosts: without the head they join the cluster that is up.
     """
-    words = [sys.executable, "-m", "cluster.front_door", "cluster", "up", *(host.address for host in network.hosts)]
+    head, hosts = network.hosts[0].address, hosts or network.hosts
+    words = [sys.executable, "-m", "cluster.front_door", "cluster", "up", *(host.address for host in hosts)]
     words += [f"--ssh={network.ssh(folder)}", f"--there={CREDENTIALS}"]
-    words += [f"--flags=--num-cpus={cpus:g} --object-store-memory=100000000 {flags}"]
+    words += [f"--flags=--num-cpus={cpus:g} --object-store-memory=100000000"]
+    words += [f"--join={head}"] if network.hosts[0] not in hosts else []
     own = {"LONGHAUL_CLUSTER": str(folder / "cluster"), "PYTHONPATH": str(Path(__file__).parents[2])}
     # what a run of this host only leaves in its process, and no ssh would carry there
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
     done = subprocess.run(words, env=inherited | own, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         raise AssertionError(f"{done.stdout}\n{done.stderr}")
-    return f"{network.hosts[0].address}:6379"
+    return f"{head}:6379"
 
 
 class Network:
@@ -262,6 +266,18 @@ class Network:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
         if done.returncode:
             raise CannotMakeHosts(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+    def part(self, *hosts: Host) -> None:
+        """These do not reach each other any more; all others reach them."""
+        self._isolate(hosts, "on")
+
+    def rejoin(self, *hosts: Host) -> None:
+        """They do again."""
+        self._isolate(hosts, "off")
+
+    def _isolate(self, hosts: Sequence[Host], state: str) -> None:
+        for host in hosts:
+            self.ip("link", "set", "dev", host.cable, "type", "bridge_slave", "isolated", state)
 
     def ssh(self, folder: Path) -> Path:
         """A program that runs a command on a host by its address, as ssh does."""

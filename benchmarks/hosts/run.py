@@ -34,7 +34,8 @@ _FLAGS = {
     "--checkpoint.every": 0,
     "--sandbox.backend": "namespace",
 }
-_LASTING = ("file: /tmp/run", "file: /tmp/model", "file: /run/cache", "file: /tmp/ray")
+# what is to last, the place of all owners' directories included, whatever user's runs were on a host
+_LASTING = {f"file: {path}" for path in (RUN_DIR, MODEL, "/run/cache", "/run/longhaul", "/tmp/ray")}
 _LOOK_S = 0.2
 
 
@@ -95,10 +96,10 @@ class HostedRun:
             time.sleep(_LOOK_S)
         return time.monotonic() - began
 
-    def take_steps(self, count: int) -> float:
+    def take_steps(self, count: int, timeout_s: float = 400) -> float:
         """Wait for so many more steps; seconds."""
         target = len(self.records("step")) + count
-        return self.wait_until(lambda: len(self.records("step")) >= target, f"{count} more steps")
+        return self.wait_until(lambda: len(self.records("step")) >= target, f"{count} more steps", timeout_s)
 
     def signal(self, how: signal.Signals) -> None:
         """Of the launcher itself."""
@@ -112,7 +113,7 @@ class HostedRun:
 
     def left(self, host: Host) -> list[str]:
         """What is there now that was not before the run, but for what is to last."""
-        return sorted(trace for trace in host.traces() - self.before[host.name] if not trace.startswith(_LASTING))
+        return sorted(host.traces() - self.before[host.name] - _LASTING)
 
     def wait_until_clear(self, timeout_s: float, hosts: list[Host] | None = None) -> list[str]:
         """What is left on hosts, after waiting at most so long for nothing to be."""

@@ -2,8 +2,6 @@
 what it opens, and leaves nothing on either, whether it is told to end or its launcher is killed.
 """
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,20 +12,14 @@ import pytest
 
 from benchmarks import ledger
 from benchmarks.hosts.network import CannotMakeHosts, Network, start_ray
-from benchmarks.hosts.run import MODEL, OURS, ROOT, HostedRun
+from benchmarks.hosts.run import MODEL, ROOT, HostedRun
+from benchmarks.hosts.scan import scanned
 from cluster.hosts.leases import KILLING_S
 from cluster.run_files import complete_checkpoints
 from cluster.security.listeners import Listener
 
 CUT_S = 20
 LEASE_S = 10
-PROBE = """
-import json, sys
-from concurrent.futures import ThreadPoolExecutor
-from cluster.security.listeners import Listener, protection
-with ThreadPoolExecutor(16) as pool:
-    print(json.dumps(list(pool.map(lambda words: protection(Listener(*words)), json.loads(sys.argv[1])))))
-"""
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -76,11 +68,7 @@ def documented():
 def test_every_listener_is_protected_as_the_docs_say(run):
     known = documented()
     for host, other in (run.network.hosts, run.network.hosts[::-1]):
-        found = [one for one in host.listeners() if not one.is_loopback]
-        asked = json.dumps([[one.owner, one.address, one.port] for one in found])
-        said = json.loads(other.run(sys.executable, "-c", PROBE, asked, env=os.environ | OURS, timeout_s=200))
-        now = set(host.listeners())  # what has ended since was no listener when it was asked
-        seen = {(one.owner, protection) for one, protection in zip(found, said, strict=True) if one in now}
+        seen = {(one.owner, protection) for one, protection in scanned(host, other)}
         assert seen, "a run over hosts listens on some"
         unknown = seen - known
         assert not unknown, sorted(unknown)
@@ -95,10 +83,8 @@ def test_a_socket_without_protection_is_seen(run):
     )
     serving = one.start(sys.executable, "-c", serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert serving.stdout.readline()
-    mine = next(found for found in one.listeners() if found.port == 7009)
-    assert mine == Listener(Path(sys.executable).name, one.address, 7009)
-    asked = json.dumps([[mine.owner, mine.address, mine.port]])
-    assert json.loads(other.run(sys.executable, "-c", PROBE, asked, env=os.environ | OURS)) == ["none"]
+    mine = Listener(Path(sys.executable).name, one.address, 7009)
+    assert (mine, "none") in scanned(one, other)
     for process in one.running("0.0.0.0', 7009"):
         process.kill()
     serving.communicate(timeout=20)
