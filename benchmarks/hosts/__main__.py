@@ -13,6 +13,7 @@ every part works again and a step was taken, after the host's lease (`--hosts.un
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ def main() -> None:
                 generators, actors = trials.processes
                 details["processes"] = {"generators": generators, "sandbox actors": actors}
                 figures["trained_per_min_1"] = one_host(folder, steps, generators, actors, missing)
+                details["load_1"] = round(os.getloadavg()[0], 1)  # of all that this machine does
         except CannotMakeHosts as error:
             missing = dict.fromkeys(FIGURES, f"no hosts can be made here: {error}")
     missing = {name: why for name, why in missing.items() if figures[name] is None}

@@ -107,7 +107,7 @@ class HostedRun:
         # its own children show the same command line for as long as they are forks
         min(launchers, key=lambda process: process.create_time()).send_signal(how)
 
-    def wait_for_end(self, timeout_s: float = 120) -> int:
+    def wait_for_end(self, timeout_s: float = 300) -> int:
         """Its exit status. Raises `subprocess.TimeoutExpired`."""
         return self.process.wait(timeout_s)
 

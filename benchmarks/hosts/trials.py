@@ -55,6 +55,7 @@ class Trials:
         self.processes = (_count(found, "generator"), _count(found, "sandbox-actor"))
         self.details["placement"] = self._run.read("placement.txt").splitlines()
         self._measure("trained_per_min_3", trained_per_min(self._run, steps))
+        self.details["load_3"] = round(os.getloadavg()[0], 1)
         listening = [one for host in hosts for one in scanned(host, next(h for h in hosts if h is not host))]
         self.details["listeners"] = len(listening)
         self._measure("unprotected_listeners", sum(said.startswith("none") for _, said in listening))

@@ -83,10 +83,12 @@ def fetch(source: Source, cache: Path, timeout_s: float, tell: Callable[[str], N
     files, root = open_url(source.url, source.flag)
     if "file" in ((files.protocol,) if isinstance(files.protocol, str) else files.protocol):
         return Path(root)
+    name = root.rpartition("/")[2] or "root"
+    if not is_safe(name):
+        _refuse(source, "its last part is no name of a file")
     listed = _listed(files, root, source)
     lines = "".join(f"{file.below}\0{file.size}\0{file.mark}\n" for file in listed)
     key = hashlib.sha256(f"{source.url}\n{lines}".encode()).hexdigest()[:32]
-    name = root.rpartition("/")[2] or "root"
     whole, part = cache / "urls" / key, cache / "urls" / f"{key}.part"
     try:
         part.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from cluster.security.listeners import Listener
 
 CUT_S = 20
 LEASE_S = 10
+BUSY_S = 60  # a machine that has other work clears late
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -137,7 +138,7 @@ def test_a_run_whose_launcher_is_killed_leaves_nothing_on_any_host(run, address,
         assert again.records("step")[-1]["step"] == before + 1
         again.signal(signal.SIGKILL)
         assert again.wait_for_end() in (-signal.SIGKILL, 128 + signal.SIGKILL)
-        assert again.wait_until_clear(LEASE_S + KILLING_S) == []
+        assert again.wait_until_clear(LEASE_S + KILLING_S + BUSY_S) == []
         assert balances(again)
     finally:
         again.close()

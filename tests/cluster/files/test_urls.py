@@ -149,6 +149,7 @@ def test_what_cannot_be_is_refused_in_a_line(url, model, tmp_path, monkeypatch):
     cases = [
         (f"{url}/nowhere", "nothing is there"),
         ("nothing://x", "Protocol not known"),
+        (f"{url}/my-model/..", "its last part is no name of a file"),
     ]
     cases += [("s3://no-such-bucket-here/x", "nothing is there")] if url.startswith("s3") else []
     for wrong, words in cases:
