@@ -201,17 +201,25 @@ def start_ray(network: Network, folder: Path, cpus: float = 2, hosts: Sequence[H
         hosts: without the head they join the cluster that is up.
     """
     head, hosts = network.hosts[0].address, hosts or network.hosts
-    words = [sys.executable, "-m", "cluster.front_door", "cluster", "up", *(host.address for host in hosts)]
-    words += [f"--ssh={network.ssh(folder)}", f"--there={CREDENTIALS}"]
-    words += [f"--flags=--num-cpus={cpus:g} --object-store-memory=100000000"]
-    words += [f"--join={head}"] if network.hosts[0] not in hosts else []
+    flags = [f"--flags=--num-cpus={cpus:g} --object-store-memory=100000000"]
+    _cluster(network, folder, "up", hosts, *flags, *([f"--join={head}"] if network.hosts[0] not in hosts else []))
+    return f"{head}:6379"
+
+
+def stop_ray(network: Network, folder: Path, hosts: Sequence[Host]) -> None:
+    """End it on these hosts."""
+    _cluster(network, folder, "down", hosts)
+
+
+def _cluster(network: Network, folder: Path, command: str, hosts: Sequence[Host], *flags: str) -> None:
+    words = [sys.executable, "-m", "cluster.front_door", "cluster", command, *(host.address for host in hosts)]
+    words += [f"--ssh={network.ssh(folder)}", f"--there={CREDENTIALS}", *flags]
     own = {"LONGHAUL_CLUSTER": str(folder / "cluster"), "PYTHONPATH": str(Path(__file__).parents[2])}
     # what a run of this host only leaves in its process, and no ssh would carry there
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
     done = subprocess.run(words, env=inherited | own, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         raise AssertionError(f"{done.stdout}\n{done.stderr}")
-    return f"{head}:6379"
 
 
 class Network:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hosts.network import RAY, Host, Network
+from benchmarks.hosts.network import CREDENTIALS, RAY, Host, Network
 
 ROOT = Path(__file__).parents[2]
 RUN_DIR, MODEL = "/tmp/run", "/tmp/model"  # of each host its own
@@ -35,7 +35,7 @@ _FLAGS = {
     "--sandbox.backend": "namespace",
 }
 # what is to last, the place of all owners' directories included, whatever user's runs were on a host
-_LASTING = {f"file: {path}" for path in (RUN_DIR, MODEL, "/run/cache", "/run/longhaul", "/tmp/ray")}
+_LASTING = {f"file: {path}" for path in (RUN_DIR, MODEL, "/run/cache", "/run/longhaul", "/tmp/ray", CREDENTIALS)}
 _LOOK_S = 0.2
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ledger
-from benchmarks.hosts.network import Host, start_ray
+from benchmarks.hosts.network import Host, start_ray, stop_ray
 from benchmarks.hosts.run import OURS, RUN_DIR, HostedRun
 from benchmarks.hosts.scan import scanned
 
@@ -119,6 +119,7 @@ class Trials:
     def _end(self, hosts: list[Host]) -> None:
         self._run.signal(signal.SIGTERM)
         status = self._run.wait_for_end()
+        stop_ray(self._run.network, self._folder, hosts[1:])  # it was not up there when the run began
         left = self._run.wait_until_clear(_CLEAR_S, hosts)
         self.details |= {"status": status, "left": left, "steps": len(self._run.records("step"))}
         self._measure("left_behind", len(left))
