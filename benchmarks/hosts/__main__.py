@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def _said(missing: dict[str, str]) -> Iterator[None]:
     """What breaks costs the figures that were to come, and is their reason."""
     try:
         yield
-    except (AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError, subprocess.TimeoutExpired) as error:
         print(error, file=sys.stderr)
         said = str(error).strip().splitlines()
         missing |= dict.fromkeys(FIGURES, f"not measured: {said[0] if said else type(error).__name__}")

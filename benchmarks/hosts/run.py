@@ -84,7 +84,7 @@ class HostedRun:
         """What it has said."""
         return self._whole_output().removeprefix(self._told_before)
 
-    def wait_until(self, condition: Callable[[], object], what: str, timeout_s: float = 400) -> float:
+    def wait_until(self, condition: Callable[[], object], what: str, timeout_s: float = 540) -> float:
         """Seconds until `condition` held. Raises `RuntimeError`, with what the run said, if it ends before, or time
         does."""
         began = time.monotonic()
@@ -96,7 +96,7 @@ class HostedRun:
             time.sleep(_LOOK_S)
         return time.monotonic() - began
 
-    def take_steps(self, count: int, timeout_s: float = 400) -> float:
+    def take_steps(self, count: int, timeout_s: float = 540) -> float:
         """Wait for so many more steps; seconds."""
         target = len(self.records("step")) + count
         return self.wait_until(lambda: len(self.records("step")) >= target, f"{count} more steps", timeout_s)
