@@ -101,7 +101,7 @@ class Launched:
         mounts = Path("/proc/mounts").read_text().splitlines()
         for name in (private.name for private in self.private):
             yield from (line for line in mounts if name in line)
-            yield from map(str, SHARED_MEMORY.glob(f"{name}*"))
+            yield from map(str, SHARED_MEMORY.glob(f"*{name}*"))
             yield from map(str, Path("/sys/fs/cgroup").rglob(f"*{name.removeprefix('longhaul-')}*"))
         yield from map(str, self.temporary.iterdir())
 

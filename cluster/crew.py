@@ -76,13 +76,12 @@ class Crew:
         self.generators = [self._place_generator(i) for i in range(len(plan.of("generator")))]
         self.actors = [self._place_actor(part) for part in plan.of("actors")]
         generators = [self._first_start(part) for part in self.generators]
-        actors = [self._first_start(part) for part in self.actors]
         if self._cluster.is_networked:  # ports are known once they are bound
             self._generator_endpoints = await all_of(generators, besides=learners)
-            await all_of(actors)
+            await all_of(self._first_start(part) for part in self.actors)
         else:
             self._generator_endpoints = [self._cluster.endpoint(part.name) for part in self.generators]
-            await all_of([*generators, *learners, *actors])
+            await all_of([*generators, *learners, *(self._first_start(part) for part in self.actors)])
         for part in self.parts:
             part.run()
         self._note(f"all {len(self.parts)} processes are ready")

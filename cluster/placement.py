@@ -16,6 +16,7 @@ from msgspec import structs
 
 from cluster import processes, run_files
 from cluster.cleanup import descendants, kill
+from cluster.hosts import collectives
 from cluster.hosts.demand import demand_of
 from cluster.hosts.fleet import Fleet
 from cluster.hosts.plan import Demand, Host, Placed, Plan, joined, moved, plan
@@ -39,8 +40,7 @@ _ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "TORCHDYNAMO_DISABLE": "1",
 }
-# All of an engine is on one host: what its processes open to meet each other (vLLM's gloo groups) is on loopback.
-_ON_ONE_HOST = {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+_ENGINE_ON_ONE_HOST = {"VLLM_HOST_IP": "127.0.0.1"}  # where its processes meet each other
 _VITAL = ("gcs_server", "raylet")  # of Ray's own processes: without one of them nothing can be placed
 
 
@@ -152,8 +152,10 @@ class Cluster:
         if resources["num_gpus"]:
             for name_of_cpu_only in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
                 environment.pop(name_of_cpu_only)
-        if kind is processes.Generator and self.settings.weights.channel != "nccl":
-            environment |= _ON_ONE_HOST
+        if kind in (processes.Generator, processes.Learner):
+            role = "generator" if kind is processes.Generator else "learner"
+            if collectives.stay_on_their_host(self.settings, role):
+                environment |= collectives.ON_LOOPBACK | (_ENGINE_ON_ONE_HOST if role == "generator" else {})
         options: dict[str, Any] = {
             "name": title,
             **resources,
@@ -244,7 +246,8 @@ class Cluster:
         self._planned(Plan(left, [part for part in self.plan.parts if part.host != host]))
 
     def _planned(self, plan: Plan) -> None:
-        """It holds from now on, and can be read in the run directory."""
+        """It holds from now on, and can be read in the run directory. Raises `ConfigError` where it must not be."""
+        collectives.check_collectives(self.settings, plan)
         self.plan = plan
         (self.files.directory / "placement.txt").write_text("".join(f"{line.strip()}\n" for line in plan.lines()))
         write_endpoints(self.files.directory)

@@ -53,6 +53,7 @@ class _Process:
         os.close(log)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
         self._held = run_files.hold(files, name)
+        run_files.name_semaphores(files)
         fence.when_replaced(self._end_replaced)
         if keys is not None:  # of several hosts: this one's reaper ends what it finds by its files, and dies last
             threading.Thread(target=self._end_without_reaper, name="reaper watch", daemon=True).start()

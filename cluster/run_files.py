@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
+import multiprocessing
 import os
 import re
 import secrets
@@ -213,8 +214,9 @@ def reap(files: RunFiles) -> None:
             process.kill()
     psutil.wait_procs(processes, timeout=_KILL_WAIT_S)
     shutil.rmtree(files.private, ignore_errors=True)
-    for segment in SHARED_MEMORY.glob(f"{PREFIX}{files.name}*"):
-        segment.unlink(missing_ok=True)
+    for pattern in (f"{PREFIX}{files.name}*", f"sem.{PREFIX}{files.name}*"):
+        for segment in SHARED_MEMORY.glob(pattern):
+            segment.unlink(missing_ok=True)
 
 
 def _is_mine(private: Path) -> bool:
@@ -243,6 +245,12 @@ def _boot() -> str:
 def hold(files: RunFiles, name: str) -> TextIO:
     """This process is the part `name` of a run, for as long as the file is open."""
     return (files.private / f"{name}.{os.getpid()}").open("w")
+
+
+def name_semaphores(files: RunFiles) -> None:
+    """Semaphores that libraries make in this process and in those that it starts have the run's name from now on. Who
+    removes them otherwise, a process of Python's own, may be killed with the others."""
+    multiprocessing.current_process()._config["semprefix"] = f"/{PREFIX}{files.name}"  # type: ignore[attr-defined]
 
 
 def end_part(files: RunFiles, name: str) -> None:

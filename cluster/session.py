@@ -18,6 +18,8 @@ from cluster.command_line.cli import exit_with, program_name
 from cluster.evaluation.best import behind_link, best_checkpoint
 from cluster.evaluation.evaluation import with_evaluation_tasks, write_evaluation
 from cluster.files.mirror import mirrored, with_fetched_checkpoint
+from cluster.files.relocation import named_files, relocated
+from cluster.files.sources import with_fetched_sources
 from cluster.placement import Cluster
 from cluster.reporting.audit import print_audit, write_audit
 from cluster.reporting.console import console_beside
@@ -42,6 +44,7 @@ from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import TaskRef
 from protocol.metrics import JsonlSink, Sink, TensorBoardSink, Values
+from sandbox.datasets.loading import MICRO
 
 
 class Life(NamedTuple):
@@ -64,7 +67,8 @@ async def run(settings: Settings) -> int:
     started = time.monotonic()
     stop = StopSignals()
     try:
-        settings = with_whole_paths(with_fetched_checkpoint(with_evaluation_tasks(settings)))
+        settings = with_fetched_sources(with_evaluation_tasks(settings), tell=lambda line: print(line, file=sys.stderr))
+        settings = with_whole_paths(with_fetched_checkpoint(settings))
     except ConfigError as error:
         exit_with(error)
     restarts = Restarts(settings.restarts_per_hour)
@@ -102,31 +106,27 @@ async def run(settings: Settings) -> int:
 
 def with_whole_paths(settings: Settings) -> Settings:
     """Paths are the launching user's: processes of the run may stand elsewhere, on other hosts for one; and the
-    checkpoint that is the best now may not be the best when they look."""
-    model, source = behind_link(Path(settings.model.path)), Path(settings.tasks.source)
-    evaluated = settings.eval.tasks or "micro"
+    checkpoint that is the best now may not be the best when they look. `~` stays: every host has its own."""
+    names = [name for name in named_files(settings) if name != MICRO and Path(name).exists()]
+    places = {name: str(Path(name).absolute()) for name in names}
+    if (model := behind_link(Path(settings.model.path))).exists():
+        places[settings.model.path] = str(model.absolute())
+    settings = relocated(settings, places)
     changed: dict[str, Any] = {}
     if settings.resume not in (None, "auto"):
         changed["resume"] = str(behind_link(Path(settings.resume)).absolute())
-    if model.exists():
-        changed["model"] = settings.model.model_copy(update={"path": str(model.absolute())})
-    if source.exists() and settings.tasks.source != "micro":
-        changed["tasks"] = settings.tasks.model_copy(update={"source": str(source.absolute())})
-    if settings.tasks.sources:
-        tasks = changed.get("tasks", settings.tasks)
-        sources = [
-            one.model_copy(update={"source": str(Path(one.source).absolute())})
-            if one.source != "micro" and Path(one.source).exists()
-            else one
-            for one in settings.tasks.sources
-        ]
-        changed["tasks"] = tasks.model_copy(update={"sources": sources})
-    if evaluated != "micro" and Path(evaluated).exists():
-        changed["eval"] = settings.eval.model_copy(update={"tasks": str(Path(evaluated).absolute())})
     if is_directory(settings.metrics.mlflow):
         store = str(Path(settings.metrics.mlflow).absolute())
         changed["metrics"] = settings.metrics.model_copy(update={"mlflow": store})
+    cache, tls, rates = settings.tasks.cache_dir, settings.sandbox.docker_tls_dir, settings.replay.pass_rates
+    changed["tasks"] = settings.tasks.model_copy(update={"cache_dir": _whole(cache)})
+    changed["sandbox"] = settings.sandbox.model_copy(update={"docker_tls_dir": _whole(tls)})
+    changed["replay"] = settings.replay.model_copy(update={"pass_rates": _whole(rates)})
     return settings.model_copy(update=changed)
+
+
+def _whole(path: Path | None) -> Path | None:
+    return path if path is None or str(path).startswith("~") else path.absolute()
 
 
 async def _live(settings: Settings, stop: StopSignals) -> Life:

@@ -103,15 +103,16 @@ class Supervisor:
     # --- start ----------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        async with deadline(self.settings.start_timeout_s, lambda: self.crew.not_ready()):
-            starting = asyncio.create_task(self.crew.start())
-            stopped = asyncio.create_task(self.stop.requested.wait())
-            await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        starting = asyncio.create_task(self.crew.start())
+        stopped = asyncio.create_task(self.stop.requested.wait())
+        try:
+            async with deadline(self.settings.start_timeout_s, lambda: self.crew.not_ready()):
+                await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+        finally:  # nobody waits for what would still come of it
+            starting.cancel()
             stopped.cancel()
-            if not starting.done():
-                starting.cancel()
-                return
-            await starting
 
     # --- watch ----------------------------------------------------------------------------------------------------
 

@@ -21,17 +21,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 from msgspec.structs import replace
 
+from benchmarks import ledger
 from benchmarks.launched import MEASURED, Launched, title_of
 from console.run_data.records import Record, read_record
-from learner.replay import events
-from learner.replay.journal.reader import SNAPSHOT, JournalReader
-from learner.replay.machine import Replay
-from learner.replay.state import State
-from protocol.config import Settings
 from sandbox.base import Backend, Limits
 from sandbox.curation.gold import gold_patch
 from sandbox.datasets.loading import load_tasks
@@ -213,17 +208,15 @@ class WholeRun:
 
     def figures(self) -> dict[str, float | None]:
         """Out of the run directory alone."""
-        state = _state(self.directory)
-        tally = state.tally
-        running = sum(member.running for group in state.open.values() for member in group.members)
+        state = ledger.state_of(self.directory)
         again = _taken_again(self._run.steps())
         judged, differing = asyncio.run(_judged_again(self.directory))
         return {
             "faults": self.kinds.total(),
             "kinds": len(self.kinds),
-            "episodes_leased": tally.leased,
-            "lost": tally.leased - tally.accepted - tally.failed - tally.expired - running,
-            "trained_twice": _trained_twice(self.directory),
+            "episodes_leased": state.tally.leased,
+            "lost": ledger.lost(state),
+            "trained_twice": ledger.trained_twice(self.directory),
             "judged_again": judged,
             "judged_differently": differing,
             "orphans": len(self.left_behind),
@@ -231,20 +224,6 @@ class WholeRun:
             "steps_taken_again": len(again),
             "resume_bit_equal": float(all(again)) if again else None,
         }
-
-
-def _state(run_dir: Path) -> State:
-    """The buffer's, folded from its journal."""
-    settings = _settings(run_dir)
-    tasks = [task.ref for task in load_tasks(settings.tasks)]
-    replay = Replay(settings, tasks)
-    for record in JournalReader(run_dir / "journal").recover():
-        if record.kind == SNAPSHOT:
-            replay = Replay(settings, tasks, msgspec.msgpack.decode(record.frames[0], type=State))
-        else:
-            for event in events.decode(record.frames[0]):
-                replay.ledger.fold(event)
-    return replay.state
 
 
 def _count(logs: Path, words: str) -> int:
@@ -263,20 +242,9 @@ def _taken_again(steps: list[dict[str, Any]]) -> list[bool]:
     return equal
 
 
-def _trained_twice(run_dir: Path) -> int:
-    """Episodes that are in the batches of two steps."""
-    steps_of: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
-    for line in (run_dir / "steps" / "learner.jsonl").read_bytes().splitlines(keepends=True):
-        with contextlib.suppress(ValueError):  # half a line of a killed rank
-            record = json.loads(line)
-            for episode in record["episodes"]:
-                steps_of[episode["episode_id"], episode["attempt"]].add(record["step"])
-    return sum(len(steps) - 1 for steps in steps_of.values())
-
-
 async def _judged_again(run_dir: Path) -> tuple[int, int]:
     """How many different patches were judged once more, and how many of them some episode's reward contradicts."""
-    tasks = {task.task_id: task for task in load_tasks(_settings(run_dir).tasks)}
+    tasks = {task.task_id: task for task in load_tasks(ledger.settings_of(run_dir).tasks)}
     rewards: defaultdict[tuple[str, str], set[bool]] = defaultdict(set)
     for record in _records(run_dir):
         if record.patch and not record.tampered:
@@ -296,10 +264,6 @@ async def _judge(backend: Backend, task: Task, diff: str, cache_dir: Path) -> bo
         backend, task, patch, run=_JUDGE, lease="again", limits=Limits(), cache_dir=cache_dir, timeout_s=60
     )
     return verdict.resolved
-
-
-def _settings(run_dir: Path) -> Settings:
-    return Settings.model_validate_json((run_dir / "settings.json").read_bytes())
 
 
 def _records(run_dir: Path) -> Iterator[Record]:

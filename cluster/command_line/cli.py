@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 from actors.generator.engine import has_gpu
 from cluster.command_line.help import help_text
 from cluster.command_line.presets import Preset, gpus_gib, preset_for, under, with_split
+from cluster.files.sources import description
+from cluster.files.urls import is_url
 from protocol.config import Settings
 from protocol.errors import ConfigError
 from protocol.section import expanded
@@ -81,7 +83,7 @@ def parse(
     _check_values(arguments)
     config = _flag(arguments, "--config", "a file")
     from_file = read_file(Path(config) if config is not None else None)
-    model = _model_path(arguments, from_file, like)
+    model = _model_directory(arguments, from_file, like)
     preset = _preset_of(model, arguments, from_file)
     command_line = _merged(arguments, from_file, preset)
     if preset is not None:
@@ -206,9 +208,13 @@ def _flag_names(arguments: Sequence[str]) -> set[str]:
     return typed | {name.removeprefix("no_") for name in typed}
 
 
-def _model_path(arguments: Sequence[str], from_file: Mapping[str, Any], like: str | None) -> Path:
+def _model_directory(arguments: Sequence[str], from_file: Mapping[str, Any], like: str | None) -> Path:
+    """Where the model is described; of one at a URL that is brought here. Raises `ConfigError`."""
     named = _flag(arguments, "--model.path") or _in_file(from_file, "path") or like
-    return Path(named if isinstance(named, str) else Settings().model.path)
+    if not isinstance(named, str) or not is_url(named):
+        return Path(named if isinstance(named, str) else Settings().model.path)
+    given = _merged(arguments, from_file, None)
+    return description(named, given.tasks.cache_dir, given.hosts.fetch_s)
 
 
 def _preset_of(model: Path, arguments: Sequence[str], from_file: Mapping[str, Any]) -> Preset | None:

@@ -9,24 +9,21 @@ A URL that takes nothing for a while costs the copies, not the run: what is miss
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.files.urls import Source, fetch, is_url, open_url
 from protocol.config import Settings
 from protocol.errors import ConfigError
+from protocol.section import expanded
 
 MANIFEST = "checkpoint.json"
 _EVERY_S = 5.0
 _LAST_S = 600.0
 """Longest time that the end of a run is held up by its last copies."""
-
-
-def is_url(text: str) -> bool:
-    """Whether it is no path of this host."""
-    return "://" in text
 
 
 @contextlib.contextmanager
@@ -113,32 +110,21 @@ def with_fetched_checkpoint(settings: Settings) -> Settings:
     """
     if settings.resume is None or not is_url(settings.resume):
         return settings
-    key = hashlib.sha256(settings.resume.encode()).hexdigest()[:16]
-    cache = settings.tasks.cache_dir.expanduser() / "checkpoints" / key
-    return settings.model_copy(update={"resume": str(fetch_newest(settings.resume, cache))})
+    cache = expanded(settings.tasks.cache_dir).absolute()
+    found = fetch_newest(settings.resume, cache, settings.hosts.fetch_s, lambda line: print(line, file=sys.stderr))
+    return settings.model_copy(update={"resume": str(found)})
 
 
-def fetch_newest(url: str, cache: Path) -> Path:
-    """The newest complete checkpoint at `url`, in a directory of its name below `cache`. Raises `ConfigError`."""
+def fetch_newest(url: str, cache: Path, timeout_s: float, tell: Callable[[str], None]) -> Path:
+    """The newest complete checkpoint at `url`, in a directory of its name. Raises `ConfigError`, as `fetch`."""
     files, root = open_url(url, "--resume")
     try:
         there = complete_steps(files, root)
-        if not there:
-            raise ConfigError(f"--resume {url}: no complete checkpoint is there", kind="resume")
-        source, target = f"{root}/step-{there[-1]}", cache / f"step-{there[-1]}"
-        names = [name for name in files.find(source) if not name.endswith(f"/{MANIFEST}")]
-        for name in [*names, f"{source}/{MANIFEST}"]:
-            place = target / name.rpartition(f"step-{there[-1]}/")[2]
-            if not place.is_file() or place.stat().st_size != files.size(name):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                partial = place.with_suffix(".fetching")
-                files.get_file(name, str(partial))
-                partial.rename(place)
-    except ConfigError:
-        raise
     except Exception as error:  # of whatever library stands behind the URL
         raise ConfigError(f"--resume {url} cannot be read: {type(error).__name__}: {error}", kind="resume") from error
-    return target
+    if not there:
+        raise ConfigError(f"--resume {url}: no complete checkpoint is there", kind="resume")
+    return fetch(Source(f"{url.rstrip('/')}/step-{there[-1]}", "--resume"), cache, timeout_s, tell)
 
 
 def check_url(settings: Settings) -> None:
@@ -154,17 +140,6 @@ def check_url(settings: Settings) -> None:
         raise ConfigError(
             f"--checkpoint.url {settings.checkpoint.url} cannot be written: {type(error).__name__}: {error}", kind="url"
         ) from error
-
-
-def open_url(url: str, flag: str) -> tuple[Any, str]:
-    """The file system of a URL, and its path there. Raises `ConfigError` where no library for it is installed."""
-    import fsspec
-
-    try:
-        files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{flag} {url}: {error} (s3:// wants the package s3fs, gs:// gcsfs)", kind="url") from error
-    return files, str(root).rstrip("/")
 
 
 def complete_steps(files: Any, root: str) -> list[int]:

@@ -19,6 +19,7 @@ from actors.gateway.server import Exchange
 from actors.policies.scripted import ScriptedPolicy, replay
 from actors.policy import Policy
 from cluster.command_line.cli import run_command_line
+from cluster.files.sources import with_fetched_sources
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import Lease, Sampling
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str], program: str = "longhaul agents try") -> int:
 
 
 async def _try(settings: Settings, chosen: argparse.Namespace) -> int:
+    settings = with_fetched_sources(settings, tell=print)
     tasks = {task.task_id: task for task in load_tasks(settings.tasks)}
     if not tasks or (chosen.task is not None and chosen.task not in tasks):
         raise ConfigError(f"no task {chosen.task!r} in {settings.tasks.source}", kind="task")

@@ -32,14 +32,28 @@ def run(arguments: Sequence[str], program: str) -> int:
 
 def _placement(settings: Settings) -> list[str]:
     """Where the parts of the run would go, or why nowhere."""
-    from cluster.hosts.commands import placement, this_host
+    from cluster.files.relocation import relocated
+    from cluster.files.sources import description
+    from cluster.hosts.collectives import check_collectives
+    from cluster.hosts.commands import this_host
+    from cluster.hosts.demand import demand_of
+    from cluster.hosts.plan import plan
     from cluster.placement import hosts_at
 
+    lines: list[str] = []
+
     try:
+        model = settings.model.path
+        settings = relocated(
+            settings, {model: str(description(model, settings.tasks.cache_dir, settings.hosts.fetch_s))}
+        )
         hosts = hosts_at(settings.ray_address) if settings.ray_address else [this_host()]
-        return placement(settings, hosts)
+        found = plan(hosts, demand_of(settings, hosts))
+        lines += ["placement:", *found.lines()]
+        check_collectives(settings, found)
     except ConfigError as error:
-        return [f"placement: {error}"]
+        lines.append(f"placement: {error}")
+    return lines
 
 
 def evaluate(arguments: Sequence[str], program: str) -> int:

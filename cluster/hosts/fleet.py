@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files.content import Tree, read_tree
-from cluster.files.relocation import describes, needed_files, relocated
+from cluster.files.relocation import describes, models, needed_files, relocated
 from cluster.files.serving import FileServer
 from cluster.hosts import agent
 from cluster.hosts.agent import HostAgent, Prepared
@@ -100,7 +100,7 @@ class Fleet:
         for host in hosts:
             whole = host.name in with_weights
             trees = [
-                tree if whole or tree.source != self._settings.model.path else tree.only(describes)
+                tree.only(describes) if tree.source in models(self._settings) and not whole else tree
                 for tree in self._trees
             ]
             handle = self._agent_on(host)

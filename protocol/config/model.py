@@ -14,7 +14,8 @@ class ModelSettings(Section):
     """The policy."""
 
     path: str = "assets/tiny"
-    """Hugging Face model directory that the run starts from (weights, tokenizer, chat template)."""
+    """Hugging Face model directory that the run starts from (weights, tokenizer, chat template), or the URL of one that
+    fsspec knows (`s3://...`)."""
     chat_template_kwargs: str = ""
     """What the chat template is told besides the conversation, a JSON object: `{"enable_thinking": false}`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

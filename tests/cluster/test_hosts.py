@@ -7,8 +7,8 @@ import time
 import psutil
 import pytest
 
+from benchmarks.hosts.network import CannotMakeHosts, Network
 from protocol.sockets import Keys
-from tests.cluster.hosts import CannotMakeHosts, Network
 
 CONNECT = "import socket; socket.create_connection(('host1', 7000), timeout=2).close()"
 LISTEN = "import socket, time; s = socket.create_server(('host1', 7000)); print('up', flush=True); time.sleep(600)"
@@ -23,7 +23,7 @@ def network():
         pytest.skip(f"no hosts can be made here: {error}")
 
 
-def test_hosts_reach_each_other_until_a_cable_is_out(network):
+def test_hosts_reach_each_other_until_a_cable_is_out_or_they_are_parted(network):
     one, other = network.hosts
     listening = other.start(sys.executable, "-c", LISTEN, stdout=subprocess.PIPE)
     assert listening.stdout.readline() == "up\n"
@@ -32,6 +32,11 @@ def test_hosts_reach_each_other_until_a_cable_is_out(network):
     with pytest.raises(AssertionError, match=r"timed out|No route"):
         one.run(sys.executable, "-c", CONNECT)
     other.mend()
+    one.run(sys.executable, "-c", CONNECT)
+    network.part(one, other)
+    with pytest.raises(AssertionError, match=r"timed out|No route"):
+        one.run(sys.executable, "-c", CONNECT)
+    network.rejoin(one, other)
     one.run(sys.executable, "-c", CONNECT)
     for process in other.processes():
         process.kill()

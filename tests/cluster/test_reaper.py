@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.cluster.hosts import CannotMakeHosts, Network
+from benchmarks.hosts.network import CannotMakeHosts, Network
 
 pytestmark = pytest.mark.slow
 

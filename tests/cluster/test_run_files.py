@@ -4,6 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import run_files
@@ -30,6 +31,48 @@ def test_a_run_leaves_only_its_directory(temporary_root):
     assert not files.private.exists()
     assert not segment.exists()
     assert (directory / "logs" / "ray" / "raylet.out").read_text() == "said"
+
+
+SEMAPHORES = """
+import multiprocessing, sys, time
+from pathlib import Path
+from cluster import run_files
+
+def make(context):
+    global kept
+    kept = context.Semaphore()
+
+if __name__ == "__main__":
+    run_files.name_semaphores(run_files.RunFiles(sys.argv[1], Path("/nowhere"), Path("/nowhere")))
+    context = multiprocessing.get_context("spawn")
+    make(context)
+    child = context.Process(target=make, args=(context,))
+    child.start()
+    child.join()
+    print("made", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_semaphores_of_processes_that_were_killed_go_with_the_run(tmp_path):
+    """Also with Python's own process that removes them."""
+    (tmp_path / "semaphores.py").write_text(SEMAPHORES)
+    files = run_files.RunFiles(f"test{os.getpid():x}", tmp_path, tmp_path / "private")
+    making = subprocess.Popen(
+        [sys.executable, tmp_path / "semaphores.py", files.name],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert making.stdout.readline() == b"made\n"
+    trackers = psutil.Process(making.pid).children(recursive=True)
+    for process in [*trackers, making]:
+        process.kill()
+    making.communicate()
+    psutil.wait_procs(trackers, timeout=20)
+    left = [path.name for path in Path("/dev/shm").iterdir() if files.name in path.name]
+    assert left and all(name.startswith("sem.longhaul-") for name in left)
+    run_files.reap(files)
+    assert not [path for path in Path("/dev/shm").iterdir() if files.name in path.name]
 
 
 def test_only_dead_runs_are_reaped(temporary_root):

@@ -9,6 +9,7 @@ import pytest
 from cluster import supervisor
 from cluster.supervisor import Supervisor
 from protocol.config import Settings
+from protocol.errors import DeadlineError
 
 LONG_S = 60.0
 
@@ -71,6 +72,25 @@ async def test_without_a_rank_there_is_nothing_to_wait_for(signals, monkeypatch)
     lost.failed = True
     _, notes = await stop_learners(signals, [lost, Learner(LONG_S)])
     assert not notes
+
+
+async def test_a_start_that_takes_too_long_goes_no_further(signals, monkeypatch):
+    """What a part says when the run is stopped for that is nobody's."""
+    starting = Supervisor(Settings(start_timeout_s=0.1), None, [], Notes(), [], signals)
+    ended = []
+
+    async def start():
+        try:
+            await asyncio.sleep(LONG_S)
+        finally:
+            ended.append(asyncio.current_task().cancelling() > 0)
+
+    monkeypatch.setattr(starting.crew, "start", start)
+    monkeypatch.setattr(starting.crew, "not_ready", lambda: "generator-0 to be ready")
+    with pytest.raises(DeadlineError, match=r"waited 0\.1 s for generator-0 to be ready"):
+        await starting._start()
+    await asyncio.sleep(0)
+    assert ended == [True]
 
 
 class Silent:

@@ -60,6 +60,14 @@ def test_a_context_beyond_the_model(tmp_path, model):
     assert_refused(done, "max_context is 99999", "4096")
 
 
+@pytest.mark.parametrize("flag", ["--model.path", "--tasks.source"])
+@pytest.mark.parametrize(("url", "words"), [("memory://none/x", "nothing is there"), ("no://x", "Protocol not known")])
+def test_a_url_with_nothing_behind_it(tmp_path, flag, url, words):
+    done = launch(flag, url, "--tasks.cache-dir", tmp_path / "cache", "--run-dir", tmp_path / "run")
+    assert_refused(done, f"{flag} {url}", words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_docker_without_a_daemon(tmp_path, model):
     done = launch(
         *("--sandbox.backend", "docker", "--sandbox.docker-hosts", f"unix://{tmp_path}/none.sock"),

@@ -1,11 +1,8 @@
-"""A whole run over two hosts made of namespaces, each with its own files: it trains, bears a wound and a cut, and
-protects what it opens.
+"""A whole run over two hosts made of namespaces, each with its own files: it trains, bears a wound and a cut, protects
+what it opens, and leaves nothing on either, whether it is told to end or its launcher is killed.
 """
 
-import json
-import os
-import re
-import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,34 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import ledger
+from benchmarks.hosts.network import CannotMakeHosts, Network, start_ray
+from benchmarks.hosts.run import MODEL, ROOT, HostedRun
+from benchmarks.hosts.scan import scanned
+from cluster.hosts.leases import KILLING_S
+from cluster.run_files import complete_checkpoints
 from cluster.security.listeners import Listener
-from tests.cluster.hosts import RAY, CannotMakeHosts, Network, start_ray
 
-ROOT = Path(__file__).parent.parent.parent
-RUN_DIR, MODEL = "/tmp/run", "/tmp/model"  # of each host its own
-FLAGS = {
-    "--model.path": MODEL,
-    "--tasks.cache-dir": "/run/cache",
-    "--run-dir": RUN_DIR,
-    "--network.bind": "0.0.0.0",
-    "--num-actors": 24,
-    "--replay.batch": 8,
-    "--replay.group-size": 4,
-    "--tasks.count": 32,
-    "--steps": 1000,
-    "--learner.ranks": 1,
-    "--checkpoint.every": 0,
-    "--sandbox.backend": "namespace",
-}
-OURS = {"PYTHONPATH": str(ROOT)}
 CUT_S = 20
-PROBE = """
-import json, sys
-from concurrent.futures import ThreadPoolExecutor
-from cluster.security.listeners import Listener, protection
-with ThreadPoolExecutor(16) as pool:
-    print(json.dumps(list(pool.map(lambda words: protection(Listener(*words)), json.loads(sys.argv[1])))))
-"""
+LEASE_S = 10
+BUSY_S = 60  # a machine that has other work clears late
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -53,68 +33,27 @@ def network():
         pytest.skip(f"no hosts can be made here: {error}")
 
 
-class HostedRun:
-    """`launch.py` on the first host of a network."""
-
-    def __init__(self, network, folder, **extra):
-        self.network = network
-        address = start_ray(network, folder)
-        shutil.copytree(ROOT / "assets" / "tiny", network.hosts[0].path(MODEL))  # no other host has it
-        flags = FLAGS | {"--ray-address": address} | extra
-        self.output = (folder / "output.txt").open("w+")
-        self.process = network.hosts[0].start(
-            *(sys.executable, str(ROOT / "launch.py"), *(str(word) for pair in flags.items() for word in pair)),
-            env=os.environ | RAY | OURS,
-            stdout=self.output,
-            stderr=subprocess.STDOUT,
-        )
-
-    def read(self, name):
-        """A file of the run directory, so far."""
-        path = self.network.hosts[0].path(f"{RUN_DIR}/{name}")
-        return path.read_text() if path.exists() else ""
-
-    def records(self, kind):
-        """Whole records of one kind in its metrics."""
-        lines = self.read("metrics.jsonl").splitlines(keepends=True)
-        return [record for line in lines if line.endswith("\n") and (record := json.loads(line))["kind"] == kind]
-
-    def text(self):
-        self.output.seek(0)
-        return self.output.read()
-
-    def wait_until(self, condition, timeout_s=300):
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert self.process.poll() is None, self.text()
-            assert time.monotonic() < deadline, self.text()
-            time.sleep(0.2)
-
-    def take_steps(self, count):
-        target = len(self.records("step")) + count
-        self.wait_until(lambda: len(self.records("step")) >= target)
-
-    def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self.output.close()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hosts")
 
 
 @pytest.fixture(scope="module")
-def run(network, tmp_path_factory):
-    run = HostedRun(network, tmp_path_factory.mktemp("hosts"))
-    try:
-        yield run
-    finally:
-        run.close()
+def address(network, folder):
+    return start_ray(network, folder)
+
+
+@pytest.fixture(scope="module")
+def run(network, address, folder):
+    run = HostedRun(network, address, folder / "output.txt", {})
+    yield run
+    run.close()
 
 
 def test_it_trains_with_parts_on_both_hosts(run):
     run.take_steps(1)
-    placement = run.read("placement.txt")
-    assert all(re.search(rf"^{host.name}/.*actor process", placement, re.MULTILINE) for host in run.network.hosts)
-    assert re.search(r"^host1/.*generator", placement, re.MULTILINE), placement
+    assert all("actor process" in " ".join(run.placed_on(host)) for host in run.network.hosts)
+    assert "generator" in " ".join(run.placed_on(run.network.hosts[1])), run.read("placement.txt")
     assert not run.network.hosts[1].path(MODEL).exists()  # it went there by its content
     assert run.records("step")[0]["fresh_mismatch_abs_mean"] < 1e-3
 
@@ -130,11 +69,7 @@ def documented():
 def test_every_listener_is_protected_as_the_docs_say(run):
     known = documented()
     for host, other in (run.network.hosts, run.network.hosts[::-1]):
-        found = [one for one in host.listeners() if not one.is_loopback]
-        asked = json.dumps([[one.owner, one.address, one.port] for one in found])
-        said = json.loads(other.run(sys.executable, "-c", PROBE, asked, env=os.environ | OURS, timeout_s=200))
-        now = set(host.listeners())  # what has ended since was no listener when it was asked
-        seen = {(one.owner, protection) for one, protection in zip(found, said, strict=True) if one in now}
+        seen = {(one.owner, protection) for one, protection in scanned(host, other)}
         assert seen, "a run over hosts listens on some"
         unknown = seen - known
         assert not unknown, sorted(unknown)
@@ -149,10 +84,8 @@ def test_a_socket_without_protection_is_seen(run):
     )
     serving = one.start(sys.executable, "-c", serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert serving.stdout.readline()
-    mine = next(found for found in one.listeners() if found.port == 7009)
-    assert mine == Listener(Path(sys.executable).name, one.address, 7009)
-    asked = json.dumps([[mine.owner, mine.address, mine.port]])
-    assert json.loads(other.run(sys.executable, "-c", PROBE, asked, env=os.environ | OURS)) == ["none"]
+    mine = Listener(Path(sys.executable).name, one.address, 7009)
+    assert (mine, "none") in scanned(one, other)
     for process in one.running("0.0.0.0', 7009"):
         process.kill()
     serving.communicate(timeout=20)
@@ -161,7 +94,7 @@ def test_a_socket_without_protection_is_seen(run):
 def test_a_killed_buffer_is_back_at_its_address(run):
     (buffer,) = run.network.hosts[0].running("ray::ReplayBuffer")
     buffer.kill()
-    run.wait_until(lambda: "replay-buffer is ready again" in run.text())
+    run.wait_until(lambda: "replay-buffer is ready again" in run.text(), "the replay buffer")
     run.take_steps(2)
 
 
@@ -172,3 +105,40 @@ def test_a_cut_that_is_shorter_than_a_lease_costs_no_part(run):
     run.network.hosts[1].mend()
     run.take_steps(2)
     assert run.text().count("is started again") == before == 1, run.text()
+
+
+def balances(run):
+    """No episode of a run is lost, none trained on twice."""
+    state = ledger.state_of(run.directory)
+    return state.tally.leased > 0 and ledger.lost(state) == 0 and ledger.trained_twice(run.directory) == 0
+
+
+def test_a_run_that_is_told_to_end_leaves_a_checkpoint_and_nothing_else_on_any_host(run):
+    run.take_steps(1)
+    for host in run.network.hosts:  # or the look for what is left would see nothing
+        traces = "\n".join(run.left(host))
+        for kind in ("process: ", "listens: ", "socket: /run/longhaul/", "file: /tmp/longhaul-", "file: /dev/shm/"):
+            assert kind in traces, f"{kind} on {host.name}: {traces}"
+    run.signal(signal.SIGTERM)
+    assert run.wait_for_end() == 128 + signal.SIGTERM, run.text()
+    assert run.wait_until_clear(BUSY_S) == []
+    steps = [record["step"] for record in run.records("step")]
+    assert max(complete_checkpoints(run.directory)) == max(steps)
+    assert balances(run)
+
+
+def test_a_run_whose_launcher_is_killed_leaves_nothing_on_any_host(run, address, folder):
+    """What the one before left is gone on with, until then."""
+    again = HostedRun(
+        run.network, address, folder / "output.txt", {"--resume": "auto", "--hosts.unreachable-s": LEASE_S}
+    )
+    try:
+        before = run.records("step")
+        again.wait_until(lambda: len(again.records("step")) > len(before), "one more step")
+        assert again.records("step")[len(before)]["step"] == before[-1]["step"] + 1
+        again.signal(signal.SIGKILL)
+        assert again.wait_for_end() in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        assert again.wait_until_clear(LEASE_S + KILLING_S + BUSY_S) == []
+        assert balances(again)
+    finally:
+        again.close()

@@ -18,4 +18,5 @@ class HostSettings(Section):
     """A host that hears nothing of the launcher for so long ends all that runs there; the launcher waits ten seconds
     more before it starts the same elsewhere."""
     fetch_s: Annotated[float, Field(gt=0)] = 7200
-    """Longest time in which a host gets the model and the tasks from the launcher's, where it has not got them."""
+    """Longest time in which a host gets the model and the tasks from the launcher's, where it has not got them, and the
+    launcher's what is named by URL."""

@@ -19,4 +19,5 @@ class NetworkSettings(Section):
     """Port of the Ray dashboard on loopback (0: any free one)."""
     trusted: bool = False
     """Nobody but the run is on the network between its hosts: take a Ray cluster there without token or TLS, too, over
-    which the run's keys are told. `longhaul cluster up` sets up both."""
+    which the run's keys are told (`longhaul cluster up` sets up both), and let NCCL and gloo, which neither encrypt nor
+    ask who connects, go from host to host."""

@@ -16,7 +16,8 @@ class TaskFields(Section):
 
     source: str = "micro"
     """`micro` (made on the fly), the path of a task file (JSONL, Parquet), a task directory of harbor or a directory of
-    such, or a Hugging Face dataset: its name, or a directory of its files."""
+    such, or a Hugging Face dataset: its name, or a directory of its files. Files and directories may be at a URL that
+    fsspec knows (`s3://...`)."""
     format: Literal[
         "auto",
         "longhaul",

@@ -12,8 +12,9 @@ from msgspec import structs
 from cluster.files import serving
 from cluster.files.content import Entry, Tree, is_safe, read_tree
 from cluster.files.fetching import Fetcher
-from cluster.files.relocation import describes, needed_files, relocated
+from cluster.files.relocation import describes, models, needed_files, relocated
 from cluster.files.serving import FilesError, FileServer
+from cluster.session import with_whole_paths
 from protocol.config import EvalSettings, ModelSettings, Settings, TaskSettings
 from protocol.config.sandbox.tasks import TaskSource
 from protocol.errors import ConfigError, WireError
@@ -193,3 +194,36 @@ def test_settings_name_their_files_and_take_other_places(tmp_path):
         f"/cache{held_out}",
     ]
     assert relocated(settings, {}) == settings
+
+
+def test_a_reference_model_is_a_file_of_the_run_where_there_is_a_learner(tmp_path):
+    """Its weights go where models are loaded, as the policy's."""
+    for name in ("model", "teacher"):
+        (tmp_path / name).mkdir()
+    model, teacher = (str(tmp_path / name) for name in ("model", "teacher"))
+    settings = Settings(model={"path": model}, learner={"loss": {"reference": teacher}})
+    assert models(settings) == needed_files(settings) == [model, teacher]
+    assert relocated(settings, {teacher: "/cache/teacher"}).learner.loss.reference == Path("/cache/teacher")
+    assert models(settings.model_copy(update={"phase": "eval"})) == [model]
+
+
+def test_every_path_is_the_launching_users(tmp_path, monkeypatch):
+    """Processes of a cluster that was joined stand where Ray was started."""
+    for name in ("model", "teacher", "one.jsonl", "held-out.jsonl"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(
+        model={"path": "model"},
+        tasks={"sources": [{"source": "one.jsonl"}, {"source": "micro"}, {"source": "a/set"}], "cache_dir": "cache"},
+        eval={"tasks": "held-out.jsonl"},
+        learner={"loss": {"reference": "teacher"}},
+        replay={"pass_rates": "rates.json"},
+        sandbox={"docker_tls_dir": "tls"},
+    )
+    whole = with_whole_paths(settings)
+    paths = [whole.model.path, whole.learner.loss.reference, whole.eval.tasks, whole.replay.pass_rates]
+    paths += [whole.sandbox.docker_tls_dir, whole.tasks.cache_dir]
+    names = ["model", "teacher", "held-out.jsonl", "rates.json", "tls", "cache"]
+    assert [str(path) for path in paths] == [str(tmp_path / name) for name in names]
+    assert [one.source for one in whole.tasks.sources] == [str(tmp_path / "one.jsonl"), "micro", "a/set"]
+    assert with_whole_paths(Settings()).tasks.cache_dir == Settings().tasks.cache_dir  # `~` is each host's own

@@ -1,48 +1,15 @@
 """Checkpoints at a URL: an object store's own API, answered by a local server."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from cluster.files import mirror
-from cluster.files.mirror import Mirror, check_url, fetch_newest, mirrored, open_url, with_fetched_checkpoint
+from cluster.files.mirror import Mirror, check_url, fetch_newest, mirrored, with_fetched_checkpoint
+from cluster.files.urls import open_url
 from protocol.config import CheckpointSettings, Settings, TaskSettings
 from protocol.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """A bucket on a server of S3's API."""
-    pytest.importorskip("moto", reason="moto is not installed")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    own = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in own}
-    os.environ |= own
-    import s3fs
-
-    s3fs.S3FileSystem(anon=False).mkdir("runs")
-    yield "s3://runs"
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
-    server.stop()
-
-
-@pytest.fixture(params=["file", "s3"])
-def url(request, tmp_path):
-    if request.param == "s3":
-        return f"{request.getfixturevalue('s3')}/{tmp_path.name}"
-    return f"file://{tmp_path}/store"
 
 
 def checkpoint(directory, step, *, is_complete=True):
@@ -64,16 +31,16 @@ def test_checkpoints_are_copied_kept_and_fetched(url, tmp_path):
     copying = Mirror(url, here, 2, said.append)
     files, root = open_url(url, "")
     with pytest.raises(ConfigError, match="no complete checkpoint is there"):
-        fetch_newest(url, tmp_path / "cache")
+        fetch_newest(url, tmp_path / "cache", 60, print)
     for step in (2, 9, 10):
         checkpoint(here, step)
         copying.sync()
     checkpoint(here, 11, is_complete=False)
     copying.sync()
     assert mirror.complete_steps(files, root) == [9, 10]
-    found = fetch_newest(url, tmp_path / "cache")
+    found = fetch_newest(url, tmp_path / "cache", 60, print)
     assert found.name == "step-10" and content(found) == content(here / "step-10")
-    assert fetch_newest(url, tmp_path / "cache") == found
+    assert fetch_newest(url, tmp_path / "cache", 60, print) == found
 
 
 def test_a_copy_that_stopped_is_no_checkpoint_and_is_done_again(url, tmp_path):
@@ -84,7 +51,7 @@ def test_a_copy_that_stopped_is_no_checkpoint_and_is_done_again(url, tmp_path):
     files.pipe_file(f"{root}/step-3/state-00000.safetensors", b"half")
     assert mirror.complete_steps(files, root) == []
     Mirror(url, here, 2, print).sync()
-    assert content(fetch_newest(url, tmp_path / "cache")) == content(made)
+    assert content(fetch_newest(url, tmp_path / "cache", 60, print)) == content(made)
 
 
 def test_a_run_copies_what_it_writes_last_and_another_begins_there(url, tmp_path):

@@ -1,4 +1,4 @@
-"""Hosts made of namespaces, for tests of what happens between hosts: a network of their own with nothing else on it.
+"""Hosts made of namespaces, to see what happens between hosts: a network of their own with nothing else on it.
 
 Everything is inside one outer network namespace, the switch: a bridge, and a cable to every host. The machine's own
 interfaces and firewall are never touched (a Docker daemon's rules would drop bridged packets), and all of it ends with
@@ -15,15 +15,18 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 from msgspec import structs
 
-from cluster.security.listeners import Listener, listeners
+from cluster.security.listeners import Listener, listeners, owner_name
 
 _READY_S = 20.0
+_IDLE = "ray::IDLE"
+_RAY_FILES = "/tmp/ray/"
 # The first process of a namespace reaps what is orphaned there, and ends with whoever made it.
 _INIT = """
 import os, signal, sys, time
@@ -145,6 +148,25 @@ class Host:
         script = "ls -d /tmp/longhaul-* /dev/shm/longhaul-* /run/longhaul/* 2>/dev/null; true"
         return self.run("sh", "-c", script).split()
 
+    def traces(self) -> set[str]:
+        """All that a run could leave there: processes, files that vanish with a host, mounts, sockets; Ray's files and
+        its workers without work, which are its own to end, left out. The difference between two times counts."""
+        found = {f"listens: {one.owner} at {one.address}:{one.port}" for one in self.listeners() if one.owner != _IDLE}
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if owner_name(process.cmdline()) != _IDLE and process.status() != psutil.STATUS_ZOMBIE:
+                    found.add(f"process: {process.pid} {' '.join(process.cmdline())[:120]}")
+        for place in ("/tmp", "/dev/shm", "/run"):
+            inside = self.path(place)
+            below = [*inside.glob("*"), *inside.glob("longhaul/*")]
+            found |= {f"file: {place}/{path.relative_to(inside)}" for path in below}
+        own = Path(f"/proc/{self._first}")
+        found |= {f"mount: {line.split()[1]}" for line in (own / "mounts").read_text().splitlines()}
+        bound = [line.split(maxsplit=7) for line in (own / "net" / "unix").read_text().splitlines()[1:]]
+        paths = {words[7] for words in bound if len(words) == 8}
+        found |= {f"socket: {path}" for path in paths if not path.startswith(_RAY_FILES)}
+        return found
+
     def cut(self) -> None:
         """Take its cable out."""
         self._network.ip("link", "set", self.cable, "down")
@@ -171,22 +193,33 @@ RAY = {"LONGHAUL_CLUSTER": CREDENTIALS}
 """Environment of whoever joins Ray on a host."""
 
 
-def start_ray(network: Network, folder: Path, cpus: float = 2, flags: str = "") -> str:
-    """Ray over all hosts by `longhaul cluster up`, the first one its head; its address.
+def start_ray(network: Network, folder: Path, cpus: float = 2, hosts: Sequence[Host] = ()) -> str:
+    """Ray by `longhaul cluster up` over `hosts` (default: all), the network's first one its head; its address.
 
     Args:
         folder: for the cluster's own credentials, and for what takes the place of ssh.
+        hosts: without the head they join the cluster that is up.
     """
-    words = [sys.executable, "-m", "cluster.front_door", "cluster", "up", *(host.address for host in network.hosts)]
-    words += [f"--ssh={network.ssh(folder)}", f"--there={CREDENTIALS}"]
-    words += [f"--flags=--num-cpus={cpus:g} --object-store-memory=100000000 {flags}"]
+    head, hosts = network.hosts[0].address, hosts or network.hosts
+    flags = [f"--flags=--num-cpus={cpus:g} --object-store-memory=100000000"]
+    _cluster(network, folder, "up", hosts, *flags, *([f"--join={head}"] if network.hosts[0] not in hosts else []))
+    return f"{head}:6379"
+
+
+def stop_ray(network: Network, folder: Path, hosts: Sequence[Host]) -> None:
+    """End it on these hosts."""
+    _cluster(network, folder, "down", hosts)
+
+
+def _cluster(network: Network, folder: Path, command: str, hosts: Sequence[Host], *flags: str) -> None:
+    words = [sys.executable, "-m", "cluster.front_door", "cluster", command, *(host.address for host in hosts)]
+    words += [f"--ssh={network.ssh(folder)}", f"--there={CREDENTIALS}", *flags]
     own = {"LONGHAUL_CLUSTER": str(folder / "cluster"), "PYTHONPATH": str(Path(__file__).parents[2])}
     # what a run of this host only leaves in its process, and no ssh would carry there
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
     done = subprocess.run(words, env=inherited | own, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         raise AssertionError(f"{done.stdout}\n{done.stderr}")
-    return f"{network.hosts[0].address}:6379"
 
 
 class Network:
@@ -241,6 +274,18 @@ class Network:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
         if done.returncode:
             raise CannotMakeHosts(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+    def part(self, *hosts: Host) -> None:
+        """These do not reach each other any more; all others reach them."""
+        self._isolate(hosts, "on")
+
+    def rejoin(self, *hosts: Host) -> None:
+        """They do again."""
+        self._isolate(hosts, "off")
+
+    def _isolate(self, hosts: Sequence[Host], state: str) -> None:
+        for host in hosts:
+            self.ip("link", "set", "dev", host.cable, "type", "bridge_slave", "isolated", state)
 
     def ssh(self, folder: Path) -> Path:
         """A program that runs a command on a host by its address, as ssh does."""
