@@ -37,11 +37,13 @@ from console.run_data.held_out import held_out
 from console.run_data.run import Run
 from console.run_data.settings import FILE as VERSIONS
 from console.run_data.settings import versions
+from learner.checkpoints.wrapper import text_part
 from learner.replay.service.account import Account
 from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import TaskRef
 from protocol.metrics import JsonlSink, Sink, TensorBoardSink, Values
+from protocol.model_family import wrapper_type
 
 
 class Life(NamedTuple):
@@ -64,7 +66,7 @@ async def run(settings: Settings) -> int:
     started = time.monotonic()
     stop = StopSignals()
     try:
-        settings = with_whole_paths(with_fetched_checkpoint(with_evaluation_tasks(settings)))
+        settings = with_text_part(with_whole_paths(with_fetched_checkpoint(with_evaluation_tasks(settings))))
     except ConfigError as error:
         exit_with(error)
     restarts = Restarts(settings.restarts_per_hour)
@@ -127,6 +129,16 @@ def with_whole_paths(settings: Settings) -> Settings:
         store = str(Path(settings.metrics.mlflow).absolute())
         changed["metrics"] = settings.metrics.model_copy(update={"mlflow": store})
     return settings.model_copy(update=changed)
+
+
+def with_text_part(settings: Settings) -> Settings:
+    """A model that wraps a language model beside other inputs is run by its text part. Raises `ConfigError`."""
+    path = Path(settings.model.path)
+    if not wrapper_type(path) or (settings.phase == "eval" and settings.eval.endpoint):
+        return settings
+    part = text_part(path, settings.tasks.cache_dir.expanduser() / "text-parts")
+    print(f"{program_name()}: {path} wraps a language model: this run has its text part, {part}", file=sys.stderr)
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"path": str(part)})})
 
 
 async def _live(settings: Settings, stop: StopSignals) -> Life:

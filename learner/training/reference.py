@@ -43,6 +43,12 @@ def checked_reference(settings: Settings, sequence_parallel: int) -> Path | None
             kind="tokenizer",
         )
     family = ModelFamily.read(path)
+    if family.wraps:
+        raise ConfigError(
+            f"--learner.loss.reference {path}: it wraps a language model beside other inputs: save its text part as a "
+            "model of its own",
+            kind="model",
+        )
     family.check_trained(settings.model.max_context, lora_rank=0)  # its log-probs are as exact as the policy's
     if sequence_parallel > 1 and _heads(family) != _heads(ModelFamily.read(start)):
         raise ConfigError(
