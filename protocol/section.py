@@ -23,7 +23,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 def _checked_address(address: str) -> str:
     parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # a port that is none raises
         raise ValueError(f"expected an address such as http://host:port/v1, got {address!r}")
     return address
 

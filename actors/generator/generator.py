@@ -91,7 +91,7 @@ class Generator:
         if self._settings.pushes_adapters:
             dtype = resolve_dtype(self._settings)
             rank = self._settings.learner.lora_rank
-            patience_s = self._settings.generator.request_timeout_s
+            patience_s = 2 * self._settings.generator.request_timeout_s
             holder = self._adapters = EngineAdapters(self._engine, self._model_dir, rank, dtype, patience_s)
         if self._settings.records_routes:
             with border(GeneratorError, "vLLM to say which experts serve a token", kind="start"):

@@ -7,6 +7,7 @@ answer than the log-probs of exactly these tokens is an error. Nothing is ever f
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 import time
@@ -117,9 +118,8 @@ class TeacherEndpoint:
                 async with self._session.request(method, url, json=asked) as response:
                     text = await response.text(errors="replace")
                     if response.status == 200:
-                        answer = await response.json(content_type=None)
                         self.trouble = ""
-                        return answer
+                        return _parsed(text, url)
                     if response.status not in _BUSY:
                         raise LearnerError(
                             f"the reference policy at {url} answered {response.status}: {text[:_MAX_SHOWN]}",
@@ -127,8 +127,6 @@ class TeacherEndpoint:
                         )
                     retry_after = response.headers.get("Retry-After", "")
                     self.trouble = f"status {response.status}: {text[:_MAX_SHOWN]}"
-            except (ValueError, RecursionError):
-                raise _malformed(url, "JSON", text) from None
             except TimeoutError:  # of this try
                 self.trouble = f"silent for {time.monotonic() - began:.0f} s"
             except (aiohttp.ClientError, OSError) as error:
@@ -136,6 +134,13 @@ class TeacherEndpoint:
             wait_s = float(retry_after) if retry_after.isdecimal() else pause_s * random.uniform(0.5, 1.5)
             await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _parsed(text: str, url: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise _malformed(url, "JSON", text) from None
 
 
 def _read(answer: Any, ids: list[int], address: str) -> np.ndarray:

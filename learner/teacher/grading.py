@@ -80,7 +80,7 @@ class Teacher:
         self.waiting_for = ""
 
     def prove(self) -> None:
-        """As `check_teacher`, on all ranks; it waits for the endpoint as `grade` does.
+        """As `check_teacher`, on all ranks; it waits for the endpoint as `grade` does, for half of a start's time.
 
         Raises:
             ConfigError, LearnerError: the same on every rank.
@@ -90,7 +90,8 @@ class Teacher:
             await _check(endpoint, self._settings)
             return []
 
-        self._together(ask, "a first document")
+        patience_s = min(self._loss.reference_timeout_s, self._settings.start_timeout_s / 2)
+        self._together(ask, "a first document", patience_s)
 
     def grade(self, samples: Sequence[Sample]) -> list[Sample] | None:
         """The samples with `reference`; None when `stop` was set before all of them were graded.
@@ -102,7 +103,7 @@ class Teacher:
         async def ask(endpoint: TeacherEndpoint) -> list[bytes]:
             return [r.tobytes() for r in await asyncio.gather(*(endpoint.logprobs(s.token_ids) for s in samples))]
 
-        frames = self._together(ask, f"{len(samples)} documents")
+        frames = self._together(ask, f"{len(samples)} documents", self._loss.reference_timeout_s)
         if frames is None:
             return None
         rows = [np.frombuffer(frame, np.float32) for frame in frames]
@@ -111,10 +112,10 @@ class Teacher:
             for sample, row in zip(samples, rows, strict=True)
         ]
 
-    def _together(self, ask: Ask, what: str) -> list[bytes] | None:
+    def _together(self, ask: Ask, what: str, timeout_s: float) -> list[bytes] | None:
         """What rank 0 was answered, on all ranks; None to stop."""
         with contextlib.ExitStack() as closing:
-            tell = self._telling(closing, ask, what) if self._group.rank == 0 else None
+            tell = self._telling(closing, ask, what, timeout_s) if self._group.rank == 0 else None
             while True:
                 told = tell() if tell is not None else None
                 with self._group.doing("waiting for the reference policy"):
@@ -127,14 +128,16 @@ class Teacher:
                 if head == _ANSWER:
                     return frames
 
-    def _telling(self, closing: contextlib.ExitStack, ask: Ask, what: str) -> Callable[[], list[bytes]]:
+    def _telling(
+        self, closing: contextlib.ExitStack, ask: Ask, what: str, timeout_s: float
+    ) -> Callable[[], list[bytes]]:
         """Waits a few seconds for the answer whenever it is called, and says what came or that it is to be waited for.
 
         The loop rests between two calls, for as long as a broadcast takes.
         """
         runner = closing.enter_context(asyncio.Runner())
         closing.callback(setattr, self, "waiting_for", "")
-        endpoint = _opened(self._loss, self._loss.reference_timeout_s)
+        endpoint = _opened(self._loss, timeout_s)
 
         async def asked() -> list[bytes]:
             async with endpoint:
