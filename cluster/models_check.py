@@ -78,6 +78,8 @@ def verdict(settings: Settings, family: ModelFamily, refused: dict[str, str]) ->
         f"{family.vocab_size:,} tokens, {family.max_positions:,} positions"
         + (f", {family.num_experts} experts a layer" if family.num_experts else ""),
     ]
+    if family.wraps:
+        lines.append("its text part is what a run has; a checkpoint keeps all the rest as it is")
     if parameters:
         lines += memory_lines(settings, family, on_gpu)
     lines += ["", "Exact, and proved again at the start of every run:" if not refused else "Refused:"]

@@ -15,6 +15,7 @@ from cluster.reporting.trackers import table as trackers
 from cluster.surroundings import check_shared_memory
 from learner.objectives.registry import checked_objective, loss_settings
 from learner.ranks import layout
+from learner.teacher.grading import check_teacher
 from learner.training.reference import checked_reference
 from protocol.config import Settings
 from protocol.errors import ConfigError
@@ -39,6 +40,7 @@ async def check(settings: Settings, run: str) -> RunTasks:
     check_url(settings)
     check_shared_memory(settings)
     check_memory(settings, psutil.virtual_memory().available)
+    await check_teacher(settings)
     backend = await open_backend(settings.sandbox, run)
     await backend.close()
     return tasks_of_run(settings)

@@ -10,16 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cluster import preflight, run_files
 from cluster.cleanup import reap_dead_runs, remove_everything
 from cluster.command_line.cli import exit_with, program_name
-from cluster.evaluation.best import behind_link, best_checkpoint
+from cluster.evaluation.best import best_checkpoint
 from cluster.evaluation.evaluation import with_evaluation_tasks, write_evaluation
-from cluster.files.mirror import mirrored, with_fetched_checkpoint
-from cluster.files.relocation import named_files, relocated
-from cluster.files.sources import with_fetched_sources
+from cluster.files.mirror import mirrored
+from cluster.inputs import with_inputs_at_hand
 from cluster.placement import Cluster
 from cluster.reporting.audit import print_audit, write_audit
 from cluster.reporting.console import console_beside
@@ -27,7 +26,6 @@ from cluster.reporting.progress import open_progress
 from cluster.reporting.ray_metrics import RaySink
 from cluster.reporting.summary import print_summary, summarise
 from cluster.reporting.trackers.beside import trackers_beside
-from cluster.reporting.trackers.table import is_directory
 from cluster.run_files import RunFiles
 from cluster.stop_signals import StopSignals
 from cluster.supervision.part import LifeLost
@@ -44,7 +42,6 @@ from protocol.config import Settings
 from protocol.errors import ConfigError, LonghaulError
 from protocol.messages import TaskRef
 from protocol.metrics import JsonlSink, Sink, TensorBoardSink, Values
-from sandbox.datasets.loading import MICRO
 
 
 class Life(NamedTuple):
@@ -67,8 +64,7 @@ async def run(settings: Settings) -> int:
     started = time.monotonic()
     stop = StopSignals()
     try:
-        settings = with_fetched_sources(with_evaluation_tasks(settings), tell=lambda line: print(line, file=sys.stderr))
-        settings = with_whole_paths(with_fetched_checkpoint(settings))
+        settings = with_inputs_at_hand(with_evaluation_tasks(settings), tell=lambda line: print(line, file=sys.stderr))
     except ConfigError as error:
         exit_with(error)
     restarts = Restarts(settings.restarts_per_hour)
@@ -102,31 +98,6 @@ async def run(settings: Settings) -> int:
         print(f"{program_name()}: not one attempt of the evaluation has a score; {why} says why", file=sys.stderr)
         return 1
     return 0
-
-
-def with_whole_paths(settings: Settings) -> Settings:
-    """Paths are the launching user's: processes of the run may stand elsewhere, on other hosts for one; and the
-    checkpoint that is the best now may not be the best when they look. `~` stays: every host has its own."""
-    names = [name for name in named_files(settings) if name != MICRO and Path(name).exists()]
-    places = {name: str(Path(name).absolute()) for name in names}
-    if (model := behind_link(Path(settings.model.path))).exists():
-        places[settings.model.path] = str(model.absolute())
-    settings = relocated(settings, places)
-    changed: dict[str, Any] = {}
-    if settings.resume not in (None, "auto"):
-        changed["resume"] = str(behind_link(Path(settings.resume)).absolute())
-    if is_directory(settings.metrics.mlflow):
-        store = str(Path(settings.metrics.mlflow).absolute())
-        changed["metrics"] = settings.metrics.model_copy(update={"mlflow": store})
-    cache, tls, rates = settings.tasks.cache_dir, settings.sandbox.docker_tls_dir, settings.replay.pass_rates
-    changed["tasks"] = settings.tasks.model_copy(update={"cache_dir": _whole(cache)})
-    changed["sandbox"] = settings.sandbox.model_copy(update={"docker_tls_dir": _whole(tls)})
-    changed["replay"] = settings.replay.model_copy(update={"pass_rates": _whole(rates)})
-    return settings.model_copy(update=changed)
-
-
-def _whole(path: Path | None) -> Path | None:
-    return path if path is None or str(path).startswith("~") else path.absolute()
 
 
 async def _live(settings: Settings, stop: StopSignals) -> Life:

@@ -18,13 +18,14 @@ import torch
 
 from learner.checkpoints import checkpoint
 from learner.checkpoints.writer import CheckpointWriter
-from learner.objectives.samples import has_signal, make_samples
+from learner.objectives.samples import Sample, has_signal, make_samples
 from learner.publishing.announcer import VersionAnnouncer
 from learner.publishing.publisher import WeightPublisher
 from learner.ranks.feed import BatchFeed
 from learner.ranks.group import RankGroup
 from learner.ranks.layout import sequence_parallel
 from learner.step_records import StepRecords
+from learner.teacher.grading import Teacher, proven_teacher
 from learner.training.model import Policy
 from learner.training.self_test import prove_packing, prove_sampling
 from learner.training.trainer import Trainer
@@ -82,6 +83,7 @@ class LearnerRank:
         self._sent_bytes = 0.0  # of weights over sockets, until the last record
         self._resources = contextlib.ExitStack()
         self._feed: BatchFeed | None = None
+        self._teacher: Teacher | None = None
         self._checkpoints: CheckpointWriter | None = None
 
     def start(self) -> int:
@@ -112,6 +114,7 @@ class LearnerRank:
         if settings.learner.self_test:
             self._bound = prove_packing(self._policy, settings.model.path).bound
         self._trainer = Trainer(self._policy, settings)
+        self._teacher = proven_teacher(settings, self._group, self._stop)
         self._replay: BlockingClient | None = None
         self._marks: BlockingClient | None = None  # as `_replay`, for the thread that writes checkpoints
         self._publisher: WeightPublisher | None = None
@@ -159,8 +162,15 @@ class LearnerRank:
                 batch = self._feed.next(self.version)
                 if batch is None:
                     break
+                came_at = time.monotonic()
+                samples = self._samples_of(batch)
+                if samples is None:
+                    break
                 self._step_began = time.monotonic()
-                self._train_on(batch, waited_s=self._step_began - waiting_since)
+                times = {"wait_s": came_at - waiting_since}
+                if self._teacher is not None:
+                    times["teacher_s"] = self._step_began - came_at
+                self._train_on(batch, *samples, times)
                 self._step_began = None
                 if self._is_due(saved_at):
                     saved, saved_at = self.version, time.monotonic()
@@ -176,7 +186,8 @@ class LearnerRank:
     @property
     def waiting_for(self) -> str:
         """What the learner waits for, in words; empty while it works."""
-        return self._feed.waiting_for if self._feed else ""
+        of_teacher = self._teacher.waiting_for if self._teacher else ""
+        return of_teacher or (self._feed.waiting_for if self._feed else "")
 
     def status(self) -> dict[str, float]:
         """Counters and gauges of now."""
@@ -196,10 +207,15 @@ class LearnerRank:
             records.append(self._records.popleft())
         return records
 
-    def _train_on(self, batch: Batch, waited_s: float) -> None:
-        started = time.monotonic()
+    def _samples_of(self, batch: Batch) -> tuple[list[Sample], Counter[str]] | None:
+        """What is trained on, graded where a teacher at an endpoint does that, and what was left out; None to stop."""
         samples, left_out = make_samples(batch.trajectories, self.settings, self.version, self._policy.vocab_size)
         self._left_out.update(left_out)
+        graded = samples if self._teacher is None else self._teacher.grade(samples)
+        return None if graded is None else (graded, left_out)
+
+    def _train_on(self, batch: Batch, samples: list[Sample], left_out: Counter[str], times: dict[str, float]) -> None:
+        started = time.monotonic()
         figures = {f"left_out_{reason}": float(count) for reason, count in left_out.items()}
         if self.settings.learner.self_test and self._sampling_difference is None:
             settings = self.settings
@@ -224,9 +240,9 @@ class LearnerRank:
             figures
             | self._push_figures()
             | batch_figures(batch.trajectories, self.version - 1)
+            | times
             | {
                 "step": float(self.version),
-                "wait_s": waited_s,
                 "train_s": trained_s,
                 "publish_s": time.monotonic() - started - trained_s,
                 "step_s": time.monotonic() - started,

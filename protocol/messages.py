@@ -32,6 +32,10 @@ class Message(Struct, frozen=True, kw_only=True, tag=True):
 # --- generators ---------------------------------------------------------------------------------------------------
 
 
+NEWEST = -1
+"""Stands for whatever version is the newest one where tokens are sampled."""
+
+
 class Sampling(Struct, frozen=True, kw_only=True):
     """How tokens are drawn. The defaults sample from the policy itself; anything else biases behaviour log-probs."""
 
@@ -41,6 +45,9 @@ class Sampling(Struct, frozen=True, kw_only=True):
     min_p: float = 0.0
     max_tokens: int = 512
     seed: int | None = None
+    version: int = NEWEST
+    """By this version, where the generator serves versions as adapters and still holds it; else by the newest one. What
+    sampled a token is stamped on it, whatever was asked for."""
 
 
 class Generate(Message, frozen=True, kw_only=True):
@@ -94,6 +101,8 @@ class TakenApart(Message, frozen=True, kw_only=True):
 
 class GeneratorStatusRequest(Message, frozen=True, kw_only=True):
     """Ask a generator how it is."""
+
+    holds: int = NEWEST  # the version that will be asked for by its number: it is to be held until a later one is
 
 
 class GeneratorStatus(Message, frozen=True, kw_only=True):

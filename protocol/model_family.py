@@ -31,6 +31,37 @@ _READS_BOTH_WAYS = frozenset(
 _STRETCHED_FROM_ORIGINAL = frozenset(("yarn", "dynamic", "linear"))
 _EXPERTS_PUSHED = frozenset(("qwen3_moe", "mixtral", "glm4_moe"))
 """Mixtures of experts whose pushes were held against transformers, tensor by tensor."""
+TEXT_PARTS: Mapping[str, str] = {
+    "gemma3": "gemma3_text",
+    "llava": "",
+    "mistral3": "",
+    "qwen2_5_vl": "qwen2",
+    "qwen3_vl": "qwen3",
+}
+"""Wrappers of a language model beside other inputs whose text part is trained, held against transformers; by their
+`model_type` the text part's as a plain model, empty where that is `text_config`'s own."""
+_SPARSE: Mapping[str, Mapping[str, Any]] = {
+    "gemma3_text": {
+        "hidden_size": 2304,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "intermediate_size": 9216,
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+    },
+    "llama": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+    },
+}
+"""What wrappers leave out of a `text_config`: as transformers fills it in."""
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -40,6 +71,7 @@ class ModelFamily:
 
     Attributes:
         text: the configuration of the language model itself (`text_config` where the model wraps one).
+        wraps: `model_type` of the model that wraps this one beside other inputs; empty where none does.
         max_positions: positions that it knows, stretched by its rope settings (both spellings).
     """
 
@@ -56,7 +88,7 @@ class ModelFamily:
     max_positions: int
     tied: bool
     num_experts: int
-    wraps_text: bool
+    wraps: str
 
     @property
     def model_type(self) -> str:
@@ -67,8 +99,11 @@ class ModelFamily:
     def read(directory: Path) -> ModelFamily:
         """The family of a model directory. Raises `ConfigError` if its `config.json` describes no language model."""
         whole = _read_json(directory / "config.json")
+        kind = str(whole.get("model_type", ""))
         text = whole.get("text_config", whole)
         try:
+            if text is not whole and isinstance(text, Mapping):
+                text = {**_SPARSE.get(str(text.get("model_type", "")), {}), **text}
             heads = int(text["num_attention_heads"])
             return ModelFamily(
                 directory=directory,
@@ -84,7 +119,7 @@ class ModelFamily:
                 max_positions=_max_positions(text),
                 tied=bool(text.get("tie_word_embeddings", whole.get("tie_word_embeddings", False))),
                 num_experts=next((int(text[key]) for key in _EXPERT_COUNTS if text.get(key)), 0),
-                wraps_text="text_config" in whole,
+                wraps="" if text is whole and kind not in TEXT_PARTS else kind or "unknown",
             )
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(
@@ -138,10 +173,11 @@ class ModelFamily:
 
     def _trained_wrongly(self, lora_rank: int) -> Iterator[str]:
         """Reasons that are known; the self-test at the start of a run finds the others."""
-        if self.wraps_text:
+        if self.wraps and self.wraps not in TEXT_PARTS:
             yield (
-                f"{self.architecture} wraps a language model beside other inputs, and only plain ones are trained: "
-                "save its text part as a model of its own"
+                f"{self.architecture or self.wraps} wraps a language model beside other inputs, whose text part is "
+                f"trained for {', '.join(sorted(TEXT_PARTS))}: take one of those, or save its text part as a model of "
+                "its own"
             )
         if quantised := self.text.get("quantization_config"):
             method = quantised.get("quant_method", "quantised") if isinstance(quantised, Mapping) else "quantised"
@@ -212,3 +248,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not hold a JSON object", kind="model")
     return content
+
+
+def wrapper_type(directory: Path) -> str:
+    """`model_type` of a wrapper whose text part is trained; empty of any other directory."""
+    try:
+        kind = str(_read_json(directory / "config.json").get("model_type", ""))
+    except ConfigError:  # the checks before a start say so
+        return ""
+    return kind if kind in TEXT_PARTS else ""

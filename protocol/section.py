@@ -9,8 +9,9 @@ import argparse
 import math
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from protocol.errors import ConfigError
 
@@ -18,6 +19,17 @@ Count = Annotated[int, Field(gt=0)]
 Amount = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _checked_address(address: str) -> str:
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # a port that is none raises
+        raise ValueError(f"expected an address such as http://host:port/v1, got {address!r}")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_checked_address)]
+"""Where an HTTP server is."""
 
 
 class Section(BaseModel):

@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tiny.model import build_tokenizer
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -104,7 +104,7 @@ def family_config(name: str) -> PreTrainedConfig:
     """The configuration of `FAMILIES[name]`."""
     tokens = {"vocab_size": len(build_tokenizer()), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     tied = {"tie_word_embeddings": name.startswith(("gemma", "cohere"))}
-    config: PreTrainedConfig = CONFIG_MAPPING[name.partition("-")[0]](**(_SHAPE | tokens | tied | FAMILIES[name]))
+    config: PreTrainedConfig = CONFIG_MAPPING[name.partition("-")[0]](**(SHAPE | tokens | tied | FAMILIES[name]))
     return config
 
 
@@ -114,12 +114,17 @@ def save_random_family(path: Path, name: str, seed: int = 0) -> Path:
     """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(family_config(name), attn_implementation="eager").float()
+    move_from_start(model)
+    model.save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
+    return path
+
+
+def move_from_start(model: torch.nn.Module) -> None:
+    """Draw every matrix anew, and what begins at zero."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.1)
             elif not bool(parameter.any()):
                 parameter.normal_(0, 0.5)
-    model.save_pretrained(path)
-    build_tokenizer().save_pretrained(path)
-    return path

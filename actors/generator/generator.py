@@ -91,7 +91,8 @@ class Generator:
         if self._settings.pushes_adapters:
             dtype = resolve_dtype(self._settings)
             rank = self._settings.learner.lora_rank
-            holder = self._adapters = EngineAdapters(self._engine, self._model_dir, rank, dtype)
+            patience_s = 2 * self._settings.generator.request_timeout_s
+            holder = self._adapters = EngineAdapters(self._engine, self._model_dir, rank, dtype, patience_s)
         if self._settings.records_routes:
             with border(GeneratorError, "vLLM to say which experts serve a token", kind="start"):
                 await self._engine.collective_rpc("record_routes")
@@ -169,6 +170,8 @@ class Generator:
                 "weights_stage_s": self._adopter.stage_s,
                 "weights_swap_s": self._adopter.swap_s,
             }
+        if self._adapters is not None:
+            figures |= self._adapters.status()
         return figures
 
     @property
@@ -193,6 +196,8 @@ class Generator:
                 case TakeApart():
                     await self._take_apart(peer, message)
                 case GeneratorStatusRequest():
+                    if self._adapters is not None:
+                        self._adapters.hold(message.holds)
                     await self._server.send(peer, await self.status_message())
                 case _:
                     await self._refuse(peer, f"a generator does not take {type(message).__name__}")

@@ -156,7 +156,7 @@ class RequestRunner:
 
         engine_id = f"{next(self._ids)}"
         prompt = TokensPrompt(prompt_token_ids=message.token_ids.tolist(), cache_salt=message.cache_salt or "none")
-        adapter = self._adapters.take() if self._adapters else None
+        adapter = self._adapters.take(message.sampling.version) if self._adapters else None
         versions = _Versions(self._engine, engine_id, adapter.version if adapter else None)
         lora = adapter.request if adapter else None
         num_held = message.token_ids.size

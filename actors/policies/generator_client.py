@@ -14,6 +14,7 @@ import logging
 import os
 import random
 from collections import OrderedDict
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ from actors.policy import Request, Sampled
 from protocol.config import GeneratorSettings
 from protocol.errors import DeadlineError, GeneratorError, WireError
 from protocol.messages import (
+    NEWEST,
     Cancel,
     FinishReason,
     Generate,
@@ -57,9 +59,11 @@ class GeneratorClient:
         self._ids = itertools.count()
         self._counts = {"num_failovers": 0, "num_full": 0, "num_moved": 0, "resumed_tokens": 0}
         self._wanted = list(dict.fromkeys(endpoints))
+        self._asked = NEWEST  # the latest version that was asked for by its number
 
     async def generate(self, request: Request) -> Sampled:
         """See `Policy.generate`."""
+        self._asked = max(self._asked, request.sampling.version)
         self._connect()
         part = _Continuation(request)
         try:
@@ -117,7 +121,7 @@ class GeneratorClient:
     def _connect(self) -> None:
         for endpoint in self._wanted:
             if endpoint not in self._links:
-                self._links[endpoint] = _Link(endpoint, self._keys)
+                self._links[endpoint] = _Link(endpoint, self._keys, lambda: self._asked)
         for endpoint in self._links.keys() - self._wanted:
             link = self._links.pop(endpoint)
             link.lose("it was taken off the list")
@@ -229,11 +233,12 @@ class _Continuation:
 class _Link:
     """Connection to one engine, with a watch over whether it still answers."""
 
-    def __init__(self, endpoint: str, keys: Keys | None) -> None:
+    def __init__(self, endpoint: str, keys: Keys | None, holds: Callable[[], int]) -> None:
         self.endpoint = endpoint
         self.status: GeneratorStatus | None = None
         self.is_up = True  # until shown otherwise: the first request finds out
         self._client = Client(endpoint, keys)
+        self._holds = holds
         self._num_open = 0
         self._streams: set[asyncio.Task[None]] = set()
         self._cancels: set[asyncio.Task[None]] = set()
@@ -328,10 +333,12 @@ class _Link:
         task.add_done_callback(self._cancels.discard)
 
     async def _keep_watch(self) -> None:
-        """Ask for the engine's status every second. Waits for its answers; cancellation unblocks it."""
+        """Ask for the engine's status every second, and say which version it is to hold. Waits for its answers;
+        cancellation unblocks it."""
         while True:
             try:
-                status = await self._client.request(GeneratorStatusRequest(), timeout_s=_LOST_AFTER_S)
+                question = GeneratorStatusRequest(holds=self._holds())
+                status = await self._client.request(question, timeout_s=_LOST_AFTER_S)
             except (DeadlineError, WireError) as error:
                 self.lose(str(error))
             else:

@@ -1,4 +1,4 @@
-"""Every family of `tiny/families.py`: exact, refused with its reason, or silently wrong.
+"""Every family of `tiny/families.py` and `tiny/wrappers.py`: exact, refused with its reason, or silently wrong.
 
 A family counts as exact if the learner's log-probs and, unless engines were left out, the engine's before and after a
 push are those of transformers; as silently wrong if all checks take it and they are not.
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models.in_learner import learner_differences
+from benchmarks.models.made import made
 from benchmarks.models.table import verdicts
-from tiny.families import save_random_family
 
 EXACT = 2e-5
 _DEADLINE_S = 560
@@ -24,12 +24,12 @@ _DEADLINE_S = 560
 def measure(*, engines: bool) -> tuple[dict[str, float | None], dict[str, object]]:
     """Figures, and a row a family. Without `engines` pushes are judged by the checks alone."""
     said = verdicts()
-    taken = [name for name, (trained, _) in said.items() if trained == "exact"]
+    taken = [name for name, (trained, _) in said.items() if trained.startswith("exact")]
     served = _in_engines([n for n in taken if said[n][1] == "accepted"]) if engines else {}
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in taken:
-            differences = learner_differences(save_random_family(Path(folder) / name, name))
+            differences = learner_differences(made(name, Path(folder)))
             rows[name] = {"learner": max(differences)} | served.get(name, {})
     wrong = [name for name, row in rows.items() if not is_right(row)]
     figures: dict[str, float | None] = {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.generator.engine import check, engine_arguments, engine_environment
+from benchmarks.models.made import made
 from protocol.config import GeneratorSettings, ModelSettings, Settings
 from protocol.errors import ConfigError
 
@@ -28,9 +29,7 @@ def examine(name: str, folder: Path, dtype: str = "float32") -> dict[str, Any]:
     """`before` and `after`: largest differences of sampled tokens' log-probs from transformers', with the weights as
     loaded and as pushed; or `refused` or `failed`, with the reason.
     """
-    from tiny.families import save_random_family
-
-    path = save_random_family(folder / name, name)
+    path = made(name, folder)
     settings = Settings.model_validate(
         {
             "model": ModelSettings(path=str(path), max_context=256, dtype=dtype),

@@ -2,7 +2,7 @@
 by those that the engine recorded?
 
 `python -m benchmarks.models.moe OUT.json [FAMILY [DTYPE]]` writes `moe_mismatch` and `moe_mismatch_replay`, means over
-tokens.
+tokens, and for comparison `moe_mismatch_wrong`, by routes that are another token's.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def measure(family: str, folder: Path, dtype: str = "bfloat16") -> dict[str, flo
         torch.cat([row.roll(-1) for row in rows])[None],
     )
     figures = {}
-    for name, experts in (("moe_mismatch", None), ("moe_mismatch_replay", torch.from_numpy(np.concatenate(recorded)))):
+    replayed = torch.from_numpy(np.concatenate(recorded))
+    ways = {"moe_mismatch": None, "moe_mismatch_replay": replayed, "moe_mismatch_wrong": replayed.roll(7, 0)}
+    for name, experts in ways.items():
         routing.replay(experts)
         with torch.no_grad():
             logprobs, *_ = learner(*packed)

@@ -1,7 +1,8 @@
 """The table of families in docs/30-own-model.md: `python -m benchmarks.models.table`.
 
 The verdicts are those of the checks before a start; tests/learner/training/test_families.py computes that what is
-called exact is exact, and `python -m benchmarks.models.in_vllm` the same of pushes.
+called exact is exact, tests/learner/checkpoints/test_wrapper.py the same of text parts, and
+`python -m benchmarks.models.in_vllm` of pushes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from transformers.utils import logging
 from protocol.errors import ConfigError
 from protocol.model_family import ModelFamily
 from tiny.families import FAMILIES, NOISY, family_config
+from tiny.wrappers import WRAPPERS, wrapper_config
 
 _CONTEXT = 128
 
@@ -31,9 +33,10 @@ def verdicts() -> dict[str, tuple[str, str]]:
     logging.set_verbosity_error()  # of token ids that a class assumes and none of these models has
     with tempfile.TemporaryDirectory() as folder:
         found = {}
-        for name in FAMILIES:
-            family_config(name).save_pretrained(Path(folder) / name)
-            found[name] = _cells(name, Path(folder) / name)
+        for name in (*FAMILIES, *WRAPPERS):
+            path = Path(folder) / name
+            (wrapper_config if name in WRAPPERS else family_config)(name).save_pretrained(path)
+            found[name] = _cells(name, path)
         return found
 
 
@@ -46,7 +49,8 @@ def _cells(name: str, path: Path) -> tuple[str, str]:
         return f"refused: {trained}", "-"
     if name in NOISY:
         return "refused by the self-test at the start: it adds noise while it trains", "-"
-    return "exact", (f"refused: {pushed}" if (pushed := _reason(family, family.check_pushed)) else "accepted")
+    trained = "exact: its text part" if family.wraps else "exact"
+    return trained, (f"refused: {pushed}" if (pushed := _reason(family, family.check_pushed)) else "accepted")
 
 
 def _reason(family: ModelFamily, check: Callable[[], None]) -> str:

@@ -37,6 +37,7 @@ from learner.checkpoints.checkpoint import (
 )
 from learner.checkpoints.export import copy_config, copy_tokenizer
 from learner.checkpoints.state import full_state
+from learner.checkpoints.wrapper import copy_wrapper, is_text_part, whole
 from learner.held_out import expendable
 from learner.training.adapters import adapter_config
 from learner.training.model import Policy
@@ -157,10 +158,7 @@ class CheckpointWriter:
         try:
             inode = partial.stat().st_ino
             if exported:
-                named = {name: tensor.contiguous() for name, tensor in exported.items()}  # experts are slices
-                _write_tensors(partial / "hf" / "model.safetensors", named)
-                copy_config(self._source, partial / "hf", self._policy.dtype)
-                copy_tokenizer(self._source, partial / "hf")
+                self._write_model(partial / "hf", exported)
             if adapters:
                 self._write_adapters(partial / "adapter", adapters)
             _write_tensors(partial / _state_file(self._group.rank), mine)
@@ -170,6 +168,16 @@ class CheckpointWriter:
         except Exception as error:  # whatever it was: it ends this checkpoint, not the run
             _remove(partial)
             self._note(partial, str(error))
+
+    def _write_model(self, folder: Path, exported: dict[str, Tensor]) -> None:
+        """As a Hugging Face directory: of a text part, the whole that it was taken from."""
+        source = self._source
+        named = {name: tensor.contiguous() for name, tensor in exported.items()}  # experts are slices
+        if is_text_part(self._source):
+            named, source = whole(self._source, named), copy_wrapper(self._source, folder)
+        _write_tensors(folder / "model.safetensors", named)
+        copy_config(source, folder, self._policy.dtype)
+        copy_tokenizer(self._source, folder)
 
     def _write_adapters(self, folder: Path, adapters: dict[str, Tensor]) -> None:
         """As peft has them, to be put onto the base that the run began with."""

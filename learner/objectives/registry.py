@@ -48,15 +48,17 @@ def checked_objective(loss: LossSettings) -> Objective:
             "and this is added to advantages",
             kind="value",
         )
-    if objective.needs_reference and loss.reference is None:
+    if objective.needs_reference and loss.reference is None and loss.reference_endpoint is None:
         raise ConfigError(
-            f"{loss.name} needs --learner.loss.reference, the model directory of the teacher", kind="value"
+            f"{loss.name} needs --learner.loss.reference, the model directory of the teacher, or its "
+            "--learner.loss.reference-endpoint",
+            kind="value",
         )
     return objective
 
 
 def needs_reference(loss: LossSettings) -> bool:
-    """Whether the learner must keep a reference model."""
+    """Whether a reference policy is asked for log-probs."""
     return bool(loss.kl_coef) or objective_named(loss.name).needs_reference
 
 

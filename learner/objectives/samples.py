@@ -35,6 +35,7 @@ class Sample:
     staleness: np.ndarray  # int32, learner's version minus the target's version (0 where not trained on)
     behind_older: np.ndarray  # bool, keys and values of older weights than the target's may lie behind it
     experts: np.ndarray | None = None  # [tokens, layers, experts of a token], of each token itself; see `Trajectory`
+    reference: np.ndarray | None = None  # float32, log-prob of the target under a reference policy at an endpoint
     share: float = 1.0  # of its episode: the shares of an episode's samples add up to 1
     source: int = 0  # its trajectory's place in the batch
     path: np.ndarray | None = None  # int64, places of its tokens in that trajectory; None: all, in their order

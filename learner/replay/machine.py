@@ -531,7 +531,9 @@ class Replay:
             attempt=attempt.number,
             version=group.members[attempt.member].running_version,
             deadline_at=self._deadlines[attempt],
-            sampling=Sampling(temperature=episode.temperature, max_tokens=episode.max_turn_tokens),
+            sampling=Sampling(
+                temperature=episode.temperature, max_tokens=episode.max_turn_tokens, version=group.evaluates
+            ),
             max_turns=max_turns,
             max_context=max_context,
             evaluates=group.evaluates,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from learner.ranks.group import RankGroup
 from learner.ranks.layout import sequence_parallel
 from learner.replay.service.batches import KeptBatches
 from learner.rerun.job import Figures, Job
+from learner.teacher.grading import Teacher, proven_teacher
 from learner.training.model import Policy
 from learner.training.trainer import Trainer
 from protocol.config import Settings
@@ -43,14 +45,18 @@ def train_again(job: Job) -> Figures:
         figures: Figures = {}
         for step in range(version + 1, job.step + 1):
             chosen = what_if if step == job.step else settings
-            figures = _step(Trainer(policy, chosen), chosen, batches.load(step, settings.phase), step - 1)
+            teacher = proven_teacher(chosen, group, threading.Event())
+            batch = batches.load(step, settings.phase)
+            figures = _step(Trainer(policy, chosen), teacher, chosen, batch, step - 1)
         return figures
     finally:
         group.close()
 
 
-def _step(trainer: Trainer, settings: Settings, batch: Batch, version: int) -> Figures:
+def _step(trainer: Trainer, teacher: Teacher | None, settings: Settings, batch: Batch, version: int) -> Figures:
     samples, left_out = make_samples(batch.trajectories, settings, version, trainer.policy.vocab_size)
+    if teacher is not None:
+        samples = teacher.grade(samples) or []  # nothing stops it, so that None does not come
     figures: Figures = {f"left_out_{reason}": float(count) for reason, count in left_out.items()}
     if has_signal(samples, without_rewards=trainer.objective.learns_without_rewards):
         figures |= trainer.step(samples, version)

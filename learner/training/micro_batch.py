@@ -29,6 +29,7 @@ class MicroBatch:
     behind_older: np.ndarray  # bool
     num_documents: int
     experts: np.ndarray | None = None  # int64 [positions, layers, experts of a token]
+    reference: np.ndarray | None = None  # float32; None where the reference policy was not asked
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -56,6 +57,7 @@ def collate(samples: Sequence[Sample], members: Bin, num_positions: int) -> Micr
         behind_older=laid("behind_older", bool),
         num_documents=len(chosen),
         experts=_experts(chosen, padding),
+        reference=laid("reference", np.float32) if all(s.reference is not None for s in chosen) else None,
     )
 
 

@@ -257,6 +257,7 @@ def checked_config(path: Path, settings: Settings) -> PreTrainedConfig:
     """The model's configuration, before anything is loaded. Raises `ConfigError` if it cannot be trained exactly."""
     family = ModelFamily.read(path)
     family.check_trained(settings.model.max_context, settings.learner.lora_rank)
+    assert not family.wraps, "a run trains the text part, which is a model of its own"
     if (vocabulary := vocabulary_of(path)) > family.vocab_size:
         raise ConfigError(
             f"{path}: the tokenizer has {vocabulary} tokens, the model only {family.vocab_size}", kind="tokenizer"

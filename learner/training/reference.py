@@ -1,4 +1,7 @@
-"""Which model log-probs are held against: the starting policy, or another model of the same tokenizer."""
+"""Which model log-probs are held against: the starting policy, or another model of the same tokenizer.
+
+One at an endpoint is asked by `learner/teacher/`; here it is only seen that the settings suit it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from protocol.model_family import ModelFamily
 
 
 def checked_reference(settings: Settings, sequence_parallel: int) -> Path | None:
-    """Directory of the reference model, None where no loss asks for one.
+    """Directory of the reference model; None where no loss asks for one, or an endpoint has it.
 
     Raises:
         ConfigError: it has another tokenizer, its log-probs would not be exact, or Ulysses knows other heads; said
@@ -21,6 +24,14 @@ def checked_reference(settings: Settings, sequence_parallel: int) -> Path | None
     """
     loss, start = loss_settings(settings), Path(settings.model.path)
     if not needs_reference(loss):
+        return None
+    if loss.reference_endpoint is not None:
+        if (temperature := settings.episode.temperature) not in (0, 1):
+            raise ConfigError(
+                f"--learner.loss.reference-endpoint: a server scores at temperature 1, and episodes are sampled at "
+                f"{temperature:g}: set --episode.temperature 1, or give a model directory as --learner.loss.reference",
+                kind="teacher",
+            )
         return None
     path = loss.reference or start
     if path == start:
@@ -32,6 +43,12 @@ def checked_reference(settings: Settings, sequence_parallel: int) -> Path | None
             kind="tokenizer",
         )
     family = ModelFamily.read(path)
+    if family.wraps:
+        raise ConfigError(
+            f"--learner.loss.reference {path}: it wraps a language model beside other inputs: save its text part as a "
+            "model of its own",
+            kind="model",
+        )
     family.check_trained(settings.model.max_context, lora_rank=0)  # its log-probs are as exact as the policy's
     if sequence_parallel > 1 and _heads(family) != _heads(ModelFamily.read(start)):
         raise ConfigError(

@@ -102,7 +102,7 @@ class Trainer:
             advantages=self._mine(batch.advantages),
             weights=self._mine(batch.weights),
             entropy=entropy,
-            reference=self.policy.reference_logprobs(*inputs) if needs_reference(self.loss) else None,
+            reference=self._reference(batch, inputs) if needs_reference(self.loss) else None,
         )
         if values is not None:
             tokens = self._with_returns(tokens, values, batch)
@@ -114,6 +114,13 @@ class Trainer:
         if balance:  # weighed as this rank's tokens are among the batch's
             loss = loss + balance * tokens.weights.sum() * self.policy.routing.balance_loss()
         return loss, logprobs
+
+    def _reference(self, batch: MicroBatch, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Log-probs under the reference policy: an endpoint's, which the samples came with, or our own copy's."""
+        if self.loss.reference_endpoint is None:
+            return self.policy.reference_logprobs(*inputs)
+        assert batch.reference is not None, "samples are graded before they are trained on"
+        return self._mine(batch.reference)
 
     def _mine(self, array: np.ndarray) -> Tensor:
         """This rank's slice of an array over the micro-batch's positions."""

@@ -13,6 +13,7 @@ from cluster.preflight import check_model
 from protocol.errors import ConfigError
 from tiny.families import save_random_family
 from tiny.model import save_random_model
+from tiny.wrappers import save_random_wrapper
 
 
 def altered(model: Path, **changes: object) -> Path:
@@ -27,6 +28,16 @@ def test_a_model_that_can_be_trained_gets_a_verdict_by_part(tmp_path: Path, caps
     for part in ("Qwen2ForCausalLM", "generators", "learner", "optimizer", "keys and values", "Exact"):
         assert part in said
     assert "Refused" not in said
+
+
+def test_a_wrapper_whose_text_part_is_trained_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(save_random_wrapper(tmp_path, "mistral3")), "--max-context", "256"]) == 0
+    assert "its text part is what a run has; a checkpoint keeps all the rest as it is" in capsys.readouterr().out
+
+
+def test_another_wrapper_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(save_random_wrapper(tmp_path, "paligemma")), "--max-context", "256"]) == 1
+    assert "whose text part is trained for gemma3, llava, mistral3, qwen2_5_vl, qwen3_vl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import pytest
 
 from cluster import session
 from cluster.supervision.part import LifeLost
+from learner.checkpoints.wrapper import is_text_part
 from protocol.config import Settings
 from protocol.messages import TaskRef
+from tiny.wrappers import save_random_wrapper
 
 
 @pytest.mark.parametrize("num_scored", [0, 1])
@@ -78,3 +80,24 @@ def test_lives_have_a_budget_by_the_hour(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(session, "_live", live)
     assert asyncio.run(session.run(Settings(restarts_per_hour=2))) == 1
     assert len(seen) == 3
+
+
+def test_a_wrapper_is_run_by_its_text_part_and_an_endpoint_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrapper, seen = save_random_wrapper(tmp_path / "wrapper", "llava"), []
+
+    async def live(settings: Settings, stop: object) -> session.Life:
+        seen.append(Path(settings.model.path))
+        return session.Life(tmp_path, [], {}, [], None, None)
+
+    monkeypatch.setattr(session, "_live", live)
+    model, tasks = {"path": str(wrapper)}, {"cache_dir": str(tmp_path / "cache")}
+    assert asyncio.run(session.run(Settings.model_validate({"model": model, "tasks": tasks}))) == 0
+    (part,) = seen
+    assert is_text_part(part) and part.parent == tmp_path / "cache" / "text-parts"
+    assert f"{wrapper} wraps a language model: this run has its text part, {part}" in capsys.readouterr().err
+    asked = {"endpoint": "http://127.0.0.1:1/v1", "model": "m"}
+    content = {"model": model, "tasks": tasks, "phase": "eval", "eval": asked}
+    asyncio.run(session.run(Settings.model_validate(content)))
+    assert seen[1] == wrapper

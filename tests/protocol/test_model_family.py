@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from protocol.errors import ConfigError
-from protocol.model_family import ModelFamily
+from protocol.model_family import ModelFamily, wrapper_type
 
 PLAIN: dict[str, Any] = {
     "model_type": "qwen2",
@@ -71,15 +72,40 @@ def test_what_would_train_wrongly_is_refused_with_its_reason(
         family(tmp_path, **changes).check_trained(1024, lora_rank=0)
 
 
-def test_a_wrapper_is_read_by_its_text_part_and_served_but_not_trained(tmp_path: Path) -> None:
+def test_a_wrapper_is_read_by_its_text_part_and_served_but_trained_where_that_is_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"architectures": ["SomeVisionModel"], "text_config": PLAIN, "vision_config": {}})
     )
     model = ModelFamily.read(tmp_path)
-    assert (model.architecture, model.heads, model.wraps_text) == ("SomeVisionModel", 4, True)
+    assert (model.architecture, model.heads, model.wraps) == ("SomeVisionModel", 4, "unknown")
     model.check_served(1024)
-    with pytest.raises(ConfigError, match="SomeVisionModel wraps a language model"):
+    with pytest.raises(
+        ConfigError,
+        match="SomeVisionModel wraps a language model beside other inputs, whose text part is trained for gemma3",
+    ):
         model.check_trained(1024, lora_rank=0)
+    for known in ({"model_type": "mistral3", "text_config": PLAIN}, PLAIN | {"model_type": "qwen2_5_vl"}):
+        (tmp_path / "config.json").write_text(json.dumps(known))
+        model = ModelFamily.read(tmp_path)
+        assert model.wraps == known["model_type"] == wrapper_type(tmp_path)
+        model.check_trained(1024, lora_rank=0)
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "llama"])
+def test_what_a_wrappers_configuration_leaves_out_is_filled_in_as_transformers_does(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": {"model_type": kind}}))
+    found, filled_in = ModelFamily.read(tmp_path), CONFIG_MAPPING[kind]()
+    assert (found.hidden, found.layers, found.heads) == (
+        filled_in.hidden_size,
+        filled_in.num_hidden_layers,
+        filled_in.num_attention_heads,
+    )
+    assert (found.kv_heads, found.intermediate, found.vocab_size) == (
+        filled_in.num_key_value_heads or filled_in.num_attention_heads,
+        filled_in.intermediate_size,
+        filled_in.vocab_size,
+    )
+    assert (found.max_positions, found.head_size) == (filled_in.max_position_embeddings, filled_in.head_dim)
 
 
 def test_adapters_and_experts_do_not_go_together(tmp_path: Path) -> None:

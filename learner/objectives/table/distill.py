@@ -5,7 +5,8 @@
 
 Source: MiniLLM, Gu et al., arXiv 2306.08543; GKD, Agarwal et al., arXiv 2306.13649 (reverse KL, all tokens on policy).
 
-The teacher is `--learner.loss.reference`, a frozen model at the learner with the run's own tokenizer.
+The teacher has the run's own tokenizer: `--learner.loss.reference`, a frozen model at the learner, or
+`--learner.loss.reference-endpoint`, a vLLM server.
 A branching episode: each sampled token once.
 """
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from protocol.section import Amount, Count, Section
+from protocol.section import Address, Amount, Count, Section
 
 
 class EvalSettings(Section):
@@ -27,17 +26,8 @@ class EvalSettings(Section):
     """At most so many of the tasks are scored while training."""
     runs_in_training: Count = 1
     """As `runs`, while training."""
-    endpoint: str | None = None
+    endpoint: Address | None = None
     """OpenAI-compatible endpoint to evaluate instead of a model directory (`http://host:port/v1`)."""
-
-    @field_validator("endpoint")
-    @classmethod
-    def _is_an_address(cls, endpoint: str | None) -> str | None:
-        parts = urlsplit(endpoint or "http://host")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"expected an address such as http://host:port/v1, got {endpoint!r}")
-        return endpoint
-
     model: str | None = None
     """Model name at that endpoint."""
     api_key_variable: str = "OPENAI_API_KEY"

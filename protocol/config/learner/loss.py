@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from protocol.objectives import help_text, known_objective
-from protocol.section import Amount, Section, Share
+from protocol.section import Address, Amount, Seconds, Section, Share
 
 
 class LossSettings(Section):
@@ -51,6 +51,16 @@ class LossSettings(Section):
     reference: Path | None = None
     """Model directory of the reference policy, with the run's own tokenizer: what the KL is taken to, and the teacher
     of `distill` (default: the starting policy)."""
+    reference_endpoint: Address | None = None
+    """Instead: address (`http://host:port/v1`) of a vLLM server, which scores the very token ids of every batch
+    before it is trained on. Its tokenizer must be the run's, and `episode.temperature` 1."""
+    reference_name: str | None = None
+    """Name of the reference model at that endpoint."""
+    reference_api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable of the learner that holds the endpoint's key, if it wants one."""
+    reference_timeout_s: Seconds = 1800
+    """The run ends, and says why, when the endpoint gave no scores of an episode for so long; until then the batch
+    waits."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Schulman's estimators of that KL; k1 acts as it does in a reward (learner/objectives/parts/kl.py says why)."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
@@ -62,3 +72,11 @@ class LossSettings(Section):
     something else than the reward."""
     length_threshold: Amount = 6
     """L_thr: turns from which the length penalty grows linearly to -1 at max_turns; at or above max_turns: off."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> LossSettings:
+        if (self.reference_endpoint is None) != (self.reference_name is None):
+            raise ValueError("reference_endpoint and reference_name, the model's name at that endpoint, go together")
+        if self.reference_endpoint and self.reference:
+            raise ValueError("reference is a model at the learner, reference_endpoint one elsewhere: give one of them")
+        return self

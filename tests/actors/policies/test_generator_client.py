@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors.policies import generator_client
 from actors.policies.generator_client import GeneratorClient
 from actors.policy import Request
 from protocol.config import GeneratorSettings
@@ -30,6 +31,7 @@ class ScriptedEngine:
         self.deaf = False
         self.silent_after: int | None = None  # sends so many chunks, then nothing
         self.seen: list[Generate] = []
+        self.holds: list[int] = []
         self.cancelled: list[str] = []
         self._serving = asyncio.create_task(self._serve())
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -40,6 +42,7 @@ class ScriptedEngine:
                 continue
             match message:
                 case GeneratorStatusRequest():
+                    self.holds.append(message.holds)
                     await self.server.send(peer, self._status())
                 case Cancel():
                     self.cancelled.append(message.request_id)
@@ -229,3 +232,29 @@ async def test_nobody_there_is_a_deadline_error(tmp_path):
     with pytest.raises(DeadlineError, match="0 tokens received"):
         await generate(client, "e", timeout_s=0.5)
     await client.close()
+
+
+async def test_every_engine_hears_which_version_is_to_be_held(
+    engines: list[ScriptedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator_client, "_PING_EVERY_S", 0.02)
+    async with client_of(engines) as client:
+        await generate(client, "trains")
+        assert all(set(engine.holds) <= {-1} for engine in engines)
+        for version in (4, 3):
+            sampling = Sampling(max_tokens=4, version=version)
+            prompt = np.arange(5, dtype=np.int32)
+            await client.generate(
+                Request(
+                    episode_id=f"scored {version}",
+                    token_ids=prompt,
+                    sampling=sampling,
+                    stop_token_ids=[],
+                    cache_salt="s",
+                    timeout_s=10.0,
+                )
+            )
+        assert [e.seen[-1].sampling.version for e in engines if e.seen and e.seen[-1].sampling.version >= 0]
+        async with asyncio.timeout(20):
+            while not all(engine.holds and engine.holds[-1] == 4 for engine in engines):  # noqa: ASYNC110 (the pings')
+                await asyncio.sleep(0.01)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.evaluation.best import BestCheckpoint, behind_link, best_checkpoint
+from cluster.inputs import with_whole_paths
 from cluster.reporting.summary import print_summary, summarise
 from cluster.run_files import choose_directory, complete_checkpoints
-from cluster.session import with_whole_paths
 from learner.held_out import Evaluation, HeldOut, Scored, expendable, nearest
 from protocol.config import Settings
 from protocol.errors import ConfigError

@@ -14,7 +14,7 @@ from cluster.files.content import Entry, Tree, is_safe, read_tree
 from cluster.files.fetching import Fetcher
 from cluster.files.relocation import describes, models, needed_files, relocated
 from cluster.files.serving import FilesError, FileServer
-from cluster.session import with_whole_paths
+from cluster.inputs import with_whole_paths
 from protocol.config import EvalSettings, ModelSettings, Settings, TaskSettings
 from protocol.config.sandbox.tasks import TaskSource
 from protocol.errors import ConfigError, WireError

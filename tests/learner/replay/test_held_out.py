@@ -68,6 +68,9 @@ class Beside(RuleBasedStateMachine):
         for lease in reply.leases:
             self.status[lease.lease_id] = "running"
             assert (lease.evaluates >= 0) == lease.task_id.startswith("h")
+            assert lease.sampling.version == lease.evaluates, (
+                "evaluations name their version, training takes the newest"
+            )
             if lease.evaluates >= 0:
                 assert lease.version == self.served >= lease.evaluates
                 self.given.append(lease)

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from learner.checkpoints.state import full_state
 from learner.objectives.samples import make_samples
 from learner.ranks.group import RankGroup
+from learner.teacher.grading import proven_teacher
 from learner.training.model import Policy, import_deepspeed
 from learner.training.self_test import prove_packing
 from learner.training.trainer import Trainer
@@ -119,6 +121,8 @@ def run_losses(group: RankGroup, case: dict, folder: Path) -> None:
         learner = settings.learner.model_copy(update={"loss": LossSettings.model_validate(loss)})
         some = settings.model_copy(update={"learner": learner})
         samples, _ = make_samples(batch, some, 0, policy.vocab_size)
+        teacher = proven_teacher(some, group, threading.Event())
+        samples = samples if teacher is None else teacher.grade(samples) or []
         if policy.module.value_head is not None:
             policy.module.value_head.weight.data.copy_(head_weights(policy.config.hidden_size))
         figures[label] = Trainer(policy, some).step(samples, 0)

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from learner.objectives.registry import averaging_of, objective_named
 from protocol.config import LossSettings, Settings
 from protocol.objectives import objectives
 from tests.learner.objectives.slow import Tokens, gae
+from tests.learner.teacher.fake_server import FakeTeacher, serving
 from tests.learner.training.learner_ranks import head_weights
 from tests.learner.training.test_parity import run_ranks
 from tiny.model import save_random_model
@@ -35,6 +37,7 @@ LOSSES: dict[str, dict[str, object]] = {
     for label, options in {
         **{name: {"name": name} for name in objectives()},
         "dapo_truncated_by_sequence": {"name": "dapo", "truncate_importance": 1.1, "averaging": "sequence"},
+        "distill_endpoint": {"name": "distill"},
         "gspo_truncated_constant": {"name": "gspo", "truncate_importance": 1.1, "averaging": "constant"},
     }.items()
 }
@@ -51,7 +54,30 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The gradients of every objective in every layout: one process start, one policy a layout."""
     folder = tmp_path_factory.mktemp("objectives")
     model = save_random_model(folder / "model")
-    teacher = {"reference": str(save_random_model(folder / "teacher", seed=1))}
+    taught = {"reference": str(save_random_model(folder / "teacher", seed=1))}
+    with serving(served_by(folder / "teacher")) as server:
+        elsewhere = {"reference_endpoint": server.address, "reference_name": "teacher"}
+        write_job(folder, model, {"distill": taught, "distill_endpoint": elsewhere})
+        run_ranks(folder / "job.json")
+        assert len(server.asked) == len(LAYOUTS) * (1 + len(LENGTHS)), "rank 0 asks, once an episode"
+    return folder
+
+
+def served_by(teacher: Path) -> FakeTeacher:
+    """A server that scores as plain torch does."""
+    causal_lm = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+
+    def score(ids: list[int]) -> list[float]:
+        row = torch.tensor([ids])
+        with torch.no_grad():
+            logprobs = causal_lm(row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0]
+        return logprobs.clamp(max=0).tolist()
+
+    return FakeTeacher(Tokenizer.from_file(str(teacher / "tokenizer.json")), score)
+
+
+def write_job(folder: Path, model: Path, teachers: dict[str, dict[str, str]]) -> None:
+    """What the ranks are to do, for `run_ranks`."""
     job = []
     for name, (world, sequence_parallel, pack_tokens) in LAYOUTS.items():
         learner: dict[str, object] = {
@@ -64,7 +90,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for policy in ("plain", "valued", "taught"):
             losses = {label: LOSSES[label] for label in LOSSES if policy_of(label) == policy}
             if policy == "taught":
-                losses = {label: loss | teacher for label, loss in losses.items()}
+                losses = {label: loss | teachers[label] for label, loss in losses.items()}
             learner["loss"] = next(iter(losses.values()))
             start = {"path": str(model), "max_context": MAX_CONTEXT}
             settings = Settings.model_validate({"model": start, "episode": {"max_turn_tokens": 32}, "learner": learner})
@@ -78,8 +104,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cases.append(case)
         job.append({"world": world, "sequence_parallel": sequence_parallel, "cases": cases})
     (folder / "job.json").write_text(json.dumps(job))
-    run_ranks(folder / "job.json")
-    return folder
 
 
 @cache
