@@ -3,8 +3,8 @@
     the other process  <- frames, its own ids ->  Relay  <- the same frames, ids of this side ->  guest
 
 Whoever had the sandbox before is cut off, and the commands that he waits for are killed, all but the one that lasts, as
-the guest itself does it where it is handed over. What comes from the other process is checked: a frame too long or too short ends its
-connection.
+the guest itself does it where it is handed over. What comes from the other process is checked: a frame too long or too
+short ends its connection.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 What comes from the other side is checked: a link that was not opened, or more bytes than were granted, ends the link.
 
 Connections outlive whoever takes them. Whoever listens next is given each that has not been answered whole, under the
-number that it had, with all that came over it from the beginning; of what he answers, the bytes that were taken from his
-predecessor are left out. So he has to answer the same with the same bytes, and one connection should carry one exchange.
+number that it had, with all that came over it from the beginning; of what he answers, the bytes that were taken from
+his predecessor are left out. So he has to answer the same with the same bytes, and a connection carries one exchange.
 """
 
 from __future__ import annotations
