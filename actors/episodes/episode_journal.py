@@ -26,7 +26,7 @@ from urllib.parse import quote
 import msgspec
 
 from actors.agent.journal import Answered, Entry, Opened, Over, Turned
-from actors.gateway.journal import Faulted, Given, Heartened, Played, Refused, Seated
+from actors.gateway.journal import Faulted, Given, KeptAlive, Played, Refused, Seated
 from protocol.config import Settings
 from protocol.journals.records import HEADER_BYTES, SALT_BYTES, pack_header, parse_header, split
 from protocol.messages import Lease
@@ -70,7 +70,7 @@ class Judged(Entry, frozen=True, kw_only=True):
     verdict: Verdict
 
 
-_OfAgent = Opened | Turned | Answered | Over | Seated | Played | Refused | Given | Heartened | Faulted
+_OfAgent = Opened | Turned | Answered | Over | Seated | Played | Refused | Given | KeptAlive | Faulted
 _AnyEntry = Begun | Ready | Saved | Taken | Judged | _OfAgent
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_AnyEntry)

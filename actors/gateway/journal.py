@@ -1,8 +1,8 @@
 """What a seat writes down as it happens, so that another process can take its place: the agent, which lives in its
 sandbox, notices nothing but the time.
 
-A turn is written before anything of its answer is sent, and what else is answered (a refusal, how often a stream was
-kept company), too. A request is named by its connection's number, which it keeps whoever listens (`Sandbox.listen`):
+A turn is written before anything of its answer is sent, and what else is answered (a refusal, a stream's keep-alives),
+too. A request is named by its connection's number, which it keeps whoever listens (`Sandbox.listen`):
 told again to the next process, it gets the answer that is written, to the byte, and is not sampled again.
 """
 
@@ -91,8 +91,8 @@ class Given(Entry, frozen=True, kw_only=True):
     connection: int | None
 
 
-class Heartened(Entry, frozen=True, kw_only=True):
-    """A stream that waits has been kept company so often, or is just about to."""
+class KeptAlive(Entry, frozen=True, kw_only=True):
+    """So many keep-alives have been sent over a stream that waits; the last of them is just about to be."""
 
     connection: int
     times: int

@@ -14,7 +14,7 @@ from typing import Literal
 
 from actors.agent.journal import Journal
 from actors.gateway.asks import Answer, Ask, Refusal
-from actors.gateway.journal import Faulted, Given, Heartened, Played, Refused
+from actors.gateway.journal import Faulted, Given, KeptAlive, Played, Refused
 from actors.gateway.turns import Turns
 from protocol.errors import DeadlineError, GeneratorError, LonghaulError
 
@@ -52,7 +52,7 @@ class Seat:
         self._num_under_way = 0
         self._works: dict[bytes, _Work] = {}
         self._told: dict[int, Answer | Refusal] = {}  # by an earlier process, or just about to be; by connection
-        self._heartened: dict[int, int] = {}
+        self._kept_alive: dict[int, int] = {}
         self._recall()
 
     async def answer(self, ask: Ask, connection: int | None = None) -> Answer:
@@ -102,14 +102,14 @@ class Seat:
             del self._works[ask.fingerprint()]
             self._journal.add(Given(answer=work.task.result().id, connection=None))
 
-    def heartened(self, connection: int | None) -> int:
-        """How often a stream that waits was kept company by an earlier process."""
-        return 0 if connection is None else self._heartened.get(connection, 0)
+    def kept_alive(self, connection: int | None) -> int:
+        """How many keep-alives an earlier process sent over a stream that waits, or was just about to."""
+        return 0 if connection is None else self._kept_alive.get(connection, 0)
 
-    def hearten(self, connection: int | None, times: int) -> None:
-        """A stream that waits is about to be kept company for the `times`-th time."""
+    def keep_alive(self, connection: int | None, times: int) -> None:
+        """The `times`-th keep-alive of a stream that waits is about to be sent."""
         if connection is not None:
-            self._journal.add(Heartened(connection=connection, times=times))
+            self._journal.add(KeptAlive(connection=connection, times=times))
 
     def broke(self, bug: Exception) -> Refusal:
         """A bug of ours is no fault of the agent's: what to tell it. Call it while the error is handled."""
@@ -190,8 +190,8 @@ class Seat:
                 case Given(answer=name, connection=int(connection)):
                     if name in answers:
                         self._told[connection] = answers[name][1]
-                case Heartened(connection=connection, times=times):
-                    self._heartened[connection] = times
+                case KeptAlive(connection=connection, times=times):
+                    self._kept_alive[connection] = times
                 case Faulted():
                     self.fault, fault_at = entry.error, entry.at
         for mark, answer in answers.values():

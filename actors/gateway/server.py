@@ -208,25 +208,25 @@ class Gateway:
     ) -> tuple[web.StreamResponse, Answer | None]:
         """Events come once the turn is whole: it is taken apart whole. Until then the client is kept company.
 
-        How often is written down before it is: whoever goes on with the stream says the same, to the byte.
+        Every keep-alive is written down before: whoever goes on with the stream says the same, to the byte.
         """
         number = self._number(request)
         answering = asyncio.ensure_future(seat.answer(ask, number))
-        times = seat.heartened(number)
+        times = seat.kept_alive(number)
         try:
             if not times:
                 await asyncio.wait([answering], timeout=KEEP_ALIVE_S)
                 if answering.done():
                     answering.result()  # a refusal is an answer of its own while nothing has been sent
                 else:
-                    seat.hearten(number, times := 1)
+                    seat.keep_alive(number, times := 1)
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
             await response.prepare(request)
             for _ in range(times):
                 async with asyncio.timeout(WRITE_S):
                     await response.write(dialect.keep_alive)
             while not (await asyncio.wait([answering], timeout=KEEP_ALIVE_S))[0]:
-                seat.hearten(number, times := times + 1)
+                seat.keep_alive(number, times := times + 1)
                 async with asyncio.timeout(WRITE_S):
                     await response.write(dialect.keep_alive)
             answer: Answer | None = None

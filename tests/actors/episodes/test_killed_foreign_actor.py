@@ -55,7 +55,7 @@ async def test_killed_in_the_middle_of_a_turn(run: Run, tokenizer: ChatTokenizer
     await run.start()
     await run.until(lambda: run.asked() == [0, 1, 2])
     if run.streams:
-        await run.until(lambda: run.journal().count(b"Heartened") > 5)
+        await run.until(lambda: run.journal().count(b"KeptAlive") > 5)
     await run.kill()
     (run.directory / "hold-2").unlink()
     await run.start()

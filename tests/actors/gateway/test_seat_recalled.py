@@ -118,7 +118,7 @@ async def test_a_stream_that_waits_is_gone_on_with_to_the_byte(
         policy = Held(place.policy)
         episode.sit_down(policy)
         ours, hearing = await episode.connect(5, asks(stream=True), path)
-        await until(lambda: episode.journal._path.read_bytes().count(b"Heartened") > 3)
+        await until(lambda: episode.journal._path.read_bytes().count(b"KeptAlive") > 3)
         seat = await episode.change_process(policy)
         before = await hearing
         assert before.startswith(b"HTTP/1.1 200") and b"hello" not in before
@@ -129,7 +129,7 @@ async def test_a_stream_that_waits_is_gone_on_with_to_the_byte(
         assert whole.startswith(before) and b"hello" in whole
         third = await episode.change_process(policy)
         assert await episode.ask(5, asks(stream=True), path) == whole
-        assert len(third.turns.done) == 1 and seat.heartened(5) > 3
+        assert len(third.turns.done) == 1 and seat.kept_alive(5) > 3
         ours.close()
 
 
@@ -143,7 +143,7 @@ async def test_a_refused_stream_is_refused_again_in_the_stream(
         episode.sit_down(policy)
         body = asks(stream=True, tools=[TOOL], tool_choice="required")
         _, hearing = await episode.connect(5, body)
-        await until(lambda: episode.journal._path.read_bytes().count(b"Heartened") > 1)
+        await until(lambda: episode.journal._path.read_bytes().count(b"KeptAlive") > 1)
         policy.let.set()
         said = await hearing
         assert said.startswith(b"HTTP/1.1 200") and b"did not call a tool" in said
