@@ -88,7 +88,7 @@ async def test_killed_with_an_answer_that_is_written_and_not_sent(run: Run, toke
     await die_behind("Played-3", run, tokenizer)
 
 
-@pytest.mark.parametrize("entry", ["Seated-1", "Given-2", "Over-1", "Taken-1"])
+@pytest.mark.parametrize("entry", ["Seated-1", "Given-2", "Given-5", "Over-1", "Taken-1"])
 async def test_killed_right_behind_another_entry(run: Run, tokenizer: ChatTokenizer, entry: str) -> None:
     await die_behind(entry, run, tokenizer)
 
