@@ -118,6 +118,7 @@ class Command(Struct, frozen=True, kw_only=True):
     cwd: str = ""  # relative to the work directory, or absolute
     env: Mapping[str, str] | None = None
     max_output: int = 1 << 16
+    lasts: bool = False  # where the sandbox is kept, it outlives whoever waits for it; see `Sandbox.rejoin`
 
 
 class Sandbox(Protocol):
@@ -162,6 +163,14 @@ class Sandbox(Protocol):
         """`exec`, of a command that is known to be one."""
         ...
 
+    async def rejoin(self, timeout: float) -> ExecResult | None:
+        """The result of the one command of this sandbox that lasts, whoever started it; None: nobody did.
+
+        Args:
+            timeout: seconds within which it ends; its own deadline stays what it was.
+        """
+        return None
+
     @abstractmethod
     async def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """Write a file; parents are made. Relative to `spec.workdir`. A link of that name is replaced, not followed.
@@ -178,10 +187,12 @@ class Sandbox(Protocol):
         """
         ...
 
-    async def listen(self, accept: Callable[[socket.socket], Awaitable[None]]) -> int:
-        """Listen on a free port of the sandbox's own loopback; the port. Once a sandbox.
+    async def listen(self, accept: Callable[[socket.socket, int], Awaitable[None]]) -> int:
+        """Listen on a free port of the sandbox's own loopback; the port, which stays the same.
 
-        Every connection from inside is handed to `accept` as a socket of this process: nothing else becomes reachable.
+        Every connection from inside is handed to `accept` as a socket of this process, with its number: nothing else
+        becomes reachable. Whoever listens last has all of them, those that were begun before, too, under their numbers
+        and from their beginning; of what he answers over one, what it was told before is left out.
         Where a sandbox carries none: `SandboxError` (kind: unsupported).
         """
         raise SandboxError(f"{type(self).__name__} carries no connections out of it", kind="unsupported")

@@ -18,13 +18,17 @@ from actors.policy import Sampled
 from protocol.messages import EndReason, FinishReason
 
 
-class Opened(Struct, frozen=True, kw_only=True, tag=True):
+class Entry(Struct, frozen=True, kw_only=True, tag=True):
+    """Something that happened in an episode."""
+
+
+class Opened(Entry, frozen=True, kw_only=True):
     """The prompt."""
 
     token_ids: bytes  # int32
 
 
-class Turned(Struct, frozen=True, kw_only=True, tag=True):
+class Turned(Entry, frozen=True, kw_only=True):
     """A model turn, as sampled. Its command is carried out next."""
 
     token_ids: bytes  # int32 [n]
@@ -82,7 +86,7 @@ class Turned(Struct, frozen=True, kw_only=True, tag=True):
         return np.frombuffer(self.experts, kind).reshape(self.experts_shape)
 
 
-class Answered(Struct, frozen=True, kw_only=True, tag=True):
+class Answered(Entry, frozen=True, kw_only=True):
     """What the turn's command said, and the tools' state after it."""
 
     text: str
@@ -93,13 +97,10 @@ class Answered(Struct, frozen=True, kw_only=True, tag=True):
     open_file: OpenFile | None
 
 
-class Over(Struct, frozen=True, kw_only=True, tag=True):
+class Over(Entry, frozen=True, kw_only=True):
     """The episode has ended."""
 
     reason: EndReason
-
-
-Entry = Opened | Turned | Answered | Over
 
 
 class Journal(Protocol):

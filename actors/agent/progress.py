@@ -78,8 +78,9 @@ class Progress:
                 self._answer(entry)
             case Over(reason=reason):
                 self.ended = reason
-            case Opened():
-                raise AgentError("an episode has one prompt", kind="resume")
+            case _:
+                what = type(entry).__name__
+                raise AgentError(f"expected a turn, its answer or the end, got an entry {what}", kind="resume")
 
     def observe(self) -> EndReason | None:
         """Add the observation to the history, if another turn may follow; else why not. It is added whole or not."""

@@ -24,9 +24,9 @@ from typing import NamedTuple, Self
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Struct
 
 from actors.agent.journal import Answered, Entry, Opened, Over, Turned
+from actors.gateway.journal import Faulted, Given, KeptAlive, Played, Refused, Seated
 from protocol.config import Settings
 from protocol.journals.records import HEADER_BYTES, SALT_BYTES, pack_header, parse_header, split
 from protocol.messages import Lease
@@ -40,7 +40,7 @@ _SUFFIX = ".journal"
 _FILES = ".files"
 
 
-class Begun(Struct, frozen=True, kw_only=True, tag=True):
+class Begun(Entry, frozen=True, kw_only=True):
     """Which episode it is. `recipe`: of all settings that make an episode what it is."""
 
     lease: Lease
@@ -48,29 +48,30 @@ class Begun(Struct, frozen=True, kw_only=True, tag=True):
     recipe: str
 
 
-class Ready(Struct, frozen=True, kw_only=True, tag=True):
+class Ready(Entry, frozen=True, kw_only=True):
     """The sandbox is there, with the task's tree as the agent may see it."""
 
 
-class Saved(Struct, frozen=True, kw_only=True, tag=True):
+class Saved(Entry, frozen=True, kw_only=True):
     """The sandbox's files as all entries before this one left them."""
 
     snapshot: Snapshot
 
 
-class Taken(Struct, frozen=True, kw_only=True, tag=True):
+class Taken(Entry, frozen=True, kw_only=True):
     """What the agent changed. The sandbox is needed no more."""
 
     patch: Patch
 
 
-class Judged(Struct, frozen=True, kw_only=True, tag=True):
+class Judged(Entry, frozen=True, kw_only=True):
     """What it is worth."""
 
     verdict: Verdict
 
 
-_AnyEntry = Begun | Ready | Opened | Turned | Answered | Over | Saved | Taken | Judged
+_OfAgent = Opened | Turned | Answered | Over | Seated | Played | Refused | Given | KeptAlive | Faulted
+_AnyEntry = Begun | Ready | Saved | Taken | Judged | _OfAgent
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_AnyEntry)
 
@@ -147,9 +148,9 @@ class EpisodeJournal:
     @property
     def num_turns(self) -> int:
         """Model turns of the earlier process."""
-        return sum(isinstance(entry, Turned) for entry in self.past)
+        return sum(isinstance(entry, Turned | Played) for entry in self.past)
 
-    def add(self, entry: _AnyEntry) -> None:
+    def add(self, entry: Entry) -> None:
         """Write down an entry: from now on it outlives this process."""
         if isinstance(entry, Taken):
             self.patch = entry.patch
@@ -242,7 +243,9 @@ class EpisodeJournal:
                 self.verdict = verdict
             case Saved(snapshot=snapshot):
                 self._saved = _Place(end, len(self.past), snapshot)
-            case Opened() | Turned() | Answered() | Over():
+            case Begun():
+                pass
+            case _:
                 self.past.append(entry)
 
 

@@ -75,6 +75,7 @@ class Ask(Struct, frozen=True, kw_only=True):
     stream_usage: bool = True
     logprobs: bool = False
     previous: str | None = None  # id of an earlier answer that the messages go on from
+    is_stored: bool = False  # whether its answer may be gone on from by its id
     details: dict[str, Any] = {}  # what the dialect needs again to write the answer
     overridden: tuple[str, ...] = ()  # fields whose values the run's own settings replace
     unknown: tuple[str, ...] = ()  # fields that no API of this dialect has

@@ -26,9 +26,9 @@ class KeyRing(Generic[T]):
         self._dead: OrderedDict[str, None] = OrderedDict()
         self.refused: Counter[str] = Counter()
 
-    def make(self, opens: T) -> str:
-        """A new key."""
-        key = f"{PREFIX}{secrets.token_hex(24)}"
+    def make(self, opens: T, key: str | None = None) -> str:
+        """A new key, or one that was made elsewhere."""
+        key = key or f"{PREFIX}{secrets.token_hex(24)}"
         self._open[key] = opens
         return key
 

@@ -32,7 +32,6 @@ _BORNE = (
     "reasoning",
     "safety_identifier",
     "service_tier",
-    "store",
     "stream_options",
     "truncation",
     "user",
@@ -65,6 +64,7 @@ class Responses:
             stream=body.flag("stream"),
             logprobs=_LOGPROBS in body.items("include"),
             previous=body.text("previous_response_id", "") or None,
+            is_stored=body.take("store") is not False,
             details=details | {"tools": body.take("tools") or [], "tool_choice": body.take("tool_choice") or "auto"},
             overridden=overridden(body),
         )

@@ -13,7 +13,7 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -57,6 +57,13 @@ class Exchange(Struct, frozen=True, kw_only=True):
     said: str = ""
 
 
+class _Home(NamedTuple):
+    """Where a connection comes from."""
+
+    key: str  # the only one that counts there
+    connection: int  # its number
+
+
 class Gateway:
     """Serves seats. Belongs to one asyncio loop.
 
@@ -69,7 +76,7 @@ class Gateway:
         self._model = model
         self._on_exchange = on_exchange
         self._keys: KeyRing[Seat] = KeyRing()
-        self._homes: dict[RequestHandler, str] = {}  # connections from sandboxes, each with its only key
+        self._homes: dict[RequestHandler, _Home] = {}  # connections from sandboxes
         self._counts: Counter[str] = Counter()
         self._named: set[str] = set()
         self._runner: web.AppRunner | None = None
@@ -79,6 +86,7 @@ class Gateway:
         """Be ready for `accept`; with `listen` also on a port of loopback."""
         app = web.Application(client_max_size=MOST_BODY)
         app.router.add_route("*", "/{tail:.*}", self._handle)
+        app.on_response_prepare.append(self._one_exchange)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S)
         await self._runner.setup()
         if listen:
@@ -97,28 +105,28 @@ class Gateway:
         assert self._address is not None, "start(listen=True) comes first"
         return f"http://{self._address[0]}:{self._address[1]}"
 
-    def open(self, seat: Seat) -> str:
-        """The key of a seat, valid until `close`."""
-        return self._keys.make(seat)
+    def open(self, seat: Seat, key: str | None = None) -> str:
+        """The key of a seat, valid until `close`; `key`: the one that it has, from another process."""
+        return self._keys.make(seat, key)
 
     def close(self, key: str) -> None:
         """The key's episode is over, and so are the connections of its sandbox."""
         self._keys.end(key)
         for handler, home in list(self._homes.items()):
-            if home == key:
+            if home.key == key:
                 del self._homes[handler]
                 handler.force_close()
                 if handler.transport is not None:
                     handler.transport.abort()
 
-    def accept(self, key: str) -> Callable[[socket.socket], Awaitable[None]]:
-        """Takes connections that come from where `key` is the only one that counts."""
+    def accept(self, key: str) -> Callable[[socket.socket, int], Awaitable[None]]:
+        """Takes connections that come from where `key` is the only one that counts, each with its number there."""
 
-        async def take(connection: socket.socket) -> None:
+        async def take(connection: socket.socket, number: int) -> None:
             assert self._runner is not None and self._runner.server is not None, "start() comes first"
             handler = self._runner.server()
             self._homes = {each: home for each, home in self._homes.items() if each.transport is not None}
-            self._homes[handler] = key
+            self._homes[handler] = _Home(key, number)
             await asyncio.get_running_loop().connect_accepted_socket(lambda: handler, connection)
 
         return take
@@ -139,7 +147,8 @@ class Gateway:
         try:
             if request.method == "HEAD":
                 return web.Response()
-            seat = self._keys.find((found and found["key"]) or _key(request), self._homes.get(request.protocol))
+            home = self._homes.get(request.protocol)
+            seat = self._keys.find((found and found["key"]) or _key(request), home and home.key)
             if request.method == "GET":
                 return self._look(path, isinstance(dialect, Messages))
             if path not in DIALECTS or request.method != "POST":
@@ -186,7 +195,7 @@ class Gateway:
     ) -> tuple[web.StreamResponse, Answer | None]:
         if ask.stream:
             return await self._stream(request, dialect, seat, ask)
-        answer = await seat.answer(ask)
+        answer = await seat.answer(ask, self._number(request))
         response = _json(dialect.write(ask, answer), 200)
         async with asyncio.timeout(WRITE_S):
             await response.prepare(request)
@@ -197,18 +206,29 @@ class Gateway:
     async def _stream(
         self, request: web.Request, dialect: Dialect, seat: Seat, ask: Ask
     ) -> tuple[web.StreamResponse, Answer | None]:
-        """Events come once the turn is whole: it is taken apart whole. Until then the client is kept company."""
-        answering = asyncio.ensure_future(seat.answer(ask))
+        """Events come once the turn is whole: it is taken apart whole. Until then the client is kept company.
+
+        Every keep-alive is written down before: whoever goes on with the stream says the same, to the byte.
+        """
+        number = self._number(request)
+        answering = asyncio.ensure_future(seat.answer(ask, number))
+        times = seat.kept_alive(number)
         try:
-            await asyncio.wait([answering], timeout=KEEP_ALIVE_S)
-            if answering.done():
-                answering.result()  # a refusal is an answer of its own while nothing has been sent
+            if not times:
+                await asyncio.wait([answering], timeout=KEEP_ALIVE_S)
+                if answering.done():
+                    answering.result()  # a refusal is an answer of its own while nothing has been sent
+                else:
+                    seat.keep_alive(number, times := 1)
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
             await response.prepare(request)
-            while not answering.done():
+            for _ in range(times):
                 async with asyncio.timeout(WRITE_S):
                     await response.write(dialect.keep_alive)
-                await asyncio.wait([answering], timeout=KEEP_ALIVE_S)
+            while not (await asyncio.wait([answering], timeout=KEEP_ALIVE_S))[0]:
+                seat.keep_alive(number, times := times + 1)
+                async with asyncio.timeout(WRITE_S):
+                    await response.write(dialect.keep_alive)
             answer: Answer | None = None
             async with asyncio.timeout(WRITE_S):
                 try:
@@ -227,6 +247,16 @@ class Gateway:
                 await answering
         seat.delivered(ask)
         return response, answer
+
+    async def _one_exchange(self, request: web.Request, response: web.StreamResponse) -> None:
+        """A connection from a sandbox ends with its answer: its number names the request, whoever takes it."""
+        if request.protocol in self._homes:
+            response.headers["Connection"] = "close"
+            response.force_close()
+
+    def _number(self, request: web.Request) -> int | None:
+        home = self._homes.get(request.protocol)
+        return None if home is None else home.connection
 
     def _look(self, path: str, anthropic: bool) -> web.Response:
         """What is served: the one model."""

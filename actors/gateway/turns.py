@@ -1,4 +1,7 @@
-"""One turn: open the history at a request's messages, sample, take apart, record; and the limits that end episodes."""
+"""One turn: open the history at a request's messages, sample, take apart, record; and the limits that end episodes.
+
+What is recorded is in the journal before it is answered, and an earlier process's turns are recalled from there.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ import numpy as np
 from msgspec import Struct
 
 from actors.agent.chat import ChatTokenizer
+from actors.agent.journal import NO_JOURNAL, Journal, Turned
 from actors.agent.prefix import Prefix
 from actors.gateway.asks import Answer, Ask, Call, Ended, Refusal, TokenLogprob, Usage
+from actors.gateway.journal import Played, Refused
 from actors.gateway.reading import Reader, Reading
 from actors.gateway.stops import cut_at
 from actors.history.conversation import Conversation, Prompt
@@ -55,21 +60,29 @@ class TurnRecord(Struct, frozen=True, kw_only=True):
     generate_s: float
     began_at: float  # monotonic
     finished_at: float
+    at: float  # seconds since the epoch: when it was finished
 
 
 class Turns:
     """The turns of one episode.
 
     Attributes:
+        journal: where they are written down.
         done: those that were sampled and recorded.
         ended: why the episode is over, once a limit has ended it.
         over: set at that moment.
     """
 
     def __init__(
-        self, terms: Terms, conversation: Conversation, policy: Policy, tokenizer: ChatTokenizer, reader: Reader
+        self,
+        terms: Terms,
+        conversation: Conversation,
+        policy: Policy,
+        tokenizer: ChatTokenizer,
+        reader: Reader,
+        journal: Journal = NO_JOURNAL,
     ) -> None:
-        self.terms = terms
+        self.terms, self.journal = terms, journal
         self.done: list[TurnRecord] = []
         self.counts: Counter[str] = Counter()
         self.ended: EndReason | None = None
@@ -104,8 +117,21 @@ class Turns:
         if self.ended is not None:
             raise _over(self.ended)
 
-    async def play(self, ask: Ask) -> Answer:
-        """The turn that `ask` asks for. Raises `Refusal`, `GeneratorError` or `DeadlineError`."""
+    def recall(self, played: Played) -> None:
+        """A turn of an earlier process: it counts as if it had been played here. The wall time stood still since."""
+        self._record(played, played.prompt, played.turned.sampled)
+        self._prefix.saw(played.turned.sampled.versions)
+        self._numbers = itertools.count(len(self.done))
+        self._deadline = time.monotonic() + self.terms.wall_time_s - played.turned.elapsed_s
+        if played.ended is not None:
+            self.end(played.ended)
+
+    async def play(self, ask: Ask, connection: int | None = None) -> Answer:
+        """The turn that `ask` asks for. Raises `Refusal`, `GeneratorError` or `DeadlineError`.
+
+        Args:
+            connection: that it came over; see `actors/gateway/journal.py`.
+        """
         prompt = self._open(ask)
         room = self.terms.max_context - len(prompt.token_ids)
         if room <= 0:
@@ -116,34 +142,67 @@ class Turns:
         began = time.monotonic()
         sampled = await self._sample(prompt.token_ids, max_tokens)
         cached_version = self._prefix.reused(sampled)
-        self._prefix.saw(sampled.versions)
         sampled, stop_string = cut_at(ask.stop, sampled, self._tokenizer)
+        self._prefix.saw(sampled.versions)
         looked_for = [] if ask.tool_choice == "none" else ask.tools
         reading = await self._reader.read(prompt.token_ids, sampled.token_ids, looked_for)
         answer = self._to_answer(ask, sampled, reading, stop_string, len(prompt.token_ids))
-        missed = _missed(ask, answer)
-        recorded = self._conversation.record(prompt, sampled, answer.message())
-        self._keep(ask, answer)
+        missed, refusal = _missed(ask, answer), None
+        if sampled.finish_reason == "length" and max_tokens == room:  # half an action is not shown
+            self.end("context")
+            refusal = _context(self.terms.max_context + 1, self.terms.max_context)
+        elif missed:
+            refusal = Refusal("invalid", missed, param="tool_choice")
+        now = time.monotonic()
+        played = Played(
+            connection=connection,
+            fingerprint=ask.fingerprint(),
+            place=prompt.place,
+            token_ids=prompt.token_ids[prompt.place.num_base :].tobytes(),
+            drift=prompt.drift,
+            turned=Turned.of(
+                sampled,
+                is_last=self.ended == "context",
+                cached_version=cached_version,
+                generate_s=now - began,
+                elapsed_s=self.terms.wall_time_s - self.time_left_s,
+                at=time.time(),
+            ),
+            answer=answer,
+            refused=Refused.of(connection or 0, refusal, self.ended) if refusal else None,
+            with_tools=bool(ask.tools),
+            missed_call=bool(missed),
+            began_at=began,
+            finished_at=now,
+            ended=self.ended,
+            messages=ask.messages if ask.is_stored else None,
+            previous=ask.previous,
+        )
+        self._record(played, prompt, sampled)
+        self.journal.add(played)  # nobody waits in between: both happen, or neither
+        if refusal is not None:
+            raise refusal
+        return answer
+
+    def _record(self, played: Played, prompt: Prompt, sampled: Sampled) -> None:
+        """Keep a turn: in the history, among those that are done, and, if it is stored, under its answer's id."""
+        recorded = self._conversation.record(prompt, sampled, played.answer.message())
+        self._keep(played)
         self.done.append(
             TurnRecord(
                 start=recorded.start,
                 end=recorded.end,
                 text=self._tokenizer.decode(sampled.token_ids),
-                num_prompt=len(prompt.token_ids),
-                with_tools=bool(ask.tools),
-                missed_call=bool(missed),
-                cached_version=cached_version,
-                generate_s=time.monotonic() - began,
-                began_at=began,
-                finished_at=time.monotonic(),
+                num_prompt=played.answer.usage.prompt,
+                with_tools=played.with_tools,
+                missed_call=played.missed_call,
+                cached_version=played.turned.cached_version,
+                generate_s=played.turned.generate_s,
+                began_at=played.began_at,
+                finished_at=played.finished_at,
+                at=played.turned.at,
             )
         )
-        if sampled.finish_reason == "length" and max_tokens == room:  # half an action is not shown
-            self.end("context")
-            raise _context(self.terms.max_context + 1, self.terms.max_context)
-        if missed:
-            raise Refusal("invalid", missed, param="tool_choice")
-        return answer
 
     def _open(self, ask: Ask) -> Prompt:
         if ask.tools and self.terms.no_tools:
@@ -225,9 +284,11 @@ class Turns:
         shown = [(token, logprob) for token, logprob in pairs if token not in stops]
         return [TokenLogprob(text=self._tokenizer.decode([token]), logprob=logprob) for token, logprob in shown]
 
-    def _keep(self, ask: Ask, answer: Answer) -> None:
-        before = self._kept.get(ask.previous, []) if ask.previous is not None else []
-        self._kept[f"resp_{answer.id}"] = [*before, *ask.messages, answer.message()]
+    def _keep(self, played: Played) -> None:
+        if played.messages is None:
+            return
+        before = self._kept.get(played.previous, []) if played.previous is not None else []
+        self._kept[f"resp_{played.answer.id}"] = [*before, *played.messages, played.answer.message()]
         while len(self._kept) > MOST_KEPT:
             del self._kept[next(iter(self._kept))]
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from actors.agent.chat import Chat, ChatTokenizer
 from actors.agent.episode import Activity, Assignment, Episode, Step
+from actors.agent.journal import NO_JOURNAL, Journal, Over
+from actors.gateway.journal import Seated
 from actors.gateway.reading import Reader
 from actors.gateway.round_trip import ToolCarrying, tools_carried
 from actors.gateway.seat import Seat
@@ -24,6 +26,7 @@ from actors.history.turns import Turn
 from actors.policy import Policy
 from protocol.config import Settings
 from protocol.errors import AgentError, ConfigError, GeneratorError
+from protocol.messages import EndReason
 from sandbox.base import Sandbox
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ class ForeignAgent:
         on_exchange: hears of every request.
 
     Attributes:
+        goes_on: whether it goes on with episodes of an earlier process: an agent lives on in its sandbox, a function
+            that was called there does not.
         gateway: through which they get their tokens.
         binds: what their sandboxes show, read-only: host path -> path inside.
     """
@@ -53,13 +58,13 @@ class ForeignAgent:
         on_activity: Callable[[str, Activity], None] = lambda episode_id, activity: None,
         on_exchange: Callable[[Exchange], None] = lambda exchange: None,
     ) -> None:
-        self.goes_on = False
         self._settings = settings
         self._policy, self._tokenizer, self._reader = policy, tokenizer, reader
         self._tools = ToolCarrying()
         self._on_activity = on_activity
         self._harness = make_harness(settings.agent, Path(settings.tasks.cache_dir))
         self._solve = load_function(settings.agent.function) if settings.agent.harness == "python" else None
+        self.goes_on = self._harness is not None
         self.gateway = Gateway(settings.agent.model, on_exchange)
         self.binds: dict[str, str] = {}
 
@@ -102,22 +107,33 @@ class ForeignAgent:
 
     def recall(self, assigned: Assignment) -> Episode:
         """See `Agent.recall`."""
-        raise AgentError(
-            f"the agent of episode {assigned.episode_id} ended with the process that it asked", kind="interrupted"
-        )
+        reason = _ended(assigned.journal)
+        if reason is None:
+            raise AgentError(f"the journal of episode {assigned.episode_id} does not tell its end", kind="resume")
+        seat, conversation = self._seat(assigned)
+        return self._episode(seat, conversation, reason)
 
     async def run(self, assigned: Assignment, sandbox: Sandbox) -> Episode:
-        """See `Agent.run`. Raises `AgentError` besides, for an agent that never asked for a turn.
+        """See `Agent.run`. Raises `AgentError` besides, for an agent that never asked for a turn."""
+        journal = self._journal(assigned)
+        seat, conversation = self._seat(assigned)
+        reason = _ended(journal)
+        if reason is None:
+            await self._play(seat, sandbox, assigned)
+            if seat.fault is not None:
+                raise seat.fault  # ours, and the agent did not get over it: no verdict on the policy
+            reason = seat.turns.ended or "submitted"
+            journal.add(Over(reason=reason))
+        return self._episode(seat, conversation, reason)
 
-        Its agent's turns are in no journal: it asks this process, and ends with it.
-        """
-        conversation = Conversation(self._tokenizer)
-        terms = self._terms(assigned)
-        turns = Turns(terms, conversation, self._policy, self._tokenizer, self._reader)
-        seat = Seat(turns, lambda activity: self._on_activity(assigned.episode_id, activity))
-        key = self.gateway.open(seat)
+    async def _play(self, seat: Seat, sandbox: Sandbox, assigned: Assignment) -> None:
+        """Until the agent has ended; one that an earlier process started goes on, with the key that it has."""
+        journal, agent = self._journal(assigned), self._settings.agent
+        had = next((entry.key for entry in journal.past if isinstance(entry, Seated)), None)
+        key = self.gateway.open(seat, had)
+        if had is None:
+            journal.add(Seated(key=key))
         self._on_activity(assigned.episode_id, "executing")
-        agent = self._settings.agent
         try:
             if self._solve is not None:
                 await play_function(self._solve, sandbox, self.gateway.url, seat, key, assigned.issue, agent.grace_s)
@@ -128,20 +144,25 @@ class ForeignAgent:
         finally:
             self.gateway.close(key)
             await seat.close()
-        if seat.fault is not None:
-            raise seat.fault  # ours, and the agent did not get over it: no verdict on the policy
+
+    def _journal(self, assigned: Assignment) -> Journal:
+        return assigned.journal if self.goes_on else NO_JOURNAL
+
+    def _seat(self, assigned: Assignment) -> tuple[Seat, Conversation]:
+        conversation = Conversation(self._tokenizer)
+        journal = self._journal(assigned)
+        turns = Turns(self._terms(assigned), conversation, self._policy, self._tokenizer, self._reader, journal)
+        return Seat(turns, lambda activity: self._on_activity(assigned.episode_id, activity)), conversation
+
+    def _episode(self, seat: Seat, conversation: Conversation, reason: EndReason) -> Episode:
+        turns = seat.turns
         done = list(zip(turns.done, conversation.turns, strict=True))
         if self._settings.agent.train == "with_tools" and any(turn.with_tools for turn in turns.done):
             for turn in turns.done:
                 if not turn.with_tools:
                     conversation.tree.disown(turn.start, turn.end)
             done = [(turn, kept) for turn, kept in done if turn.with_tools]
-        return Episode(
-            history=conversation.tree,
-            steps=_steps(done),
-            end_reason=turns.ended or "submitted",
-            drift=dict(conversation.drift),
-        )
+        return Episode(history=conversation.tree, steps=_steps(done), end_reason=reason, drift=dict(conversation.drift))
 
     def _terms(self, assigned: Assignment) -> Terms:
         settings, limits = self._settings, assigned.limits
@@ -160,10 +181,13 @@ class ForeignAgent:
         )
 
 
+def _ended(journal: Journal) -> EndReason | None:
+    return next((entry.reason for entry in journal.past if isinstance(entry, Over)), None)
+
+
 def _steps(turns: list[tuple[TurnRecord, Turn]]) -> list[Step]:
     """The turns in their order; what an agent did between two of them is its own time."""
     ends = [turn.began_at for turn, _ in turns[1:]]
-    epoch = time.time() - time.monotonic()
     return [
         Step(
             start=turn.start,
@@ -174,7 +198,7 @@ def _steps(turns: list[tuple[TurnRecord, Turn]]) -> list[Step]:
             cached_version=turn.cached_version,
             generate_s=turn.generate_s,
             execute_s=max(0.0, next_began - turn.finished_at) if next_began is not None else 0.0,
-            at=epoch + turn.finished_at,
+            at=turn.at,
         )
         for (turn, kept), next_began in itertools.zip_longest(turns, ends)
     ]

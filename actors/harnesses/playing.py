@@ -8,9 +8,9 @@ from msgspec import Struct
 
 from actors.gateway.seat import Seat
 from actors.gateway.server import Gateway
-from actors.harnesses.harness import ASKED, HOME, ISSUE, Harness, Visit
+from actors.harnesses.harness import ASKED, HOME, ISSUE, Harness, Launch, Visit
 from protocol.errors import AgentError
-from sandbox.base import ExecResult, Sandbox
+from sandbox.base import Command, ExecResult, Sandbox
 
 SET_UP_S = 20.0
 SLACK_S = 60.0  # past the wall-time limit, which the seat holds: then the sandbox itself ends the command
@@ -28,26 +28,22 @@ class Telling(Struct, frozen=True, kw_only=True):
 async def play(
     harness: Harness, sandbox: Sandbox, gateway: Gateway, seat: Seat, key: str, issue: str, telling: Telling
 ) -> None:
-    """Run the agent until it ends by itself or a limit has ended the episode; nothing of it is left running.
+    """Run the agent until it ends by itself or a limit has ended the episode; nothing of it is left running. One that
+    runs already, started by an earlier process, goes on: its requests are answered here from now on.
 
     Raises `SandboxError` when the sandbox fails and `AgentError` when the agent never asked for a turn.
     """
     port = await sandbox.listen(gateway.accept(key))
-    terms = seat.turns.terms
     visit = Visit(
         issue=issue,
         url=f"http://127.0.0.1:{port}",
         key=key,
         model=telling.model,
         workdir=sandbox.spec.workdir,
-        max_context=terms.max_context,
+        max_context=seat.turns.terms.max_context,
     )
-    launch = harness.launch(visit)
-    await sandbox.exec(["mkdir", "-p", HOME], timeout=SET_UP_S)
-    for path, content in ({ISSUE: told(issue), ASKED: asked(issue)} | launch.files).items():
-        await sandbox.write(path, content.encode(errors="replace"))
     timeout = max(seat.turns.time_left_s, 0.0) + telling.grace_s + SLACK_S
-    running = asyncio.create_task(sandbox.exec(launch.argv, timeout=timeout, env=launch.env), name=harness.name)
+    running = asyncio.create_task(_run(sandbox, harness.launch(visit), issue, timeout), name=harness.name)
     over = asyncio.create_task(seat.turns.over.wait(), name="the episode's end")
     try:
         await asyncio.wait({running, over}, timeout=seat.turns.time_left_s, return_when=asyncio.FIRST_COMPLETED)
@@ -60,9 +56,22 @@ async def play(
         running.cancel()
         over.cancel()
         await asyncio.gather(running, over, return_exceptions=True)
+    if ended is not None and ended.timed_out:  # its own deadline, in which every restart of this process counts
+        seat.turns.end("wall_time")
     await sandbox.kill_all()
     if not seat.turns.done and seat.fault is None and seat.turns.ended is None:
         raise _no_turn(harness.name, ended)
+
+
+async def _run(sandbox: Sandbox, launch: Launch, issue: str, timeout: float) -> ExecResult:
+    """The agent from its start, or from where it is, to its end."""
+    ended = await sandbox.rejoin(timeout)
+    if ended is not None:
+        return ended
+    await sandbox.exec(["mkdir", "-p", HOME], timeout=SET_UP_S)
+    for path, content in ({ISSUE: told(issue), ASKED: asked(issue)} | launch.files).items():
+        await sandbox.write(path, content.encode(errors="replace"))
+    return await sandbox.run(Command(argv=launch.argv, timeout=timeout, env=launch.env, lasts=True))
 
 
 def told(issue: str) -> str:

@@ -63,7 +63,7 @@ from sandbox.base import ExecResult, SandboxSpec
 from sandbox.datasets.harbor import records_of_directories
 from sandbox.datasets.loading import load_tasks, tasks_of_records
 from sandbox.guest.client import HEADER, PROTOCOL_VERSION, RESULT, WORD, GuestClient
-from sandbox.guest.tunnel import DATA, END, GONE, HEAD, MORE, OPEN, Tunnel
+from sandbox.guest.tunnel import DATA, END, GONE, HEAD, MORE, OPEN, OPENED, Tunnel
 from sandbox.judgement.reports import read_report
 from sandbox.judgement.verdicts import Verdict
 from sandbox.keeper.requests import Adopt, Create, Given, HeldContainer, Hold, decode_answered, decode_asked, encode
@@ -276,15 +276,15 @@ def _from_guest(data: bytes) -> None:
     asyncio.run(converse())
 
 
-async def _refuse(connection: socket.socket) -> None:
+async def _refuse(connection: socket.socket, number: int) -> None:
     connection.close()
 
 
 def _through_tunnel(data: bytes) -> None:
     async def feed() -> None:
         tunnel = Tunnel(lambda payload: None, _refuse)
-        for at in range(0, len(data), 16):
-            if not tunnel.feed(data[at : at + 16]):
+        for at in range(0, len(data), 17):
+            if not tunnel.feed(data[at : at + 17]):
                 break
         tunnel.close()
 
@@ -299,7 +299,8 @@ def _guest_words() -> list[bytes]:
     hello = _frame(0, WORD.pack(PROTOCOL_VERSION) + WORD.pack(1))
     result = _frame(1, RESULT.pack(0, 0, 3, 0, 3, 5, 0, 0) + b"abc")
     listing = _frame(2, b"\0\0\0\0" + b"0" * 65 + b" name\0")
-    links = b"".join(_frame(4, HEAD.pack(7, kind) + b"data") for kind in (OPEN, DATA, END, MORE, GONE))
+    opened = _frame(4, HEAD.pack(7, OPEN) + OPENED.pack(0, 0))
+    links = opened + b"".join(_frame(4, HEAD.pack(7, kind) + b"data") for kind in (DATA, END, MORE, GONE))
     port = _frame(4, b"\1\2\0\0")
     return [hello, hello + result, hello + result + listing + _frame(3, b"fcontent"), hello + port + links]
 
@@ -484,7 +485,12 @@ def targets() -> list[Target]:
         Target(name="journal", seeds=[records], write=_write_journal, read=_read_journal, own=(JournalError,)),
         Target(name="episode journal", seeds=[_episode()], write=_write_episode, read=_read_episode),
         Target(name="what a guest says", seeds=[], raw=_guest_words(), read=_from_guest, own=(SandboxError,)),
-        Target(name="tunnel", seeds=[], raw=[HEAD.pack(7, OPEN) + HEAD.pack(7, DATA) * 9], read=_through_tunnel),
+        Target(
+            name="tunnel",
+            seeds=[],
+            raw=[HEAD.pack(7, OPEN) + OPENED.pack(0, 0) + HEAD.pack(7, DATA) * 9],
+            read=_through_tunnel,
+        ),
         Target(
             name="asked of a keeper",
             seeds=[msgspec.msgpack.decode(encode(message)) for message in asked],

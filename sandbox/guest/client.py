@@ -21,11 +21,11 @@ from sandbox.listings import MAX_FILE_BYTES, NOT_PART_OF_A_TREE, Listing
 from sandbox.patches import Change
 
 EXEC, WRITE, READ, PING, KILL, KILL_ALL, STOP, CONTINUE, LISTEN, TUNNEL = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
-LIST, FETCH, PLACE, HAND_OVER, OWNER = 11, 12, 13, 14, 15
+LIST, FETCH, PLACE, HAND_OVER, OWNER, LASTING, REJOIN = 11, 12, 13, 14, 15, 16, 17
 HELLO_ID = 0
 FIRST_RELAYED = 1 << 31
 """Requests from this id on are those of whoever the conversation is relayed to."""
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_FRAME = 80 << 20
 MAX_FILE = 64 << 20  # of one write or read
 HAND_OVER_S = 120.0
@@ -136,9 +136,15 @@ class GuestClient:
                 future.exception()  # seen: nobody may be waiting
 
     async def exec(
-        self, argv: list[str], timeout: float, cwd: str, env: Mapping[str, str] | None, max_output: int
+        self,
+        argv: list[str],
+        timeout: float,
+        cwd: str,
+        env: Mapping[str, str] | None,
+        max_output: int,
+        lasts: bool = False,
     ) -> ExecResult:
-        """Run a command; see `Sandbox.exec`."""
+        """Run a command; see `Sandbox.exec`, and `Command` for one that lasts."""
         words = [_bytes_of(text) for text in (cwd, *argv, *(f"{name}={value}" for name, value in (env or {}).items()))]
         parts = [word for word in words if word is not None and b"\0" not in word]
         if len(parts) < len(words):
@@ -148,9 +154,20 @@ class GuestClient:
         max_output = max(2, min(max_output, MAX_FRAME // 2))
         counts = struct.pack("<IIII", max(1, round(timeout * 1000)), max_output, len(argv), len(env or {}))
         try:
-            payload = await self._call(EXEC, counts + b"".join(map(_string, parts)), timeout + GRACE_S, "a command")
+            op = LASTING if lasts else EXEC
+            payload = await self._call(op, counts + b"".join(map(_string, parts)), timeout + GRACE_S, "a command")
         except GuestError as error:
             return cannot_run(str(error))
+        return self._result(payload)
+
+    async def rejoin(self, timeout: float) -> ExecResult | None:
+        """See `Sandbox.rejoin`."""
+        try:
+            payload = await self._call(REJOIN, b"", timeout + GRACE_S, "the command that lasts")
+        except GuestError as error:
+            if error.code == errno.ESRCH:
+                return None
+            raise SandboxError(f"{self._name}: the command that lasts: {error}", kind="io") from None
         return self._result(payload)
 
     async def write(self, path: str, data: bytes, mode: int) -> None:
@@ -226,6 +243,8 @@ class GuestClient:
         """Listen on loopback inside; the port. See `Sandbox.listen`."""
         if self._error is not None:
             raise self._error
+        for before in self._tunnels.values():
+            before.close()
         request = next(self._ids)
 
         def send(payload: bytes) -> None:
@@ -249,7 +268,7 @@ class GuestClient:
 
     async def pass_on(self, send: Callable[[bytes], None]) -> None:
         """Let another process talk to the guest from now on; this side only pings and ends it. Whoever had it before is
-        cut off, and the commands that he waits for are killed.
+        cut off, and the commands that he waits for are killed, all but the one that lasts.
 
         Args:
             send: sends a frame together with the descriptor of the other process's connection.

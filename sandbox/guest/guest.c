@@ -108,14 +108,15 @@ static void say_hello(void) {
     reply(0, STATUS_OK, hello, sizeof hello, 0, 0, 0, 0);
 }
 
-/* An owner is gone: nobody will hear what its commands did, so they do no more. */
+/* An owner is gone: nobody will hear what its commands did, so they do no more; but the one that lasts and its
+ * connections wait for whoever comes next. */
 static void end_conversation(void) {
     struct end *e = &ends[1];
     if (e->in < 0) return;
     close(e->in), free(e->buffer);
     *e = (struct end){.in = -1, .out = -1};
     jobs_forget();
-    tunnel_close();
+    tunnel_wait();
 }
 
 static void change_owner(uint32_t id) {
@@ -131,7 +132,9 @@ static void handle(uint32_t id, int op, char *payload, size_t len) {
     struct cursor c = {payload, payload + len, 0};
     switch (op) {
     case OP_OWNER: change_owner(id); break;
-    case OP_EXEC: job_start(id, &c); break;
+    case OP_EXEC: job_start(id, &c, 0); break;
+    case OP_LASTING: job_start(id, &c, 1); break;
+    case OP_REJOIN: job_rejoin(id); break;
     case OP_WRITE: user_files(1); file_write(id, &c); user_files(0); break;
     case OP_READ: user_files(1); file_read(id, &c); user_files(0); break;
     case OP_KILL: job_kill(take_u32(&c)); break; /* no reply: the owner has stopped waiting */

@@ -14,10 +14,10 @@
 
 enum { OP_EXEC = 1, OP_WRITE = 2, OP_READ = 3, OP_PING = 4, OP_KILL = 5, OP_KILL_ALL = 6, OP_STOP = 7, OP_CONTINUE = 8,
        OP_LISTEN = 9, OP_TUNNEL = 10, OP_LIST = 11, OP_FETCH = 12, OP_PLACE = 13, OP_HAND_OVER = 14,
-       OP_OWNER = 15 };
+       OP_OWNER = 15, OP_LASTING = 16, OP_REJOIN = 17 };
 enum { STATUS_OK = 0, STATUS_ERROR = 1 };
 
-#define PROTOCOL_VERSION 2
+#define PROTOCOL_VERSION 3
 #define MAX_FRAME (80u << 20)
 #define MAX_JOBS 32   /* commands that run at once */
 #define MAX_LINKS 64  /* connections that a tunnel carries at once */
@@ -38,10 +38,11 @@ uint64_t now_ms(void);
 
 /* jobs.c */
 struct pollfd;
-void job_start(uint32_t id, struct cursor *c);
+void job_start(uint32_t id, struct cursor *c, int lasts); /* `lasts`: it outlives the conversation; one a sandbox */
+void job_rejoin(uint32_t id); /* answer with the result of the command that lasts, once there is one */
 void job_kill(uint32_t id);
 void job_kill_all(void);
-void jobs_forget(void); /* kill the commands under way and answer for none of them */
+void jobs_forget(void); /* kill the commands under way but the one that lasts, and answer for none of them */
 int jobs_stop(void); /* pause every process but this one; 0 once all stand still */
 void jobs_continue(void);
 void jobs_reap(void);            /* collect dead children, answer for the commands among them */
@@ -60,7 +61,7 @@ void file_read(uint32_t id, struct cursor *c);
 /* tunnel.c */
 void tunnel_listen(uint32_t id);
 void tunnel_frame(struct cursor *c);
-void tunnel_close(void);
+void tunnel_wait(void); /* nobody takes connections: they are held for whoever listens next */
 int tunnel_poll(struct pollfd *fds); /* as jobs_poll; at most MAX_LINKS + 1 */
 void tunnel_feed(const struct pollfd *fds, int num_fds);
 

@@ -19,7 +19,8 @@ enum { FIRST_LOOK_MS = 2000, LOOK_MS = 500, LOOK_SHARE = 128, MOST_THREADS = 409
 struct job {
     pid_t pid; /* 0: a free slot */
     int fd;    /* read end of its output; -1: ended */
-    uint32_t id, half;
+    uint32_t id, half; /* id 0: nobody waits for it, it lasts */
+    int lasts;
     uint64_t deadline, started, start_ticks, total;
     uint64_t next_look, cpu_ms; /* when to look next at what its processes do; CPU time of those that were collected */
     uint32_t looks, runnable;   /* looks so far, and those that found a process ready to run */
@@ -29,6 +30,9 @@ struct job {
 
 static struct job jobs[MAX_JOBS];
 static int drains[MAX_DRAINS], num_drains, oldest_drain;
+static int has_lasting;   /* the command that lasts was started */
+static char *lasting;     /* its result, once there is one: whoever was told may have died of it */
+static size_t lasting_len;
 extern char **environ;
 
 struct process {
@@ -234,14 +238,17 @@ static void finish(struct job *j, int32_t exit_code, int timed_out) {
         uint64_t total, duration_ms, cpu_ms, waited_ms;
     } result = {exit_code, (uint32_t)timed_out, j->head_len, j->tail_len, j->total, now_ms() - j->started,
                 cpu_ms, waited_ms};
-    size_t head_len = sizeof result + j->head_len;
-    char *head = malloc(head_len);
-    if (!head) _exit(4);
-    memcpy(head, &result, sizeof result);
-    if (j->head_len) memcpy(head + sizeof result, j->head, j->head_len);
     uint32_t oldest = j->tail_len == j->half ? j->tail_at : 0, first = j->tail_len - oldest;
-    reply(j->id, STATUS_OK, head, head_len, j->tail ? j->tail + oldest : 0, first, j->tail, oldest);
-    free(head);
+    size_t len = sizeof result + j->head_len + j->tail_len;
+    char *words = malloc(len), *at = words;
+    if (!words) _exit(4);
+    memcpy(at, &result, sizeof result), at += sizeof result;
+    if (j->head_len) memcpy(at, j->head, j->head_len), at += j->head_len;
+    if (first) memcpy(at, j->tail + oldest, first), at += first;
+    if (oldest) memcpy(at, j->tail, oldest);
+    if (j->id) reply(j->id, STATUS_OK, words, len, 0, 0, 0, 0);
+    if (j->lasts) lasting = words, lasting_len = len;
+    else free(words);
     release(j);
 }
 
@@ -277,7 +284,7 @@ static void run_child(int out, const char *cwd, char **argv, char **env) {
     _exit(errno == ENOENT ? 127 : 126);
 }
 
-void job_start(uint32_t id, struct cursor *c) {
+void job_start(uint32_t id, struct cursor *c, int lasts) {
     uint32_t timeout_ms = take_u32(c), max_output = take_u32(c), argc = take_u32(c), envc = take_u32(c);
     char *cwd = take_string(c);
     struct job *j = 0;
@@ -285,6 +292,7 @@ void job_start(uint32_t id, struct cursor *c) {
         if (!jobs[i].pid) j = &jobs[i];
     if (c->bad || !argc || argc > 1 << 16 || envc > 1 << 16) return reply_errno(id, EBADMSG, "exec");
     if (!j) return reply_errno(id, EBUSY, "too many commands at once");
+    if (lasts && has_lasting) return reply_errno(id, EEXIST, "a command that lasts");
     char **argv = calloc(argc + 1, sizeof *argv), **env = 0;
     int out[2] = {-1, -1};
     for (uint32_t i = 0; argv && i < argc; i++) argv[i] = take_string(c);
@@ -301,8 +309,10 @@ void job_start(uint32_t id, struct cursor *c) {
         if (pid > 0) {
             read_process(pid, &self);
             uint64_t now = now_ms();
-            *j = (struct job){.pid = pid, .fd = out[0], .id = id, .half = max_output < 2 ? 1 : max_output / 2,
-                              .started = now, .deadline = timeout_ms ? now + timeout_ms : UINT64_MAX,
+            has_lasting |= lasts;
+            *j = (struct job){.pid = pid, .fd = out[0], .id = id, .lasts = lasts,
+                              .half = max_output < 2 ? 1 : max_output / 2, .started = now,
+                              .deadline = timeout_ms ? now + timeout_ms : UINT64_MAX,
                               .next_look = now + FIRST_LOOK_MS, .start_ticks = self.start_ticks};
         } else {
             reply_errno(id, errno, "fork");
@@ -313,6 +323,16 @@ void job_start(uint32_t id, struct cursor *c) {
     free(argv), free(env);
 }
 
+void job_rejoin(uint32_t id) {
+    if (lasting) return reply(id, STATUS_OK, lasting, lasting_len, 0, 0, 0, 0);
+    for (int i = 0; i < MAX_JOBS; i++)
+        if (jobs[i].pid && jobs[i].lasts) {
+            jobs[i].id = id;
+            return;
+        }
+    reply_errno(id, ESRCH, "a command that lasts");
+}
+
 void job_kill(uint32_t id) {
     for (int i = 0; i < MAX_JOBS; i++)
         if (jobs[i].pid && jobs[i].id == id) kill_family(&jobs[i]);
@@ -321,6 +341,10 @@ void job_kill(uint32_t id) {
 void jobs_forget(void) {
     for (int i = 0; i < MAX_JOBS; i++) {
         if (!jobs[i].pid) continue;
+        if (jobs[i].lasts) {
+            jobs[i].id = 0;
+            continue;
+        }
         kill_family(&jobs[i]);
         if (jobs[i].fd >= 0) close(jobs[i].fd);
         release(&jobs[i]);

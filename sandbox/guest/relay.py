@@ -2,9 +2,9 @@
 
     the other process  <- frames, its own ids ->  Relay  <- the same frames, ids of this side ->  guest
 
-Whoever had the sandbox before is cut off, and the commands that he waits for are killed, as the guest itself does it
-where it is handed over. What comes from the other process is checked: a frame too long or too short ends its
-connection.
+Whoever had the sandbox before is cut off, and the commands that he waits for are killed, all but the one that lasts, as
+the guest itself does it where it is handed over. What comes from the other process is checked: a frame too long or too
+short ends its connection.
 """
 
 from __future__ import annotations

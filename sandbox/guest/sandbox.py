@@ -23,8 +23,12 @@ class GuestSandbox(Sandbox):
 
     async def run(self, command: Command) -> ExecResult:
         """See `Sandbox.run`."""
-        place = self._absolute(command.cwd)
-        return await self.client.exec(command.argv, command.timeout, place, command.env, command.max_output)
+        place, most = self._absolute(command.cwd), command.max_output
+        return await self.client.exec(command.argv, command.timeout, place, command.env, most, command.lasts)
+
+    async def rejoin(self, timeout: float) -> ExecResult | None:
+        """See `Sandbox.rejoin`."""
+        return await self.client.rejoin(timeout)
 
     async def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """See `Sandbox.write`."""

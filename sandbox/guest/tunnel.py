@@ -1,6 +1,10 @@
 """The owner's side of a sandbox's tunnel (`tunnel.c`): every connection inside becomes a socket here.
 
 What comes from the other side is checked: a link that was not opened, or more bytes than were granted, ends the link.
+
+Connections outlive whoever takes them. Whoever listens next is given each that has not been answered whole, under the
+number that it had, with all that came over it from the beginning; of what he answers, the bytes that were taken from
+his predecessor are left out. So he has to answer the same with the same bytes, and a connection carries one exchange.
 """
 
 from __future__ import annotations
@@ -13,12 +17,13 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import cast
 
-Accept = Callable[[socket.socket], Awaitable[None]]
-"""Takes one end of a connection; the other end is the sandbox's."""
+Accept = Callable[[socket.socket, int], Awaitable[None]]
+"""Takes one end of a connection, whose other end is the sandbox's, and its number among all of that sandbox."""
 
 OPEN, DATA, END, GONE, MORE = 1, 2, 3, 4, 5
 HEAD = struct.Struct("<IB")  # link, kind
 WORD = struct.Struct("<I")
+OPENED = struct.Struct("<QI")  # bytes of an answer that were taken, and how many of these are still on their way in
 WINDOW = 1 << 18  # bytes a side may send before more are granted
 PIECE = 1 << 16
 MOST_LINKS = 64  # as in guest.h
@@ -50,7 +55,12 @@ class Tunnel:
         if kind == OPEN:
             if link is not None or len(self._links) >= 2 * MOST_LINKS:  # some of ours may still be closing
                 return False
-            self._open(name)
+            if len(data) != OPENED.size:
+                return False
+            taken, held = OPENED.unpack(data)
+            if held > min(taken, WINDOW):
+                return False
+            self._open(name, taken, held)
             return True
         if link is None:  # it ended while this was on its way
             return kind in (DATA, END, GONE, MORE)
@@ -74,8 +84,9 @@ class Tunnel:
         for task in self._starts:
             task.cancel()
 
-    def _open(self, name: int) -> None:
-        link = self._links[name] = _Link(lambda kind, data: self._tell(name, kind, data), lambda: self._ended(name))
+    def _open(self, name: int, taken: int, held: int) -> None:
+        link = _Link(lambda kind, data: self._tell(name, kind, data), lambda: self._ended(name), taken, held)
+        self._links[name] = link
         task = asyncio.get_running_loop().create_task(self._start(name, link), name="tunnel link")
         self._starts.add(task)
         task.add_done_callback(self._starts.discard)
@@ -86,7 +97,7 @@ class Tunnel:
             ours.setblocking(False)
             theirs.setblocking(False)
             await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
-            await self._accept(theirs)
+            await self._accept(theirs, name)
         except BaseException as error:
             link.abort()
             ours.close()
@@ -112,12 +123,20 @@ class Tunnel:
 
 
 class _Link(asyncio.Protocol):
-    """One connection: bytes from the socket go to the guest as far as it grants, and the other way round."""
+    """One connection: bytes from the socket go to the guest as far as it grants, and the other way round.
 
-    def __init__(self, tell: Callable[[int, bytes], None], ended: Callable[[], None]) -> None:
+    Args:
+        taken: how many bytes from the socket the guest has already, from a link that was before this one.
+        held: how many of these wait there for the sandbox.
+    """
+
+    def __init__(
+        self, tell: Callable[[int, bytes], None], ended: Callable[[], None], taken: int = 0, held: int = 0
+    ) -> None:
         self._tell, self._ended = tell, ended
+        self._to_leave_out = taken
         self._transport: asyncio.Transport | None = None
-        self._may_send = WINDOW
+        self._may_send = WINDOW - held
         self._unsent = bytearray()  # read from the socket, not yet granted
         self._all_read = self._end_told = self._guest_ended = self._held_up = self._aborted = False
         self._early = bytearray()  # came before the socket was there
@@ -176,7 +195,9 @@ class _Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
-        self._unsent += data
+        left_out = min(self._to_leave_out, len(data))
+        self._to_leave_out -= left_out
+        self._unsent += data[left_out:]
         self._pump()
 
     def eof_received(self) -> bool:

@@ -17,6 +17,7 @@ from sandbox.guest.client import HEADER, GuestClient
 from tests.sandbox.guest.test_guest import HELLO, frame
 
 SIZE = 5_120_000  # twenty windows
+OPENED = tunnel.HEAD.pack(1, tunnel.OPEN) + tunnel.OPENED.pack(0, 0)
 
 ECHO = f"""
 import hashlib, socket, sys, threading
@@ -40,7 +41,7 @@ class Echo:
         self.num_taken = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
-    async def accept(self, connection: socket.socket) -> None:
+    async def accept(self, connection: socket.socket, number: int = 0) -> None:
         self.num_taken += 1
         task = asyncio.create_task(self._serve(connection))
         self.tasks.add(task)
@@ -78,8 +79,6 @@ async def test_bytes_go_both_ways_whole_and_in_order(sandbox: Sandbox) -> None:
     port = await sandbox.listen(echo.accept)
     assert await asyncio.gather(*(run(sandbox, ECHO, port) for _ in range(3))) == [f"{SIZE} True\n"] * 3
     assert echo.num_taken == 3
-    with pytest.raises(SandboxError, match="tunnel already"):
-        await sandbox.listen(echo.accept)
     await until(lambda: not echo.tasks)
 
 
@@ -102,7 +101,7 @@ async def test_nothing_else_becomes_reachable(real_backend: Backend, run_name: s
 async def test_a_flood_and_an_answer_that_is_not_read_are_bounded(sandbox: Sandbox) -> None:
     taken: list[socket.socket] = []
 
-    async def keep(connection: socket.socket) -> None:
+    async def keep(connection: socket.socket, number: int) -> None:
         taken.append(connection)  # and read nothing of it
 
     port = await sandbox.listen(keep)
@@ -148,10 +147,10 @@ async def test_both_ends_learn_that_the_other_is_gone(sandbox: Sandbox) -> None:
     await waiting
     await until(lambda: not echo.tasks)
 
-    async def hang_up(connection: socket.socket) -> None:
+    async def hang_up(connection: socket.socket, number: int) -> None:
         connection.close()
 
-    async def refuse(connection: socket.socket) -> None:
+    async def refuse(connection: socket.socket, number: int) -> None:
         raise RuntimeError("not today")
 
     for accept in (hang_up, refuse):
@@ -193,12 +192,15 @@ async def test_without_a_command_server_there_is_no_tunnel(run_name: str) -> Non
         b"\x01\x00\x00\x00",
         tunnel.HEAD.pack(1, 9),
         tunnel.HEAD.pack(7, 77),
-        tunnel.HEAD.pack(1, tunnel.OPEN),
+        OPENED,
+        tunnel.HEAD.pack(2, tunnel.OPEN),
+        tunnel.HEAD.pack(2, tunnel.OPEN) + tunnel.OPENED.pack(1, 2),
+        tunnel.HEAD.pack(2, tunnel.OPEN) + tunnel.OPENED.pack(1 << 40, tunnel.WINDOW + 1),
         tunnel.HEAD.pack(1, tunnel.MORE) + b"\x01\x00\x00\x00",
         tunnel.HEAD.pack(1, tunnel.MORE) + b"\x01",
         tunnel.HEAD.pack(1, tunnel.DATA) + b"x" * (tunnel.WINDOW + 1),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 async def test_a_guest_that_breaks_the_rules_is_given_up(payload: bytes) -> None:
     sent: list[bytes] = []
@@ -208,7 +210,7 @@ async def test_a_guest_that_breaks_the_rules_is_given_up(payload: bytes) -> None
     listening = asyncio.create_task(client.listen(echo.accept))
     await until(lambda: sent)
     request = HEADER.unpack_from(sent[0])[1]
-    client.feed(frame(request, b"\x10\x27\x00\x00") + frame(request, tunnel.HEAD.pack(1, tunnel.OPEN)))
+    client.feed(frame(request, b"\x10\x27\x00\x00") + frame(request, OPENED))
     assert await listening == 10_000
     await until(lambda: echo.tasks)
     client.feed(frame(request, payload))

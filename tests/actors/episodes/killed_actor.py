@@ -26,13 +26,19 @@ from sandbox.tasks.task import Task
 TASKS = {task.task_id: task for task in make_tasks(4, seed=1, difficulty=0, split="train")}
 
 
-def turns_of(task: Task) -> list[str]:
-    """Commands that each leave a trace when they are run, then the solution."""
+def fix_of(task: Task) -> tuple[str, str, str]:
+    """The solution: a path, and a line of it before and after."""
     path = next(line[6:] for line in task.gold_patch.splitlines() if line.startswith("+++ b/"))
     old, new = (
         next(line[1:] for line in task.gold_patch.splitlines() if line[0] == sign and line[:3] != 3 * sign)
         for sign in "-+"
     )
+    return path, old, new
+
+
+def turns_of(task: Task) -> list[str]:
+    """Commands that each leave a trace when they are run, then the solution."""
+    path, old, new = fix_of(task)
     commands = [
         "echo one >> /tmp/trace; (setsid sleep 600 &) ; true",
         f"open {path}",
@@ -49,8 +55,8 @@ class Waiting:
     """A `Policy`: the turn is told by the tokens of the history, so it outlives this process. Every sampled token has
     its own log-prob. Waits in a turn for as long as the file `hold-TURN` is there."""
 
-    def __init__(self, tokenizer: ChatTokenizer, run_dir: Path, task: Task) -> None:
-        self._tokenizer, self._run_dir, self._turns = tokenizer, run_dir, turns_of(task)
+    def __init__(self, tokenizer: ChatTokenizer, run_dir: Path, turns: list[str]) -> None:
+        self._tokenizer, self._run_dir, self._turns = tokenizer, run_dir, turns
 
     async def generate(self, request: Request) -> Sampled:
         history = self._tokenizer.decode(request.token_ids, keep_special=True)
@@ -85,7 +91,7 @@ async def main() -> None:
     kept = KeptBackend(run, "actor-0", run_dir / "keeper.log")
     backend: Backend = KeptDockerBackend(run, kept) if kind == "docker" else kept
     await backend.probe()
-    policy = Waiting(tokenizer, run_dir, task)
+    policy = Waiting(tokenizer, run_dir, turns_of(task))
     actor = SandboxActor(settings, "actor-0", 4, endpoint, policy, backend, TASKS, tokenizer, None, run_dir, run=run)
     (run_dir / "began").write_text(str(time.time()))
     try:

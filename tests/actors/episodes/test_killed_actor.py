@@ -9,7 +9,7 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,12 @@ TURNS = turns_of(TASK)
 class Run(contextlib.AsyncExitStack):
     """A replay server here, and actors in processes of their own, one after another."""
 
-    def __init__(self, directory: Path, tokenizer_dir: Path, backend: str = "namespace") -> None:
+    def __init__(
+        self, directory: Path, tokenizer_dir: Path, backend: str = "namespace", program: str = "killed_actor"
+    ) -> None:
         super().__init__()
-        self.directory = directory
+        self.directory, self.program = directory, program
+        self.streams = backend.endswith("-stream")
         self.name = f"test-{secrets.token_hex(4)}"
         self._arguments = [f"ipc://{directory}/replay", str(directory), self.name, str(directory / "cache")]
         self._arguments += [str(tokenizer_dir), backend]
@@ -49,7 +52,7 @@ class Run(contextlib.AsyncExitStack):
 
     async def start(self) -> None:
         self.actor = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.actors.episodes.killed_actor", *self._arguments
+            sys.executable, "-m", f"tests.actors.episodes.{self.program}", *self._arguments
         )
 
     async def kill(self) -> None:
@@ -105,11 +108,11 @@ def surviving(run: Run) -> Run:
     return run
 
 
-def check_tokens(trajectory: Trajectory, tokenizer: ChatTokenizer) -> None:
+def check_tokens(trajectory: Trajectory, tokenizer: ChatTokenizer, turns: Sequence[str] = TURNS) -> None:
     """Every turn is there once, as it was sampled, whoever of the processes asked for it."""
-    assert len(trajectory.turns) == len(TURNS)
+    assert len(trajectory.turns) == len(turns)
     for number, turn in enumerate(trajectory.turns):
-        ids = np.append(tokenizer.encode(TURNS[number]), tokenizer.stop_token_ids[0])
+        ids = np.append(tokenizer.encode(turns[number]), tokenizer.stop_token_ids[0])
         assert trajectory.token_ids[turn.start : turn.end].tolist() == ids.tolist()
         expected = -np.arange(1, len(ids) + 1, dtype=np.float32) / (number + 1)
         assert np.array_equal(trajectory.logprobs[turn.start : turn.end], expected)

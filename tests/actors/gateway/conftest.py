@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from actors.agent.chat import ChatTokenizer
+from actors.agent.journal import NO_JOURNAL, Journal
 from actors.gateway.reading import HermesReader
 from actors.gateway.seat import Seat
 from actors.gateway.server import Gateway
@@ -27,7 +28,9 @@ class Place:
         self.gateway = Gateway("tiny")
         self.policy: Any = None
 
-    def seat(self, policy: Policy | None = None, **terms: Any) -> tuple[Seat, NotedHistory, str]:
+    def seat(
+        self, policy: Policy | None = None, journal: Journal = NO_JOURNAL, key: str | None = None, **terms: Any
+    ) -> tuple[Seat, NotedHistory, str]:
         """One more episode: its seat, its history, its key."""
         history = NotedHistory(self.tokenizer)
         chosen = {"episode_id": "e", "version": 0, "sampling": Sampling(max_tokens=1000), "max_turns": 50}
@@ -37,9 +40,9 @@ class Place:
             "wall_time_s": 60.0,
             "request_timeout_s": 20.0,
         } | terms
-        turns = Turns(Terms(**chosen), history, policy or self.policy, self.tokenizer, HermesReader(self.tokenizer))
-        seat = Seat(turns)
-        return seat, history, self.gateway.open(seat)
+        reader = HermesReader(self.tokenizer)
+        seat = Seat(Turns(Terms(**chosen), history, policy or self.policy, self.tokenizer, reader, journal))
+        return seat, history, self.gateway.open(seat, key)
 
 
 @pytest.fixture(scope="session")

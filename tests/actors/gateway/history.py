@@ -51,5 +51,6 @@ class NotedHistory(Conversation):
 
     def record(self, prompt: Prompt, sampled: Sampled, message: Mapping[str, Any]) -> Turn:
         """See `Conversation.record`."""
-        self.noted.append((self._opened[id(prompt)], sampled, dict(message)))
+        if id(prompt) in self._opened:  # else it was opened by another process
+            self.noted.append((self._opened[id(prompt)], sampled, dict(message)))
         return super().record(prompt, sampled, message)

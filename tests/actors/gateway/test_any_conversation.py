@@ -1,11 +1,14 @@
-"""Random agents in each API's words, several in one episode: they call tools, rewrite, compact, retry, run abreast."""
+"""Random agents in each API's words, several in one episode: they call tools, rewrite, compact, retry, run abreast, and
+do not notice when the process that they ask is killed and another takes its place."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import json
+import tempfile
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
+from actors.episodes.episode_journal import EpisodeJournal
 from actors.gateway.asks import Answer, Ask
 from actors.gateway.bodies import Body
 from actors.gateway.chat_completions import ChatCompletions
@@ -33,6 +37,7 @@ from learner.objectives.samples import make_samples
 from protocol.config import Settings
 from protocol.messages import Sampling, Trajectory
 from protocol.messages import Turn as WireTurn
+from tests.actors.episodes.scripted_replay import make_lease
 from tests.actors.history.families import FAMILIES, Family
 from tests.actors.history.test_templates import TOOLS, says, squashed
 from tests.learner.objectives.test_branching import alone, gradients, sample_loss
@@ -163,8 +168,16 @@ class Agents:
     def __init__(self, name: str, data: st.DataObject) -> None:
         self.family, self.draw = FAMILIES[name], data.draw
         tokenizer = self.family.tokenizer()
-        self.rendering, self.conversation = Rendering(tokenizer), Conversation(tokenizer)
+        self.rendering = Rendering(tokenizer)
         self.policy = Saying(self.family)
+        self.thoughts: dict[str, str] = {}
+        self.chats: list[tuple[Any, list[Entry]]] = []
+        self.folder = tempfile.TemporaryDirectory()
+        self.journal = EpisodeJournal.begin(Path(self.folder.name), make_lease(0, "task"), 0.0, "recipe")
+        self.start()
+
+    def sit_down(self) -> None:
+        """At a gateway, where the journal says."""
         terms = Terms(
             episode_id="e",
             version=0,
@@ -174,11 +187,24 @@ class Agents:
             max_turn_tokens=1000,
             wall_time_s=600.0,
         )
-        turns = Turns(terms, self.conversation, self.policy, tokenizer, HermesReader(tokenizer))
+        tokenizer = self.family.tokenizer()
+        self.conversation = Conversation(tokenizer)
+        turns = Turns(terms, self.conversation, self.policy, tokenizer, HermesReader(tokenizer), self.journal)
         self.seat = Seat(turns)
-        self.thoughts: dict[str, str] = {}
-        self.chats: list[tuple[Any, list[Entry]]] = []
-        self.start()
+
+    def change_process(self) -> None:
+        """It is killed between two requests, and the next is as far as it was."""
+        former, before = self.seat.turns, self.conversation
+        (path,) = Path(self.folder.name).iterdir()
+        read = EpisodeJournal.read(path, "recipe")
+        assert read is not None
+        self.journal.leave()
+        self.journal = read
+        self.sit_down()
+        for name in ("token_ids", "loss_mask", "logprobs", "versions", "segment_starts", "segment_parents"):
+            assert np.array_equal(getattr(before.tree, name), getattr(self.conversation.tree, name))
+        assert before.drift == self.conversation.drift and former.done == self.seat.turns.done
+        assert former._kept == self.seat.turns._kept and former._prefix.salt == self.seat.turns._prefix.salt
 
     def start(self) -> None:
         """One more agent."""
@@ -189,10 +215,12 @@ class Agents:
     async def act(self) -> None:
         """One thing that an agent does, or two at once."""
         words, chat = self.draw(st.sampled_from(self.chats))
-        kinds = ["turn", "turn", "turn", "again", "joined", "beside", "edit", "compact", "start"]
+        kinds = ["turn", "turn", "turn", "again", "joined", "beside", "edit", "compact", "start", "killed"]
         match self.draw(st.sampled_from(kinds)):
             case "start":
                 self.start()
+            case "killed":
+                self.change_process()
             case "edit":
                 entry = self.draw(st.sampled_from([entry for entry in chat[1:] if not entry.kept]))
                 entry.text = self.draw(TEXTS)
@@ -276,10 +304,13 @@ class Agents:
 
 
 async def play(agents: Agents, num_acts: int) -> None:
-    await agents.turn(*agents.chats[0])
-    for _ in range(num_acts):
-        await agents.act()
-    await agents.seat.close()
+    with agents.folder:
+        agents.sit_down()
+        await agents.turn(*agents.chats[0])
+        for _ in range(num_acts):
+            await agents.act()
+        await agents.seat.close()
+        agents.journal.leave()
 
 
 def num_sampled(agents: Agents) -> int:
@@ -302,7 +333,7 @@ def test_leaves_are_what_was_seen_and_each_sampled_token_is_trained_once(
     assert not left_out
     assert sum(int((sample.weights > 0).sum()) for sample in samples) == num_sampled(agents)
     assert {leaf + 1 for leaf in tree.branches.leaves()} <= {turn.end for turn in turns}
-    assert agents.seat.turns.counts["retries_joined"] == 0 or len(turns) == len(agents.policy.seen)
+    assert len(turns) == len(agents.policy.seen)
 
 
 @settings(max_examples=3, deadline=None)

@@ -350,7 +350,7 @@ async def test_an_answer_that_is_never_read_holds_nothing_up(open_place: Any, mo
         deaf, theirs = socket.socketpair()
         for end in (deaf, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        await place.gateway.accept(key)(theirs)
+        await place.gateway.accept(key)(theirs, 1)
         body = b'{"messages": [{"role": "user", "content": "hi"}], "stream": true}'
         head = f"POST /k/{key}/v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         deaf.sendall(head.encode() + body)
@@ -374,7 +374,7 @@ async def test_a_sandbox_s_connection_takes_its_own_key_alone_and_ends_with_it(o
 
         async def through(key: str) -> bytes:
             ours, theirs = socket.socketpair()
-            await place.gateway.accept(mine)(theirs)
+            await place.gateway.accept(mine)(theirs, 1)
             reader, writer = await asyncio.open_connection(sock=ours)
             body = b'{"messages": [{"role": "user", "content": "hi"}]}'
             head = (
@@ -390,7 +390,7 @@ async def test_a_sandbox_s_connection_takes_its_own_key_alone_and_ends_with_it(o
         assert b"401" in await through(yours)
         assert place.gateway.status()["gateway_keys_foreign"] == 1
         ours, theirs = socket.socketpair()
-        await place.gateway.accept(mine)(theirs)
+        await place.gateway.accept(mine)(theirs, 1)
         ours.setblocking(False)
         place.gateway.close(mine)
         async with asyncio.timeout(10):

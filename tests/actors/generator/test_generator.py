@@ -15,7 +15,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from actors.agent.chat import ChatTokenizer
-from actors.gateway.generator_reader import GeneratorReader
+from actors.harnesses.readers import GeneratorReader
 from actors.policies.generator_client import GeneratorClient
 from actors.policy import Request
 from protocol.errors import DeadlineError, GeneratorError, WireError

@@ -32,13 +32,15 @@ async def requests_of_ours() -> list[bytes]:
     asked = [
         client.ping(5),
         client.exec(["true", "a"], 5, "/", {"A": "b"}, 1000),
+        client.exec(["true"], 5, "/", None, 1000, lasts=True),
+        client.rejoin(5),
         client.write("/a", b"text", 0o644),
         client.read("/a", 1000),
         client.list_tree("/"),
         client.fetch("/", "a", 1000),
         client.place("/", change),
         client.place("/", link),
-        client.listen(lambda connection: asyncio.sleep(0)),
+        client.listen(lambda connection, number: asyncio.sleep(0)),
         client.hand_over(1000, ["/a"]),
         client.kill_all(),
     ]

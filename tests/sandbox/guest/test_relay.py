@@ -65,7 +65,7 @@ async def test_a_connection_from_inside_reaches_the_other_process(guest: GuestPr
     _, connection = await relayed(guest)
     heard: list[bytes] = []
 
-    async def accept(inside: socket.socket) -> None:
+    async def accept(inside: socket.socket, number: int) -> None:
         reader, writer = await asyncio.open_connection(sock=inside)
         heard.append(await reader.readline())
         writer.write(b"world\n")
