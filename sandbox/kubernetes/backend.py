@@ -54,7 +54,7 @@ class KubernetesBackend:
 
     def __init__(self, run: str, settings: KubernetesSettings, max_starts: int = 4) -> None:
         self._owner = new_owner(run)
-        self._settings = settings
+        self.settings = settings
         self._cluster = Cluster(settings)
         self._living: dict[str, KubernetesSandbox] = {}
         self._watch = PodWatch(
@@ -89,7 +89,7 @@ class KubernetesBackend:
     async def create(self, spec: SandboxSpec) -> KubernetesSandbox:
         """See `Backend.create`."""
         refuse_visible(spec.absent_packages, [Path(path) for path in spec.read_only_binds], {}, spec.lease)
-        image = spec.image or self._settings.image
+        image = spec.image or self.settings.image
         if spec.from_snapshot is not None:
             raise SandboxError(f"{spec.lease}: pods have no snapshots to begin from", kind="snapshot")
         if not image:
@@ -164,7 +164,7 @@ class KubernetesBackend:
         copied = await asyncio.to_thread(container_archive, spec, guest, False)
         name = f"longhaul-{secrets.token_hex(8)}"
         owner = {"owner": self._owner.name, "machine": socket.gethostname()}
-        pod = pod_manifest(spec, self._settings, self._cluster.namespace, name, image, owner, len(copied))
+        pod = pod_manifest(spec, self.settings, self._cluster.namespace, name, image, owner, len(copied))
         sandbox = KubernetesSandbox(spec, name, self._cluster, self)
         self._living[name] = sandbox
         self._watch.expect(name)
@@ -172,9 +172,9 @@ class KubernetesBackend:
         creating = asyncio.ensure_future(self._patiently(lambda: self._make(pod)))
         try:
             await asyncio.shield(creating)
-            started = await self._watch.until(name, lambda state: state.runs or state.final, self._settings.start_s)
+            started = await self._watch.until(name, lambda state: state.runs or state.final, self.settings.start_s)
             if not started.runs:
-                waited = "" if started.final else f" within {self._settings.start_s:g} s (sandbox.kubernetes.start_s)"
+                waited = "" if started.final else f" within {self.settings.start_s:g} s (sandbox.kubernetes.start_s)"
                 raise SandboxError(
                     f"pod {name} of {spec.lease} did not start{waited}: {started.problem}", kind=started.kind
                 )

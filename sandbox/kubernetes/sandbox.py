@@ -147,18 +147,17 @@ class KubernetesSandbox(UserSandbox):
             )  # fmt: skip
         elif self._exit == str(UNTOLD):
             self.client.lost("whether a network is reached from it cannot be told", kind="network")
-        elif self._exit and self._exit != "0":
-            self.client.lost(f"its command server cannot be reached: exit status {self._exit}; it said: {said}")
         else:
+            told = f", exit status {self._exit}" if self._exit else ""
             try:
                 state = await self._backend.fate(self, FATE_S)
             except SandboxError as error:
-                self.client.lost(f"{why}, and what became of its pod is not known: {error}")
+                self.client.lost(f"{why}{told}, and what became of its pod is not known: {error}")
                 return
             if state.ended:
                 self.ended(state)
             else:
-                self.client.lost(f"{why}, though its pod lives; it said: {said}")
+                self.client.lost(f"{why}{told}, though its pod lives; it said: {said}")
 
     async def _write(self, connection: aiohttp.ClientWebSocketResponse) -> None:
         """Waits for frames to send; ended by `close` or a broken connection."""

@@ -85,7 +85,8 @@ async def _open_kubernetes(run: str) -> AsyncIterator[KubernetesBackend]:
         with tempfile.TemporaryDirectory() as directory:
             kubeconfig = cluster.kubeconfig(Path(directory))
             backend = KubernetesBackend(run, KubernetesSettings(kubeconfig=kubeconfig, image=image))
-            assert (capabilities := await backend.probe()).available, capabilities.reason
+            capabilities = await backend.probe()
+            assert capabilities.available, capabilities.reason
             yield backend
             await backend.close()
             assert not cluster.pods, "a closed backend left something behind"

@@ -110,6 +110,11 @@ class FakeCluster:
             assert socket._req is not None and socket._req.transport is not None
             socket._req.transport.abort()
 
+    async def until(self, name: str, phase: str) -> None:
+        """Wait until a pod is in a phase."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.pods[name]["status"]["phase"] == phase)
+
     # -- requests
 
     @web.middleware

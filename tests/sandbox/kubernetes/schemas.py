@@ -1,4 +1,4 @@
-"""Whether an object is one of Kubernetes' own, by the schemas that are published for a version (strict: nothing more)."""
+"""Whether an object is one of Kubernetes' own, by the schemas published for a version, which allow nothing more."""
 
 from __future__ import annotations
 
