@@ -193,4 +193,8 @@ def _kubernetes(settings: SandboxSettings, run: str) -> Backend:
             "the nodes pull and keep images, by their own settings",
             kind="not_of_kubernetes",
         )
-    return Pool(KubernetesBackend(run, settings.kubernetes, settings.max_starts), settings.warm)
+
+    async def any_room(limits: Limits) -> None:
+        """Its sandboxes are not on this host: the cluster's scheduler has them wait."""
+
+    return Pool(KubernetesBackend(run, settings.kubernetes, settings.max_starts), settings.warm, any_room)

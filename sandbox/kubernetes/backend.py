@@ -182,7 +182,8 @@ class KubernetesBackend:
         except BaseException:
             await asyncio.wait([creating])
             creating.cancelled() or creating.exception()  # seen
-            await sandbox.close()
+            with contextlib.suppress(SandboxError):  # what came first is told; whom nobody enters, ends by itself
+                await sandbox.close()
             raise
         self._pinger.start()
         return sandbox
@@ -233,9 +234,11 @@ class KubernetesBackend:
             return False
         told = metadata.get("annotations") or {}
         owner = parse_owner(told.get(f"{PREFIX}owner", ""))
-        if owner is not None and told.get(f"{PREFIX}machine") == socket.gethostname():
-            return owner.run == run if run else is_leftover(owner, "")
-        return ended_before(pod, 0 if run else RECORD_S)
+        if owner is None or told.get(f"{PREFIX}machine") != socket.gethostname():
+            of_the_dead = False
+        else:
+            of_the_dead = owner.run == run if run else is_leftover(owner, "")
+        return of_the_dead or ended_before(pod, 0 if run else RECORD_S)
 
 
 def _unavailable(reason: str) -> Capabilities:

@@ -23,6 +23,7 @@ from protocol.errors import ConfigError, SandboxError
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 POLICY_API = "networking.k8s.io/v1"
+REQUEST_S = 30.0  # that the API server may take for an answer
 HEARTBEAT_S = 60.0
 """Between two signs of life on a connection to a pod; one that is missed ends it."""
 WATCH_S = 300
@@ -50,6 +51,7 @@ class Cluster:
         except (config.ConfigException, OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"sandbox.kubernetes.kubeconfig: {error}", kind="kubeconfig") from error
         configuration.connection_pool_maxsize = 0  # every sandbox holds a connection
+        configuration.client_side_validation = False  # newer clusters leave out what was once required
         self.namespace = self._settings.namespace or found or "default"
         self.url = str(configuration.host)
         # The second one speaks websockets only.
@@ -91,7 +93,7 @@ class Cluster:
         """What happens to pods with some labels, as (ADDED, MODIFIED or DELETED, pod), until the API server has said
         enough: then list again. Raises `SandboxError`.
         """
-        silence = aiohttp.ClientTimeout(total=None, sock_connect=self._settings.request_s, sock_read=2.0 * WATCH_S)
+        silence = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_S, sock_read=2.0 * WATCH_S)
         try:
             answer: Any = await self._core.list_namespaced_pod(
                 self.namespace,
@@ -134,7 +136,7 @@ class Cluster:
         assert self._clients is not None
         core: Any = client.CoreV1Api(self._clients[1])
         try:
-            async with asyncio.timeout(self._settings.request_s):
+            async with asyncio.timeout(REQUEST_S):
                 connecting = await core.connect_get_namespaced_pod_exec(
                     pod, self.namespace, command=command, container=container,
                     stdin=True, stdout=True, stderr=True, tty=False, _preload_content=False,
@@ -183,9 +185,11 @@ class Cluster:
 
     async def _ask(self, what: str, call: Any, *args: Any, **kwargs: Any) -> Json:
         try:
-            answer = await call(*args, _request_timeout=self._settings.request_s, **kwargs)
+            answer = await call(*args, _request_timeout=REQUEST_S, **kwargs)
         except Failures as error:
             raise refused(error, self.url, what) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise SandboxError(f"{self.url} said what is no {what}: {error!r}", kind="protocol") from error
         made: Json = self._api.sanitize_for_serialization(answer)
         return made
 

@@ -33,7 +33,7 @@ ulimit -c 0; ulimit -f $(($4 * 2))
 for name in $(env | sed -n 's/^\\(KUBERNETES_[A-Z0-9_]*\\)=.*/\\1/p'); do unset "$name"; done
 n=0
 until [ -e {_READY} ]; do
-    n=$((n + 1)); [ "$n" -gt 36000 ] && exit 3
+    n=$((n + 1)); [ "$n" -gt 6000 ] && exit 3  # nobody came
     sleep 0.1 || sleep 1
 done
 rm -f {_READY}

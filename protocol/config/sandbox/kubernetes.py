@@ -40,8 +40,6 @@ class KubernetesSettings(Section):
     """Most that a pod may take to start, its image's pull and new nodes included."""
     max_life_s: Annotated[int, Field(ge=60)] = 86_400
     """After this the cluster ends a pod whatever happens; longer than any episode with its judgement."""
-    request_s: Seconds = 30
-    """Most that the API server may take for an answer."""
 
     @field_validator("node_selector")
     @classmethod

@@ -1,4 +1,4 @@
-"""What a pod is told, and what is said when there is none to be had: each refusal says what to do, and leaves nothing."""
+"""What a pod is told, and what is said when there is none to be had: every refusal with what to do, nothing left."""
 
 from __future__ import annotations
 
