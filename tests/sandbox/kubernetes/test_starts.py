@@ -19,6 +19,11 @@ from sandbox.owners import Owner, parse_owner
 from tests.sandbox.kubernetes.fake_cluster import NAMESPACE, FakeCluster
 
 SPEC = SandboxSpec(run="starts", lease="lease")
+# What Pod Security `baseline` lets a pod have (kubernetes.io/docs/concepts/security/pod-security-standards).
+OF_BASELINE = {
+    *("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP"),
+    *("SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"),
+}
 
 
 async def reason(settings: KubernetesSettings) -> str:
@@ -112,7 +117,7 @@ async def test_what_a_pod_is_told(cluster: FakeCluster, pods: KubernetesBackend,
     assert container["resources"]["requests"] == {"cpu": "125m", "memory": "300Mi", "ephemeral-storage": "164Mi"}
     security = container["securityContext"]
     assert security["allowPrivilegeEscalation"] is False and security["privileged"] is False
-    assert security["capabilities"]["drop"] == ["ALL"] and "SYS_ADMIN" not in security["capabilities"]["add"]
+    assert security["capabilities"]["drop"] == ["ALL"] and set(security["capabilities"]["add"]) <= OF_BASELINE
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
