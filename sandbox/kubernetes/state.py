@@ -8,6 +8,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from sandbox.kubernetes.pod import CONTAINER
+
 # A kubelet tries these again for ever; with the same pod it would get the same answer.
 _NEVER_STARTS = frozenset(
     (
@@ -39,7 +41,7 @@ def state_of(pod: dict[str, Any]) -> State:
     """The state that a pod's status tells."""
     status = pod.get("status") or {}
     phase = status.get("phase", "")
-    container: dict[str, Any] = next(iter(status.get("containerStatuses") or ()), {})
+    container = status_of_container(pod)
     of_container = container.get("state") or {}
     if phase in ("Failed", "Succeeded") or "terminated" in of_container:
         return _ended(status, of_container.get("terminated") or {})
@@ -62,6 +64,12 @@ def state_of(pod: dict[str, Any]) -> State:
     return State(problem=reason or "nothing was said of it yet", kind="start")
 
 
+def status_of_container(pod: dict[str, Any]) -> dict[str, Any]:
+    """What is said of the sandbox's own container: a cluster may have put others beside it. Empty: nothing."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    return next((status for status in statuses if status.get("name") == CONTAINER), {})
+
+
 def gone() -> State:
     """Of a pod that is not there any more."""
     return State(ended=True, problem="its pod was removed by somebody else", kind="evicted", final=True)
@@ -72,8 +80,7 @@ def ended_before(pod: dict[str, Any], seconds: float) -> bool:
     status = pod.get("status") or {}
     if status.get("phase") not in ("Failed", "Succeeded"):
         return False
-    container: dict[str, Any] = next(iter(status.get("containerStatuses") or ()), {})
-    finished = ((container.get("state") or {}).get("terminated") or {}).get("finishedAt")
+    finished = ((status_of_container(pod).get("state") or {}).get("terminated") or {}).get("finishedAt")
     moment = finished or pod.get("metadata", {}).get("creationTimestamp") or ""
     try:
         since = calendar.timegm(time.strptime(moment[:19], "%Y-%m-%dT%H:%M:%S"))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from protocol.errors import SandboxError
 from sandbox.kubernetes.cluster import Cluster, Json
-from sandbox.kubernetes.state import State, gone, state_of
+from sandbox.kubernetes.state import State, gone, state_of, status_of_container
 from sandbox.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
@@ -98,9 +98,8 @@ class PodWatch(Upkeep):
         if name not in self._states:
             return
         state = gone() if pod is None else state_of(pod)
-        statuses = (pod or {}).get("status", {}).get("containerStatuses") or ()
-        for status in statuses:
-            self._images[name] = status.get("imageID") or self._images.get(name, "")
+        if image := status_of_container(pod or {}).get("imageID"):
+            self._images[name] = image
         async with self._changed:
             self._states[name] = state
             self._changed.notify_all()

@@ -115,6 +115,11 @@ class FakeCluster:
         async with self._news:
             await self._news.wait_for(lambda: self.pods[name]["status"]["phase"] == phase)
 
+    async def until_made(self, count: int) -> None:
+        """Wait until so many pods are there."""
+        async with self._news:
+            await self._news.wait_for(lambda: len(self.pods) >= count)
+
     # -- requests
 
     @web.middleware

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +173,18 @@ async def test_tasks_without_an_image_need_one_of_the_settings(settings: Kuberne
     with pytest.raises(SandboxError, match=r"set sandbox\.kubernetes\.image"):
         await backend.create(replace(SPEC, run=run_name))
     await backend.close()
+
+
+@pytest.mark.docker
+async def test_the_backend_of_a_run(cluster: FakeCluster, settings: KubernetesSettings, run_name: str) -> None:
+    """It is proved, dead records go at its start, and the next pod of an image is there ahead of need."""
+    backend = await open_backend(SandboxSettings(backend="kubernetes", kubernetes=settings, warm=1), run_name)
+    spec = SandboxSpec(run=run_name, lease="first", image=settings.image)
+    async with await backend.create(spec) as sandbox, asyncio.timeout(60):
+        assert (await sandbox.exec("echo $HOME", timeout=20)).text == "/root\n"
+        await cluster.until_made(2)
+    await backend.close()
+    assert not cluster.pods
 
 
 @pytest.mark.docker

@@ -49,6 +49,17 @@ def test_every_state(given: dict[str, Any], wanted: tuple[bool, bool, bool, str]
     assert state.runs == (not state.problem), "whatever keeps it from running has a name"
 
 
+def test_others_in_the_pod_have_no_say() -> None:
+    """A cluster may put containers of its own beside the sandbox's."""
+    beside = {"name": "proxy", "state": {"terminated": {"exitCode": 1}}}
+    running = pod("Running", {"running": {}})
+    running["status"]["containerStatuses"].insert(0, beside)
+    assert state_of(running).runs
+    over = pod("Running", {"terminated": {"exitCode": 0}})
+    over["status"]["containerStatuses"].insert(0, {"name": "proxy", "state": {"running": {}}})
+    assert state_of(over).ended
+
+
 def test_what_to_do_is_said() -> None:
     assert "memory_mib" in state_of(pod("Failed", {"terminated": {"reason": "OOMKilled"}})).problem
     assert "max_life_s" in state_of(pod("Failed", reason="DeadlineExceeded")).problem
