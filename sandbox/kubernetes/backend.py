@@ -62,7 +62,7 @@ class KubernetesBackend:
             f"{PREFIX}owner={label_value(self._owner.name)}",
             lambda name, state: self._ended(name, state),
         )
-        self._pinger = Pinger(self._living.values)
+        self._pinger = Pinger(lambda: [sandbox for sandbox in self._living.values() if sandbox.entered])
         self._starts = asyncio.Semaphore(max_starts)
         self._guest: Path | None = None
 
@@ -104,7 +104,7 @@ class KubernetesBackend:
 
     async def adopt(self, lease: str) -> Sandbox | None:
         """See `Backend.adopt`."""
-        return sandbox_of(lease, self._living.values())
+        return sandbox_of(lease, [sandbox for sandbox in self._living.values() if sandbox.entered])
 
     async def purge(self, run: str) -> int:
         """See `Backend.purge`."""

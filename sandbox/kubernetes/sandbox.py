@@ -60,6 +60,7 @@ class KubernetesSandbox(UserSandbox):
         self._said = bytearray()
         self._exit = ""  # what the cluster said of the end of the conversation's process
         self._closed = False
+        self.entered = False  # until then what is sent would be taken for a part of what is copied in
 
     async def enter(self, copied: bytes, deadline_s: float) -> None:
         """Begin the conversation in a pod that runs: `copied`, a tar, is unpacked at its root first.
@@ -74,6 +75,7 @@ class KubernetesSandbox(UserSandbox):
         ]
         self._send(copied)
         await self.client.hello(deadline_s)
+        self.entered = True
 
     async def image_id(self) -> str:
         """See `Sandbox.image_id`: the digest that the kubelet started it from."""

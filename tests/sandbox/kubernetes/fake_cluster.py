@@ -36,6 +36,7 @@ class FakeCluster:
         self.most_pods = 1000  # of the namespace's quota
         self.room = True  # on its node
         self.holds_policies = True
+        self.pull_s = 0.0
         self.forbidden: set[tuple[str, str]] = set()  # (verb, resource)
         self.outages = 0  # requests that will be answered with 503
         self.sockets: list[web.WebSocketResponse] = []  # of commands that run
@@ -238,6 +239,7 @@ class FakeCluster:
             selected(pod, policy["spec"]["podSelector"]["matchLabels"]) for policy in self.policies.values()
         )
         assert self._node is not None
+        await asyncio.sleep(self.pull_s)
         try:
             identity = await self._node.run(pod, isolated)
         except DockerError as error:

@@ -176,6 +176,22 @@ async def test_tasks_without_an_image_need_one_of_the_settings(settings: Kuberne
 
 
 @pytest.mark.docker
+async def test_words_to_the_living_are_not_for_those_that_start(
+    cluster: FakeCluster, pods: KubernetesBackend, run_name: str
+) -> None:
+    """Guests hear of their owner several times while another pod's image is pulled."""
+    spec = SandboxSpec(run=run_name, lease="lease", ttl_s=1)
+    async with await pods.create(spec) as living:
+        cluster.pull_s = 3
+        creating = asyncio.create_task(pods.create(spec))
+        await cluster.until_made(2)
+        assert await pods.adopt("another") is None
+        async with await creating as sandbox:
+            for place in (living, sandbox):
+                assert (await place.exec("echo fine", timeout=20)).text == "fine\n"
+
+
+@pytest.mark.docker
 async def test_the_backend_of_a_run(cluster: FakeCluster, settings: KubernetesSettings, run_name: str) -> None:
     """It is proved, dead records go at its start, and the next pod of an image is there ahead of need."""
     backend = await open_backend(SandboxSettings(backend="kubernetes", kubernetes=settings, warm=1), run_name)
