@@ -178,7 +178,7 @@ class KubernetesBackend:
                 raise SandboxError(
                     f"pod {name} of {spec.lease} did not start{waited}: {started.problem}", kind=started.kind
                 )
-            await sandbox.enter(copied, ENTER_S)
+            await self._patiently(lambda: sandbox.enter(copied, ENTER_S))
         except BaseException:
             await asyncio.wait([creating])
             creating.cancelled() or creating.exception()  # seen

@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-from kubernetes_asyncio import client, config
+from kubernetes_asyncio import client
 from kubernetes_asyncio.client.exceptions import ApiException
 from kubernetes_asyncio.stream import WsApiClient
 
 from protocol.config.sandbox.kubernetes import KubernetesSettings
-from protocol.errors import ConfigError, SandboxError
+from protocol.errors import SandboxError
+from sandbox.kubernetes.account import NoAccount, read_account
 
-ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 POLICY_API = "networking.k8s.io/v1"
 REQUEST_S = 30.0  # that the API server may take for an answer
 HEARTBEAT_S = 60.0
 """Between two signs of life on a connection to a pod; one that is missed ends it."""
 WATCH_S = 300
 CLOSE_S = 5.0
-Failures = (ApiException, aiohttp.ClientError, OSError, TimeoutError)
+Failures = (ApiException, NoAccount, aiohttp.ClientError, OSError, TimeoutError)
 Json = dict[str, Any]
 
 
@@ -45,13 +43,7 @@ class Cluster:
         """Read the account. Raises `ConfigError`."""
         if self._clients is not None:
             return
-        configuration = client.Configuration()
-        try:
-            found = await self._account(configuration)
-        except (config.ConfigException, OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"sandbox.kubernetes.kubeconfig: {error}", kind="kubeconfig") from error
-        configuration.connection_pool_maxsize = 0  # every sandbox holds a connection
-        configuration.client_side_validation = False  # newer clusters leave out what was once required
+        configuration, found = await read_account(self._settings)
         self.namespace = self._settings.namespace or found or "default"
         self.url = str(configuration.host)
         # The second one speaks websockets only.
@@ -168,21 +160,6 @@ class Cluster:
     def _networking(self) -> Any:
         return client.NetworkingV1Api(self._api)
 
-    async def _account(self, configuration: client.Configuration) -> str:
-        """Fill in the account; its own namespace."""
-        settings = self._settings
-        if settings.kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ and (ACCOUNT / "token").exists():
-            config.load_incluster_config(  # type: ignore[no-untyped-call]
-                client_configuration=configuration
-            )
-            return (ACCOUNT / "namespace").read_text().strip() if (ACCOUNT / "namespace").exists() else ""
-        path = str((settings.kubeconfig or Path(os.environ.get("KUBECONFIG", "~/.kube/config"))).expanduser())
-        context = settings.context or None
-        await config.load_kube_config(config_file=path, context=context, client_configuration=configuration)
-        contexts, active = config.list_kube_config_contexts(path)
-        chosen = next((one for one in contexts if one["name"] == settings.context), active)
-        return str(chosen["context"].get("namespace", "")) if chosen else ""
-
     async def _ask(self, what: str, call: Any, *args: Any, **kwargs: Any) -> Json:
         try:
             answer = await call(*args, _request_timeout=REQUEST_S, **kwargs)
@@ -208,6 +185,8 @@ def refused(error: BaseException, url: str, what: str) -> SandboxError:
         status, said = error.status, error.message
     elif isinstance(error, ApiException):
         status, said = int(error.status or 0), _message(error)
+    elif isinstance(error, NoAccount):
+        return SandboxError(f"the account for {url} cannot be renewed ({what}): {error}", kind="unauthorized")
     else:
         return SandboxError(f"the API server at {url} does not answer ({what}): {error!r}", kind="unavailable")
     if status == 401:

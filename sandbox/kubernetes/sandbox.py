@@ -65,7 +65,8 @@ class KubernetesSandbox(UserSandbox):
     async def enter(self, copied: bytes, deadline_s: float) -> None:
         """Begin the conversation in a pod that runs: `copied`, a tar, is unpacked at its root first.
 
-        Raises `SandboxError` (kind: network, where the pod is not kept from it).
+        Raises `SandboxError` (kinds among others: network, where the pod is not kept from it; unavailable, where the
+        API server has no answer for the moment, and it may be tried again).
         """
         command = ["sh", "-c", ENTER, GUEST, str(len(copied))]
         connection = await self._connection.enter_async_context(self._cluster.exec(self.name, CONTAINER, command))

@@ -37,6 +37,7 @@ class FakeCluster:
         self.room = True  # on its node
         self.holds_policies = True
         self.pull_s = 0.0
+        self.token = TOKEN
         self.forbidden: set[tuple[str, str]] = set()  # (verb, resource)
         self.outages = 0  # requests that will be answered with 503
         self.sockets: list[web.WebSocketResponse] = []  # of commands that run
@@ -75,12 +76,14 @@ class FakeCluster:
         await self._runner.cleanup()
         await self._node.close()
 
-    def kubeconfig(self, directory: Path, token: str = TOKEN) -> Path:
-        """A file that says how it is reached."""
+    def kubeconfig(self, directory: Path, token: str = TOKEN, command: list[str] | None = None) -> Path:
+        """A file that says how it is reached, with a token or a command that tells one."""
         path = directory / "kubeconfig"
         cluster = {"name": "fake", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}
         context = {"name": "fake", "context": {"cluster": "fake", "user": "tester", "namespace": NAMESPACE}}
-        user = {"name": "tester", "user": {"token": token}}
+        plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": (command or [""])[0]}
+        told = {"exec": plugin | {"args": command[1:]}} if command else {"token": token}
+        user = {"name": "tester", "user": told}
         config = {"apiVersion": "v1", "kind": "Config", "clusters": [cluster], "contexts": [context], "users": [user]}
         path.write_text(json.dumps({**config, "current-context": "fake"}))
         return path
@@ -128,7 +131,7 @@ class FakeCluster:
         resource = {"pods": "pods", "networkpolicies": "networkpolicies"}.get(request.path.split("/")[-1], "")
         resource = resource or next((word for word in ("exec", "networkpolicies", "pods") if word in request.path), "")
         verb = {"GET": "get", "POST": "create", "DELETE": "delete"}[request.method]
-        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if request.headers.get("Authorization") != f"Bearer {self.token}":
             return refusal(401, "Unauthorized", "Unauthorized")
         if self.outages:
             self.outages -= 1

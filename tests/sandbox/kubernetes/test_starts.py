@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,32 @@ async def test_rights(cluster: FakeCluster, settings: KubernetesSettings, tmp_pa
     assert "forbids its pods" in await reason(right) and "configs/kubernetes" in await reason(right)
     cluster.forbidden = {("create", "networkpolicies")}
     assert f"has no network policy {POLICY}, and this account may not make it" in await reason(right)
+
+
+@pytest.mark.docker
+async def test_tokens_are_renewed(
+    cluster: FakeCluster, settings: KubernetesSettings, tmp_path: Path, run_name: str
+) -> None:
+    """A program that the kubeconfig names tells them, as with large clouds; it is asked again before one is over."""
+    told = tmp_path / "told"
+
+    def tell(token: str) -> None:
+        soon = {"token": token, "expirationTimestamp": "2020-01-01T00:00:00Z"}
+        kind = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential"}
+        told.write_text(json.dumps({**kind, "status": soon}))
+
+    tell("first")
+    cluster.token = "first"
+    path = cluster.kubeconfig(tmp_path, command=["cat", str(told)])
+    backend = KubernetesBackend(run_name, settings.model_copy(update={"kubeconfig": path}))
+    assert (await backend.probe()).available
+    tell("second")
+    cluster.token = "second"
+    async with await backend.create(replace(SPEC, run=run_name)) as sandbox:
+        assert (await sandbox.exec("echo fine", timeout=20)).text == "fine\n"
+    told.write_text("no token")
+    assert "cannot be renewed" in (await backend.probe()).reason
+    await backend.close()
 
 
 @pytest.mark.docker
@@ -161,7 +188,12 @@ async def test_no_pod_to_be_had(
 @pytest.mark.docker
 async def test_an_api_server_that_is_soon_back(cluster: FakeCluster, pods: KubernetesBackend, run_name: str) -> None:
     cluster.outages = 2
-    async with await pods.create(replace(SPEC, run=run_name)) as sandbox:
+    cluster.pull_s = 2
+    creating = asyncio.create_task(pods.create(replace(SPEC, run=run_name)))
+    await cluster.until_made(1)
+    cluster.outages = 1  # for whoever begins the conversation
+    async with await creating as sandbox:
+        assert cluster.outages == 0
         cluster.outages = 1
         assert (await sandbox.exec("echo fine", timeout=20)).text == "fine\n"
     assert not cluster.pods
