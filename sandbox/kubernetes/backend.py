@@ -21,7 +21,7 @@ from sandbox.docker.config import container_archive
 from sandbox.guest.build import guest_binary
 from sandbox.guest.pinger import Pinger
 from sandbox.guest.sandbox import sandbox_of
-from sandbox.kubernetes.cluster import Cluster, Json
+from sandbox.kubernetes.cluster import Cluster, Json, Right
 from sandbox.kubernetes.pod import POLICY, PREFIX, SANDBOX_LABELS, denies_all, label_value, pod_manifest
 from sandbox.kubernetes.pod import policy_manifest as deny_all
 from sandbox.kubernetes.sandbox import KubernetesSandbox
@@ -35,6 +35,12 @@ FIRST_BACKOFF_S = 0.5
 ENTER_S = 120.0  # that copying in and the guest's first words may take
 RECORD_S = 60.0  # that the record of an ended pod is left to its own maker
 REMOVALS_AT_ONCE = 16
+RIGHTS = (
+    *(Right(verb, "pods") for verb in ("create", "get", "list", "watch", "delete")),
+    *(Right(verb, "pods", "exec") for verb in ("create", "get")),
+    Right("get", "networkpolicies", group="networking.k8s.io", name=POLICY),
+)
+"""That it needs; with the one to make network policies it makes its own."""
 LIMITS = {
     "memory": "the command server ends commands above it (looks every 0.1 s); the pod's control group, 256 MiB above",
     "processes": "not held: the kubelet's podPidsLimit alone bounds them",
@@ -72,7 +78,13 @@ class KubernetesBackend:
             self._guest = guest_binary()
             await self._cluster.open()
             version = await self._cluster.version()
-            await self._cluster.pods(f"{PREFIX}run={label_value(self._owner.run)}")
+            allowed = await asyncio.gather(*(self._cluster.may(right) for right in RIGHTS))
+            lacking = [str(right) for right, may in zip(RIGHTS, allowed, strict=True) if not may]
+            if lacking:
+                return _unavailable(
+                    f"this account may not do in namespace {self._cluster.namespace} what sandboxes need: "
+                    f"{', '.join(lacking)}; give it the role of configs/kubernetes"
+                )
             policy = await self._ensure_policy()
         except (ConfigError, SandboxError) as error:
             return _unavailable(str(error))

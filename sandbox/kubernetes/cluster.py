@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 from kubernetes_asyncio import client
@@ -20,7 +20,6 @@ from protocol.config.sandbox.kubernetes import KubernetesSettings
 from protocol.errors import SandboxError
 from sandbox.kubernetes.account import NoAccount, read_account
 
-POLICY_API = "networking.k8s.io/v1"
 REQUEST_S = 30.0  # that the API server may take for an answer
 HEARTBEAT_S = 60.0
 """Between two signs of life on a connection to a pod; one that is missed ends it."""
@@ -28,6 +27,20 @@ WATCH_S = 300
 CLOSE_S = 5.0
 Failures = (ApiException, NoAccount, aiohttp.ClientError, OSError, TimeoutError)
 Json = dict[str, Any]
+
+
+class Right(NamedTuple):
+    """What an account may be allowed to do."""
+
+    verb: str
+    resource: str
+    subresource: str = ""
+    group: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        thing = "/".join(word for word in (self.resource, self.subresource) if word)
+        return f"{self.verb} {thing}" + (f" {self.name}" if self.name else "")
 
 
 class Cluster:
@@ -60,6 +73,18 @@ class Cluster:
         """The API server's version. Raises `SandboxError`."""
         answer = await self._ask("its version", client.VersionApi(self._api).get_code)
         return str(answer.get("gitVersion", "?"))
+
+    async def may(self, right: Right) -> bool:
+        """Whether this account has a right in its namespace. Raises `SandboxError`."""
+        asked = {"namespace": self.namespace, "verb": right.verb, "group": right.group, "resource": right.resource}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {**asked, "subresource": right.subresource, "name": right.name}},
+        }
+        ask = client.AuthorizationV1Api(self._api).create_self_subject_access_review
+        answer = await self._ask("its own rights", ask, review)
+        return bool((answer.get("status") or {}).get("allowed"))
 
     async def create_pod(self, pod: Json) -> None:
         """Make a pod. Raises `SandboxError` (kinds: quota, forbidden, start, unavailable)."""

@@ -71,8 +71,11 @@ class PodWatch(Upkeep):
                     continue
                 except TimeoutError:
                     pass
-            pod = await self._cluster.pod(name)
-            await self._learn(name, pod)
+            try:
+                await self._learn(name, await self._cluster.pod(name))
+            except SandboxError as error:
+                if error.kind != "unavailable" or clock() >= deadline:
+                    raise
 
     async def _run(self) -> None:
         """Waits for events of the API server; it ends each watch in minutes, and `stop` ends this."""
@@ -85,10 +88,11 @@ class PodWatch(Upkeep):
                     # One that was expected a moment ago may be younger than the list.
                     if name in there or self._states[name].runs:
                         await self._learn(name, there.get(name))
-                pause = PAUSE_S
                 async for event, pod in self._cluster.watch_pods(self._selector, version):
                     name = pod.get("metadata", {}).get("name", "")
                     await self._learn(name, None if event == "DELETED" else pod)
+                pause = PAUSE_S
+                await asyncio.sleep(pause)
             except SandboxError as error:
                 log.warning("pods are not watched for %g s: %s", pause, error)
                 await asyncio.sleep(pause)

@@ -23,6 +23,7 @@ from tests.sandbox.kubernetes.schemas import complaints
 TOKEN = "of-an-account"
 NAMESPACE = "boxes"
 PODS = "/api/v1/namespaces/{namespace}/pods"
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 POLICIES = "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies"
 
 
@@ -60,6 +61,7 @@ class FakeCluster:
             app.router.add_get(path + "/{name}", self._read)
             app.router.add_delete(path + "/{name}", self._delete)
         app.router.add_get(PODS + "/{name}/exec", self._exec)
+        app.router.add_post(REVIEWS, self._review)
         self._runner = web.AppRunner(app, shutdown_timeout=1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -140,6 +142,14 @@ class FakeCluster:
             text = f'{resource} is forbidden: User "tester" cannot {verb} resource "{resource}" in API group ""'
             return refusal(403, "Forbidden", text)
         return await handler(request)  # type: ignore[no-any-return]
+
+    async def _review(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        if wrong := complaints(asked):
+            return refusal(400, "BadRequest", f"strict decoding error: {'; '.join(wrong)}")
+        what = asked["spec"]["resourceAttributes"]
+        allowed = (what["verb"], what["subresource"] or what["resource"]) not in self.forbidden
+        return web.json_response({**asked, "status": {"allowed": allowed}}, status=201)
 
     async def _tell_version(self, request: web.Request) -> web.Response:
         names = ("gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform")

@@ -65,8 +65,9 @@ async def test_rights(cluster: FakeCluster, settings: KubernetesSettings, tmp_pa
     wrong = settings.model_copy(update={"kubeconfig": cluster.kubeconfig(tmp_path, token="another")})
     assert "does not know this account" in await reason(wrong)
     right = settings.model_copy(update={"kubeconfig": cluster.kubeconfig(tmp_path)})
-    cluster.forbidden = {("get", "pods")}
-    assert "forbids its pods" in await reason(right) and "configs/kubernetes" in await reason(right)
+    cluster.forbidden = {("list", "pods"), ("get", "exec")}
+    why = await reason(right)
+    assert "list pods, get pods/exec; give it the role of configs/kubernetes" in why and NAMESPACE in why
     cluster.forbidden = {("create", "networkpolicies")}
     assert f"has no network policy {POLICY}, and this account may not make it" in await reason(right)
 
