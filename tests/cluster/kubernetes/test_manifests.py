@@ -142,3 +142,24 @@ def test_the_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_backend_that_is_none_is_refused() -> None:
     with pytest.raises(helm_python.HelmError, match="expected kubernetes or namespace, got docker"):
         rendered({"sandboxes": {"backend": "docker"}})
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+def test_nobody_is_root(values: dict[str, Any]) -> None:
+    """Files of one run directory are one user's; and root without CAP_SYS_ADMIN may make no namespace."""
+    for template in kuberay.templates_of(of_kind(rendered(values), "RayCluster", "RayJob")).values():
+        user = template["spec"]["securityContext"]
+        assert user == {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+        [container] = template["spec"]["containers"]
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_what_namespaces_in_a_pod_need() -> None:
+    templates = kuberay.templates_of(of_kind(rendered(VALUES["namespaces"]), "RayCluster"))
+    for name, template in templates.items():
+        security = template["spec"]["containers"][0]["securityContext"]
+        if name == "gpus":
+            assert security["seccompProfile"] == {"type": "RuntimeDefault"} and "hostUsers" not in template["spec"]
+            continue
+        assert template["spec"]["hostUsers"] is False and security["procMount"] == "Unmasked"
+        assert security["seccompProfile"] == security["appArmorProfile"] == {"type": "Unconfined"}

@@ -18,6 +18,11 @@ spec:
   {{- if and $boxes (eq $.Values.sandboxes.backend "namespace") }}
   hostUsers: false
   {{- end }}
+  securityContext:
+    runAsNonRoot: true
+    runAsUser: {{ $.Values.user }}
+    runAsGroup: {{ $.Values.user }}
+    fsGroup: {{ $.Values.user }}
   {{- with $.Values.pullSecrets }}
   imagePullSecrets:
     {{- range . }}
@@ -43,19 +48,19 @@ spec:
             fieldRef:
               fieldPath: {{ $field }}
         {{- end }}
+      {{- end }}
       securityContext:
-        {{- if eq $.Values.sandboxes.backend "namespace" }}
+        allowPrivilegeEscalation: false
+        {{- if and $boxes (eq $.Values.sandboxes.backend "namespace") }}
         procMount: Unmasked
         seccompProfile:
           type: Unconfined
         appArmorProfile:
           type: Unconfined
         {{- else }}
-        allowPrivilegeEscalation: false
         seccompProfile:
           type: RuntimeDefault
         {{- end }}
-      {{- end }}
       resources:
         {{- range list "limits" "requests" }}
         {{ . }}:
