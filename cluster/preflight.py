@@ -43,7 +43,22 @@ async def check(settings: Settings, run: str) -> RunTasks:
     await check_teacher(settings)
     backend = await open_backend(settings.sandbox, run)
     await backend.close()
-    return tasks_of_run(settings)
+    tasks = tasks_of_run(settings)
+    check_images(settings, tasks)
+    return tasks
+
+
+def check_images(settings: Settings, tasks: RunTasks) -> None:
+    """Every task has an image where a sandbox is made of nothing else."""
+    if settings.sandbox.backend != "kubernetes" or settings.sandbox.kubernetes.image:
+        return
+    without = next((task.task_id for task in (*tasks.tasks, *tasks.held_out) if task.image is None), "")
+    if without:
+        raise ConfigError(
+            f"task {without} names no image, of which sandbox.backend kubernetes makes its pods: set "
+            "--sandbox.kubernetes.image to one with bash, python3 and git",
+            kind="no_image",
+        )
 
 
 def check_model(settings: Settings) -> None:

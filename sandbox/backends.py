@@ -110,6 +110,8 @@ async def open_backend(settings: SandboxSettings, run: str, kept_for: KeptFor | 
             accounts = kept_for.image_accounts if kept_for else None
             docker = _docker(settings, run, _kept(settings, run, kept_for), accounts)
             return await _proved(docker, "--sandbox.backend namespace")
+        case "kubernetes":
+            return await _proved(_kubernetes(settings, run), "--sandbox.backend docker")
         case "auto":
             return await _auto(settings, run, kept_for)
 
@@ -176,3 +178,23 @@ def _docker(settings: SandboxSettings, run: str, kept: KeptBackend | None, accou
         else KeptDockerBackend(run, kept, hosts, tls_dir, max_starts, mirrors, disk_gib, accounts)
     )
     return Pool(backend, settings.warm)
+
+
+def _kubernetes(settings: SandboxSettings, run: str) -> Backend:
+    try:
+        from sandbox.kubernetes.backend import KubernetesBackend
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"sandbox.backend kubernetes needs {error.name}; type: pip install 'longhaul[kubernetes]'", kind="extra"
+        ) from error
+    if settings.image_mirrors or settings.image_disk_gib:
+        raise ConfigError(
+            "sandbox.image_mirrors and sandbox.image_disk_gib are for Docker daemons; with sandbox.backend kubernetes "
+            "the nodes pull and keep images, by their own settings",
+            kind="not_of_kubernetes",
+        )
+
+    async def any_room(limits: Limits) -> None:
+        """Its sandboxes are not on this host: the cluster's scheduler has them wait."""
+
+    return Pool(KubernetesBackend(run, settings.kubernetes, settings.max_starts), settings.warm, any_room)

@@ -15,12 +15,6 @@ GUEST = "/.longhaul-guest"
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL"]
 # With these the command server starts what an agent calls as a user without root; nothing else has them.
 USER_CAPABILITIES = ["SETUID", "SETGID", "SETPCAP"]
-USER_ID = 1000
-USER_ENVIRONMENT = {"HOME": "/home/agent", "USER": "agent", "LOGNAME": "agent"}
-USER_IS_NAMED = (
-    f"grep -q '^[^:]*:[^:]*:{USER_ID}:' /etc/passwd ||"
-    f" echo 'agent:x:{USER_ID}:{USER_ID}::/home/agent:/bin/sh' >> /etc/passwd"
-)
 WAIT_FOR_OWNER = 'mkdir -p -- "$0"; exec cat > /dev/null'
 
 

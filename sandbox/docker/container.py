@@ -13,12 +13,12 @@ from msgspec.structs import replace
 
 from protocol.errors import SandboxError
 from sandbox.base import Command, ExecResult, Sandbox, SandboxSpec, Snapshot
-from sandbox.docker.config import USER_ENVIRONMENT, USER_ID, USER_IS_NAMED
 from sandbox.docker.covering import CannotCoverError, seal
 from sandbox.docker.daemon import DockerHost, Failures
 from sandbox.docker.layers import clear_layer
 from sandbox.guest.client import GuestClient
-from sandbox.guest.sandbox import GuestSandbox, twin_spec
+from sandbox.guest.sandbox import twin_spec
+from sandbox.guest.users import UserSandbox
 
 START_DEADLINE_S = 120.0
 REMOVE_DEADLINE_S = 180.0
@@ -42,7 +42,7 @@ class Maker(Protocol):
         ...
 
 
-class DockerSandbox(GuestSandbox):
+class DockerSandbox(UserSandbox):
     """One container with a guest as its pid 1."""
 
     def __init__(self, spec: SandboxSpec, host: DockerHost, container: DockerContainer, backend: Maker) -> None:
@@ -54,7 +54,6 @@ class DockerSandbox(GuestSandbox):
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
-        self._is_users = False
         self.covered = False  # whether it has a disk of its own size
         self.image = ""  # as the backend asked for it
         self.notice = ""  # what the next reply should say besides
@@ -72,26 +71,11 @@ class DockerSandbox(GuestSandbox):
 
     async def run(self, command: Command) -> ExecResult:
         """See `Sandbox.run`. A command that the disk watch killed is told so at the end of its output."""
-        if self._is_users:
-            command = replace(command, env={**USER_ENVIRONMENT, **(command.env or {})})
         result = await super().run(command)
         if not self.notice:
             return result
         notice, self.notice = self.notice.encode(), ""
         return replace(result, tail=result.tail + notice, total_bytes=result.total_bytes + len(notice))
-
-    async def hand_over(self) -> None:
-        """See `Sandbox.hand_over`."""
-        if self.spec.user_paths is None or self._is_users:
-            return
-        named = await self.exec(["sh", "-c", USER_IS_NAMED], timeout=START_DEADLINE_S)
-        if named.exit_code:
-            raise SandboxError(f"{self.spec.lease}: no user can be added to its image: {named.text}", kind="user")
-        try:
-            await self.client.hand_over(USER_ID, [self.spec.workdir, USER_ENVIRONMENT["HOME"], *self.spec.user_paths])
-        except SandboxError as error:
-            raise SandboxError(f"the image does not allow a user without root: {error}", kind="user") from error
-        self._is_users = True
 
     async def seal(self, paths: list[str]) -> None:
         """See `Sandbox.seal`: where the container has a disk of its own."""

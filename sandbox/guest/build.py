@@ -16,7 +16,7 @@ from pathlib import Path
 from protocol.errors import ConfigError
 
 SOURCES = Path(__file__).parent
-GUEST = ["guest.c", "jobs.c", "files.c", "tree.c", "sha256.c", "tunnel.c", "user.c", "filter.c"]
+GUEST = ["guest.c", "jobs.c", "files.c", "tree.c", "sha256.c", "tunnel.c", "user.c", "filter.c", "door.c", "reach.c"]
 PROGRAMS = {"guest": GUEST, "stage": ["stage.c"], "cover": ["cover.c"], "seal": ["seal.c"]}
 FLAGS = ["-O2", "-static", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 DEADLINE_S = 120

@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { DOOR_WAIT_MS = 60000 };
+
 struct end {
     int in, out, broken;
     char *buffer; /* what came and is not yet a whole frame */
@@ -224,10 +226,17 @@ static void set_up(uint64_t max_processes) {
     umask(022);
 }
 
-/* argv: TTL in seconds (0: none), most processes (0: limited elsewhere), MiB above which all commands are killed (0:
+/* `enter`: carry the words of an owner (door.c). `reach`: see reach.c. `wait`: for such an owner, and then as below.
+ * argv: TTL in seconds (0: none), most processes (0: limited elsewhere), MiB above which all commands are killed (0:
  * limited elsewhere; only as pid 1, for anywhere else the whole host would be measured), work directory to make, and any
  * word where `fallocate` is refused. */
 int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "enter")) return door_enter();
+    if (argc == 4 && !strcmp(argv[1], "reach")) return reach(argv[2], argv[3]);
+    if (argc > 1 && !strcmp(argv[1], "wait")) {
+        if (door_wait(DOOR_WAIT_MS)) return 14;
+        argc--, argv++;
+    }
     uint64_t arg[3] = {0, 0, 0};
     for (int i = 1; i < argc && i <= 3; i++) arg[i - 1] = strtoull(argv[i], 0, 10);
     ttl_ms = arg[0] * 1000;

@@ -3,7 +3,8 @@
  * Frames, both ways, little-endian: u32 length of the rest | u32 id | u8 op (request) or status (reply) | payload.
  * A reply carries the id of its request; id 0 is the hello. Strings are u32 length + bytes + NUL.
  * guest.c: the loop and the frames; jobs.c: commands; files.c: read and write; tree.c: a whole tree, through no link;
- * tunnel.c: a port whose connections the owner takes; user.c: a user without root; filter.c: refused system calls.
+ * tunnel.c: a port whose connections the owner takes; user.c: a user without root; filter.c: refused system calls;
+ * door.c: an owner who does not hold our stdin; reach.c: what the network must not let through.
  */
 #ifndef GUEST_H
 #define GUEST_H
@@ -73,6 +74,7 @@ void tree_place(uint32_t id, struct cursor *c);
 /* user.c */
 void user_hand_over(uint32_t id, struct cursor *c);
 int user_become(void);    /* 0, or not */
+uid_t user_id(void);      /* 0: nobody without root works here */
 void user_files(int on);  /* whether files are opened as that user's */
 
 /* sha256.c */
@@ -84,6 +86,15 @@ struct sha256 {
 void sha256_begin(struct sha256 *h);
 void sha256_add(struct sha256 *h, const void *data, size_t len);
 void sha256_end(struct sha256 *h, char hex[65]);
+
+/* door.c */
+int door_wait(int wait_ms);      /* 0, or not */
+int door_enter(void);            /* the other end's exit status */
+pid_t door_carrier(void);        /* process that carries the conversation and is left alone; 0: there is none */
+void door_signal_all(int signal, uid_t user); /* everybody but us and the carrier */
+
+/* reach.c */
+int reach(const char *ip, const char *port); /* an exit status: 1 when it does */
 
 /* filter.c */
 int install_filter(int refuse_fallocate); /* where nothing bounds at once what it takes */

@@ -63,7 +63,7 @@ static int read_process(pid_t pid, struct process *p) {
     return 0;
 }
 
-/* All processes but this one and the dead; the caller frees. */
+/* All processes but this one, who carries its words, and the dead; the caller frees. */
 static struct process *list_processes(int *count) {
     static const int most = 1 << 15;
     int size = 256;
@@ -73,7 +73,7 @@ static struct process *list_processes(int *count) {
     *count = 0;
     while (dir && all && *count < most && (entry = readdir(dir))) {
         pid_t pid = atoi(entry->d_name);
-        if (pid <= 0 || pid == getpid()) continue;
+        if (pid <= 0 || pid == getpid() || pid == door_carrier()) continue;
         if (*count == size) {
             struct process *more = realloc(all, sizeof *all * (size_t)(size *= 2));
             if (!more) break;
@@ -361,10 +361,15 @@ static int num_not_in(char state, char other) {
 }
 
 /* As pid 1, -1 is everything in the namespace but this process. Anywhere else it would be the owner's world. */
+static void signal_all(int signal) {
+    if (door_carrier()) door_signal_all(signal, user_id());
+    else kill(-1, signal);
+}
+
 void job_kill_all(void) {
     if (getpid() == 1) {
         for (int waited = 0; waited < 2000; waited++) {
-            kill(-1, SIGKILL);
+            signal_all(SIGKILL);
             if (!num_not_in('Z', 'X')) return;
             usleep(1000);
         }
@@ -378,7 +383,7 @@ void job_kill_all(void) {
 int jobs_stop(void) {
     if (getpid() != 1) return -1;
     for (int waited = 0; waited < 2000; waited++) {
-        kill(-1, SIGSTOP);
+        signal_all(SIGSTOP);
         if (!num_not_in('T', 't')) return 0;
         usleep(1000);
     }
@@ -387,7 +392,7 @@ int jobs_stop(void) {
 }
 
 void jobs_continue(void) {
-    if (getpid() == 1) kill(-1, SIGCONT);
+    if (getpid() == 1) signal_all(SIGCONT);
 }
 
 void jobs_reap(void) {

@@ -7,20 +7,28 @@ import importlib.util
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from protocol.config.sandbox.kubernetes import KubernetesSettings
 from sandbox.base import Backend
 from sandbox.curation.recipes import PYTEST
 from sandbox.docker.backend import DockerBackend
 from sandbox.fake import FakeBackend
 from sandbox.keeper.kept import KeptBackend
+from sandbox.kubernetes.backend import KubernetesBackend
 from sandbox.namespace.backend import NamespaceBackend
 from sandbox.tasks.packages import environment_path
+from tests.sandbox.kubernetes.fake_cluster import fake_cluster
 
-REAL = [pytest.param("namespace"), pytest.param("docker", marks=pytest.mark.docker)]
+REAL = [
+    pytest.param("namespace"),
+    pytest.param("docker", marks=pytest.mark.docker),
+    pytest.param("kubernetes", marks=pytest.mark.docker),
+]
 
 
 @pytest.fixture
@@ -47,6 +55,10 @@ def kept(run: str) -> KeptBackend:
 
 
 async def _open(name: str, run: str) -> AsyncIterator[Backend]:
+    if name == "kubernetes":
+        async for made in _open_kubernetes(run):
+            yield made
+        return
     kinds = {"fake": FakeBackend, "namespace": NamespaceBackend, "kept": kept, "docker": DockerBackend}
     backend: Backend = kinds[name](run)
     capabilities = await backend.probe()
@@ -58,6 +70,26 @@ async def _open(name: str, run: str) -> AsyncIterator[Backend]:
     left = await backend.purge(run)
     await backend.close()
     assert left == 0, "a closed backend left something behind"
+
+
+async def _open_kubernetes(run: str) -> AsyncIterator[KubernetesBackend]:
+    """Pods of a fake cluster whose node is the Docker daemon, with this host's programs for an image."""
+    docker = DockerBackend(run)
+    try:
+        if not (capabilities := await docker.probe()).available:
+            pytest.skip(f"kubernetes: {capabilities.reason}")
+        image = await docker.hosts[0].ensure_image(None)
+    finally:
+        await docker.close()
+    async with fake_cluster() as cluster:
+        with tempfile.TemporaryDirectory() as directory:
+            kubeconfig = cluster.kubeconfig(Path(directory))
+            backend = KubernetesBackend(run, KubernetesSettings(kubeconfig=kubeconfig, image=image))
+            capabilities = await backend.probe()
+            assert capabilities.available, capabilities.reason
+            yield backend
+            await backend.close()
+            assert not cluster.pods, "a closed backend left something behind"
 
 
 @pytest.fixture(params=[pytest.param("fake"), pytest.param("kept"), *REAL])

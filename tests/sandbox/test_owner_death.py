@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from sandbox.base import Backend, SandboxSpec
+from sandbox.kubernetes.backend import KubernetesBackend
 from sandbox.namespace.backend import NamespaceBackend
 from sandbox.owners import Owner, _namespaces, is_leftover, new_owner, parse_owner, purge_state, state_dir, state_root
 
@@ -22,12 +23,18 @@ ROOT = Path(__file__).parents[2]
 
 OWNER = """
 import asyncio, sys
+from protocol.config.sandbox.kubernetes import KubernetesSettings
 from sandbox.base import SandboxSpec
 from sandbox.docker.backend import DockerBackend
+from sandbox.kubernetes.backend import KubernetesBackend
 from sandbox.namespace.backend import NamespaceBackend
 
+def pods(run):
+    return KubernetesBackend(run, KubernetesSettings.model_validate_json(sys.argv[5]))
+
 async def main():
-    backend = {"docker": DockerBackend, "namespace": NamespaceBackend}[sys.argv[1]](sys.argv[2])
+    kinds = {"docker": DockerBackend, "namespace": NamespaceBackend, "kubernetes": pods}
+    backend = kinds[sys.argv[1]](sys.argv[2])
     specs = [SandboxSpec(run=sys.argv[2], lease=str(n)) for n in range(int(sys.argv[3]))]
     sandboxes = await asyncio.gather(*(backend.create(spec) for spec in specs))
     for sandbox in sandboxes:
@@ -63,7 +70,9 @@ async def test_killed_owner(real_backend: Backend, run_name: str) -> None:
     async with await real_backend.create(SandboxSpec(run=run_name, lease="warm up")):
         pass  # what is built once is built
     owner = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", OWNER, real_backend.name, run_name, str(num), marker), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", OWNER, real_backend.name, run_name, str(num), marker),
+        *([real_backend.settings.model_dump_json()] if isinstance(real_backend, KubernetesBackend) else []),
+        stdout=asyncio.subprocess.PIPE,
     )
     assert owner.stdout is not None
     async with asyncio.timeout(100):

@@ -7,14 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from protocol.config.sandbox.kubernetes import KubernetesSettings
 from protocol.section import Amount, Count, Seconds, Section
 
 
 class SandboxSettings(Section):
     """Where commands run."""
 
-    backend: Literal["auto", "docker", "namespace", "unisolated-for-debugging"] = "auto"
-    """`auto`: Docker for tasks with an image where a daemon answers, else namespaces. The last one isolates nothing."""
+    backend: Literal["auto", "docker", "namespace", "kubernetes", "unisolated-for-debugging"] = "auto"
+    """`auto`: Docker for tasks with an image where a daemon answers, else namespaces. `kubernetes`: a pod for each
+    (docs/40-own-cluster.md). The last one isolates nothing."""
     docker_hosts: list[str] = []
     """Docker daemons (`unix:///var/run/docker.sock`, `https://host:2376`); empty: the local one."""
     docker_tls_dir: Path | None = None
@@ -52,6 +54,8 @@ class SandboxSettings(Section):
     it had left running are gone. Built-in loops in namespaces only; needs up to `disk_mib` of disk for each episode."""
     share_verdicts: bool = True
     """Judge equal changes to one task once per sandbox actor, unless its tests are known to flake."""
+
+    kubernetes: KubernetesSettings = KubernetesSettings()
 
     @field_validator("user_paths")
     @classmethod

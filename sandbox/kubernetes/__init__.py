@@ -1,0 +1,1 @@
+"""Sandboxes as Kubernetes pods. Open `backend.py` first."""
