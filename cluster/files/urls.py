@@ -91,7 +91,7 @@ def fetch(source: Source, cache: Path, timeout_s: float, tell: Callable[[str], N
     key = hashlib.sha256(f"{source.url}\n{lines}".encode()).hexdigest()[:32]
     whole, part = cache / "urls" / key, cache / "urls" / f"{key}.part"
     try:
-        part.mkdir(parents=True, exist_ok=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
         with _alone(cache / "urls" / f"{key}.lock", source, timeout_s):
             if not whole.exists():
                 part.mkdir(exist_ok=True)
