@@ -59,7 +59,13 @@ class Node:
                 "LogConfig": {"Type": "none"},
             },
         }
-        made = await self._docker.containers.create(configuration)
+        # Not cancelled half-way: the daemon would make a container that nobody knows of.
+        creating = asyncio.ensure_future(self._docker.containers.create(configuration))
+        try:
+            made = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await (await creating).delete(force=True)
+            raise
         self._containers[pod["metadata"]["name"]] = made
         await made.start()
         return str((await made.show())["Image"])
