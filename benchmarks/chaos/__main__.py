@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.chaos.bad_hours import small_disk
 from benchmarks.chaos.parts import Chaos
 from benchmarks.chaos.whole import WholeRun
 from benchmarks.report import parser, report
@@ -40,7 +41,7 @@ def main() -> None:
     recoveries: dict[str, list[float]] = {}
     kinds: dict[str, int] = {}
     if seconds:
-        with tempfile.TemporaryDirectory(prefix="longhaul-chaos-") as directory:
+        with tempfile.TemporaryDirectory(prefix="longhaul-chaos-") as directory, small_disk(Path(directory)):
             chaos = Chaos(Path(directory), options.seed)
             figures = chaos.figures(asyncio.run(chaos.run(seconds, options.every, compare_s)))
         recoveries, kinds = dict(chaos.recoveries), dict(chaos.kinds)

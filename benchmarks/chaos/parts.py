@@ -1,8 +1,9 @@
 """Parts of a run without a model under faults every few seconds, so that there are many of them.
 
 Sandbox actors, their keeper and the replay buffer are processes of their own, killed (SIGKILL) or stopped (SIGSTOP,
-then killed or going on) under a seed and started again here; a learner without a model takes the batches. The policy is
-a script whose tokens tell whether a turn was lost or a command was run twice.
+then killed or going on) under a seed and started again here; now and then the disk is full, or others take the
+processors. A learner without a model takes the batches. The policy is a script whose tokens tell whether a turn was
+lost or a command was run twice.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import random
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import psutil
 
 from actors.agent.chat import ChatTokenizer
+from benchmarks.chaos.bad_hours import without_processors, without_space
 from benchmarks.chaos.part import endpoint_of, run_of
 from benchmarks.chaos.script import faults_of
 from protocol.config import Settings
@@ -34,9 +36,12 @@ from tiny.model import build_tokenizer
 ROOT = Path(__file__).parents[2]
 PARTS = ("replay", "sandbox-actor-0", "sandbox-actor-1")
 VICTIMS = (*(f"sandbox-actor-{i}" for i in (0, 1, 0, 1)), "replay", "keeper", "sandbox")
+BAD_HOURS = {"disk": "full", "processors": "taken"}
 _STOPPED_S = 20.0  # a stop that is no death
 _LONG_STOPS = 0.05  # share of them
 _GRADING_S = 3.0  # longest wait for an actor that grades
+_BAD_HOUR_S = (2.0, 6.0)
+_BAD_HOURS = 0.06  # share of them
 READY_S = 120.0
 SETTLE_S = 120.0
 
@@ -50,7 +55,7 @@ class Chaos:
     """
 
     def __init__(self, directory: Path, seed: int) -> None:
-        self.recoveries: dict[str, list[float]] = {"actor": [], "replay": [], "keeper": []}
+        self.recoveries: defaultdict[str, list[float]] = defaultdict(list)
         self.counts: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self._directory = directory
@@ -109,7 +114,10 @@ class Chaos:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             await asyncio.sleep(self._random.uniform(0.5, 1.5) * every_s)
-            await self._strike(self._random.choice(VICTIMS))
+            if self._random.random() < _BAD_HOURS:
+                await self._bad_hour(self._random.choice(list(BAD_HOURS)))
+            else:
+                await self._strike(self._random.choice(VICTIMS))
 
     async def _rate(self, seconds: float, every_s: float) -> float:
         """Episodes finished a second, without faults or with one every so often."""
@@ -158,6 +166,24 @@ class Chaos:
             await self._start(victim)
             self.recoveries["replay" if victim == "replay" else "actor"].append(time.monotonic() - began)
         self.kinds[f"{victim.rstrip('-01')} {how}"] += 1
+        self.counts["faults"] += 1
+
+    async def _bad_hour(self, lacking: str) -> None:
+        """Nothing dies; once it is over, an episode is finished again."""
+        seconds = self._random.uniform(*_BAD_HOUR_S)
+        if lacking == "processors":
+            await without_processors(seconds)
+        elif self._directory.is_mount():
+            await without_space(self._directory, seconds)
+        else:
+            return
+        before, began = (await self._status()).metrics["accepted"], time.monotonic()
+        while (await self._status()).metrics["accepted"] == before:
+            if time.monotonic() - began > READY_S:
+                raise DeadlineError(f"no episode was finished after {lacking} came back", kind="chaos")
+            await asyncio.sleep(0.05)
+        self.recoveries[lacking].append(time.monotonic() - began)
+        self.kinds[f"{lacking} {BAD_HOURS[lacking]}"] += 1
         self.counts["faults"] += 1
 
     async def _kill_sandbox(self) -> bool:
