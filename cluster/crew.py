@@ -98,6 +98,7 @@ class Crew:
             part = self._place_actor(placed)
             await self._first_start(part)
             self.actors.append(part)
+            await self.tell_generators()  # one may have come meanwhile
         part.run()
 
     async def restart(self, part: Part) -> None:

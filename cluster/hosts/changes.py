@@ -85,14 +85,21 @@ class HostChanges:
         try:
             async with self._changing:
                 newcomers = await asyncio.to_thread(self._hosts.welcome)
-            for placed in newcomers:  # generators first
-                async with deadline(self._settings.start_timeout_s, lambda: f"{placed.name} on {placed.host}"):  # noqa: B023
-                    await self._parts.bring_up(placed)
         except LonghaulError as error:
             self._note(f"a host that joined cannot be used: {error}")
+            newcomers = []
+        await asyncio.gather(*map(self._bring_up, newcomers))  # sandboxes need not wait for an engine to load
         for host in drains.asked(self._hosts.files.directory, [host.name for host in self._hosts.plan.hosts]):
             if host not in self._draining:
                 self._draining[host] = asyncio.create_task(self._drain_and_say(host), name=f"drain of {host}")
+
+    async def _bring_up(self, placed: Placed) -> None:
+        what = f"{placed.name} on {placed.host}"
+        try:
+            async with deadline(self._settings.start_timeout_s, lambda: what):
+                await self._parts.bring_up(placed)
+        except LonghaulError as error:
+            self._note(f"{what}, which joined, cannot be used: {error}")
 
     async def move(self, part: Part) -> bool:
         """Whether a part whose host is gone got a place elsewhere; if not, the run goes on without it.

@@ -4,6 +4,8 @@ canary rides (`reward` files, readers of a dataset's own), and for tests of whic
 Code under test runs as whoever writes such an outcome, so one run of it proves nothing. A patch that is to be rewarded
 is run again in other fresh sandboxes, in drawn order: where the hidden tests ask for the opposite it must fail, where
 they are as they were it must pass. An outcome that does not follow the tests was not theirs.
+
+To fail is not enough where tests have names: each that has to turn must, as far as it does for the gold patch.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import re
 import secrets
 import shlex
 from collections.abc import Mapping
+
+from msgspec import Struct
 
 from sandbox.base import Sandbox
 from sandbox.judgement.checkout import HIDE_HISTORY, run_checked
@@ -32,6 +36,19 @@ _FAILS_LOADED = {  # what makes a file of tests fail after it has loaded what it
 _NAME = re.compile(r"\w+")
 _ASSIGNS = re.compile(r"\s*(?:export\s+|declare\s+|local\s+)?([A-Za-z_]\w*)=")
 _SCRIPTS = (".sh", ".bash")
+_ONE_OUTCOME = ("reward",)  # parsers
+
+
+class Turning(Struct, frozen=True):
+    """One way to turn the tests of a task. The same turning gives the same texts."""
+
+    seed: bytes
+    number: int  # of this run among those of one patch: each asks in another way, where there are several
+
+
+def turnings(how_many: int) -> list[Turning]:
+    """So many that nobody knows before."""
+    return [Turning(secrets.token_bytes(16), number) for number in range(how_many)]
 
 
 def before_tests(script: str, lines: list[str]) -> str | None:
@@ -66,7 +83,7 @@ def with_nothing_before(task: Task, script: str, place: str) -> tuple[str, str]:
     return "\n".join([*before, *new_shell]), f'rm -f -- "$0"\n{rest}\n'
 
 
-async def turn_tests(sandbox: Sandbox, task: Task, command: str) -> str | None:
+async def turn_tests(sandbox: Sandbox, task: Task, command: str, turning: Turning) -> str | None:
     """Have the hidden tests, which are in place unless the command brings them, ask for the opposite of what they ask.
 
     The command that runs them then; None where there is nothing of them that can be turned. Raises `SandboxError`.
@@ -76,7 +93,7 @@ async def turn_tests(sandbox: Sandbox, task: Task, command: str) -> str | None:
     brought = await texts_of(sandbox, task, sorted(paths_of_diff(task.test_patch)))
     modules = {path: text for path, text in own.items() if not path.startswith("/")} | brought
     texts = modules if modules else outside if not task.test_patch else {}
-    turned = turned_texts(task, texts)
+    turned = turned_texts(task, texts, turning)
     if not turned:
         return None
     place = f"/tmp/.{secrets.token_hex(8)}"
@@ -91,15 +108,22 @@ async def turn_tests(sandbox: Sandbox, task: Task, command: str) -> str | None:
     return command
 
 
-def turned_texts(task: Task, texts: Mapping[str, str]) -> dict[str, str]:
-    """Those of the test files `texts` that can ask for the opposite, and how they do."""
-    r = random.Random(secrets.token_bytes(16))
-    return {path: new for path, text in texts.items() if (new := turned_text(task, path, text, r)) is not None}
+def turned_texts(task: Task, texts: Mapping[str, str], turning: Turning) -> dict[str, str]:
+    """Those of the test files `texts` that can ask for the opposite, and how they do.
+
+    Where all that comes out is one outcome, any test that fails would hide one that does not: then a single test of
+    them asks for the opposite, if the gold patch can show that it decides.
+    """
+    r = random.Random(turning.seed)
+    alone = task.tests.parser in _ONE_OUTCOME and bool(task.gold_patch)
+    paths = r.sample(sorted(texts), len(texts))
+    turned = {path: new for path in paths if (new := turned_text(task, path, texts[path], r, turning.number, alone))}
+    return dict(list(turned.items())[:1]) if alone else turned
 
 
-def turned_text(task: Task, path: str, text: str, r: random.Random) -> str | None:
+def turned_text(task: Task, path: str, text: str, r: random.Random, number: int, alone: bool = False) -> str | None:
     """A test file that loads what it tests as before and fails then: with assertions turned round where that can be
-    done, else by an error once it is loaded. None for languages in which neither is known."""
+    done (`alone`: in one test), else by an error once it is loaded. None for languages in which neither is known."""
     if not path.endswith(".py"):
         added = _FAILS_LOADED.get(posixpath.splitext(path)[1])
         return None if added is None else f"{text}\n{added}\n"
@@ -112,12 +136,15 @@ def turned_text(task: Task, path: str, text: str, r: random.Random) -> str | Non
         n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name.startswith("test")
     ]
     lines, is_turned = text.split("\n"), False
-    for node in sorted(tests, key=lambda node: -node.lineno):
+    for node in r.sample(tests, len(tests)) if alone else sorted(tests, key=lambda node: -node.lineno):
         assert node.end_lineno is not None
         found = turn("\n".join(lines[node.lineno - 1 : node.end_lineno]) + "\n", node, r, 1)
         if found is not None:
-            lines[node.lineno - 1 : node.end_lineno] = found.texts[0].removesuffix("\n").split("\n")
-            is_turned = is_turned or node.name in named or path.startswith("/")
+            new = found.texts[number % len(found.texts)]
+            lines[node.lineno - 1 : node.end_lineno] = new.removesuffix("\n").split("\n")
+            is_turned = is_turned or alone or node.name in named or path.startswith("/")
+            if alone:
+                break
     if is_turned:
         return "\n".join(lines)
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -12,7 +12,7 @@ import msgspec
 from protocol.errors import GradingError, TaskError
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.judgement.checkout import BlockedError, git_apply, prepare, take_patch
-from sandbox.judgement.control import turned_texts
+from sandbox.judgement.control import Turning, turned_texts, turnings
 from sandbox.judgement.logs import SetUpError, bring_tests, grade_by_log
 from sandbox.judgement.protection import allowed_changes
 from sandbox.judgement.reports import hidden_modules, run_hidden_tests
@@ -105,35 +105,35 @@ class _Runs:
         self.task, self.timeout_s = task, timeout_s
         self.num_starved = 0
 
-    async def of(self, patch: Patch | None, *, another_way: bool = False, turned: bool = False) -> Verdict:
+    async def of(self, patch: Patch | None, *, another_way: bool = False, turning: Turning | None = None) -> Verdict:
         """One run, made again where it failed by nothing but tests known to flake; `patch` None: the task's own.
 
         Raises as `grade` does, and `BlockedError`.
         """
         for _ in range(_NUM_RETRIES_OF_FLAKY):
-            verdict = await self._of(patch, another_way, turned)
+            verdict = await self._of(patch, another_way, turning)
             flaked = bool(verdict.failed) and not verdict.tampered and set(verdict.failed) <= set(self.task.flaky)
-            if turned or not flaked:
+            if turning or not flaked:
                 return verdict
-        return await self._of(patch, another_way, turned)
+        return await self._of(patch, another_way, turning)
 
-    async def _of(self, patch: Patch | None, another_way: bool, turned: bool) -> Verdict:
+    async def _of(self, patch: Patch | None, another_way: bool, turning: Turning | None) -> Verdict:
         try:
-            return await self._in_time(patch, another_way, turned)
+            return await self._in_time(patch, another_way, turning)
         except SetUpError as error:  # what is to be built is the change, too
             if patch is None or not await self._sets_up():
                 raise
             reason = f"the task's set-up works on its own solution, and with the change it does not: {error}"
             return Verdict(resolved=False, reason=reason, failed=self.task.fail_to_pass)
 
-    async def _in_time(self, patch: Patch | None, another_way: bool, turned: bool) -> Verdict:
+    async def _in_time(self, patch: Patch | None, another_way: bool, turning: Turning | None) -> Verdict:
         try:
-            return await self._once(patch, self.timeout_s, another_way, turned)
+            return await self._once(patch, self.timeout_s, another_way, turning)
         except StarvedError as error:
             self.num_starved += 1
             longer = error.longer
         try:
-            return await self._once(patch, longer * self.timeout_s, another_way, turned)
+            return await self._once(patch, longer * self.timeout_s, another_way, turning)
         except StarvedError as error:
             text = f"task {self.task.task_id!r}, for the second time: {error}. Have less run there at once"
             raise GradingError(text, kind="starved") from error
@@ -150,31 +150,46 @@ class _Runs:
                 return False
         return True
 
-    async def _once(self, patch: Patch | None, deadline_s: float, another_way: bool, turned: bool) -> Verdict:
+    async def _once(
+        self, patch: Patch | None, deadline_s: float, another_way: bool, turning: Turning | None
+    ) -> Verdict:
         async with await self._backend.create(self._spec) as sandbox:
-            return await _grade_in(sandbox, self.task, patch, deadline_s, self.timeout_s, another_way, turned)
+            return await _grade_in(sandbox, self.task, patch, deadline_s, self.timeout_s, another_way, turning)
 
 
 async def _controlled(runs: _Runs, patch: Patch, verdict: Verdict) -> Verdict:
     """What is left of a reward for which nothing in the run vouches, after more runs. Some ask for the opposite.
 
-    Where even the gold patch passes those, their tests are not those that decide: they say nothing, and the verdict
-    stays unguarded.
+    A test that has to turn and passes all the same was not turned where the gold patch passes it as well; else its
+    outcome is not its own. What passed however it was turned has nothing that vouches for it: the verdict stays
+    unguarded.
     """
+    left = turnings(_MORE_RUNS.count("turned"))
+    never_failed = set(runs.task.fail_to_pass)
     for kind in secrets.SystemRandom().sample(_MORE_RUNS, len(_MORE_RUNS)):
-        control = await runs.of(patch, turned=kind == "turned")
-        if kind == "true" and not control.resolved:
-            return _wavering(control)
-        if kind == "turned" and control.resolved:
-            break
-    else:
-        return msgspec.structs.replace(verdict, unguarded=False)
-    if control.unguarded and not control.passed:
-        return verdict  # there was nothing to turn
-    if runs.task.gold_patch and (await runs.of(None, turned=True)).resolved:
-        return verdict
-    reason = "the hidden tests were changed to ask for the opposite, and the outcome is still that they pass"
-    return Verdict(resolved=False, tampered=True, reason=reason, failed=runs.task.fail_to_pass, log=control.log)
+        if kind == "true":
+            if not (control := await runs.of(patch)).resolved:
+                return _wavering(control)
+            continue
+        turning = left.pop()
+        control = await runs.of(patch, turning=turning)
+        passing = never_failed.intersection(control.passed) if not control.resolved else set(runs.task.fail_to_pass)
+        never_failed &= passing
+        if not passing and not control.resolved:
+            continue
+        if control.reason == NOT_TURNED:
+            return verdict
+        if runs.task.gold_patch:
+            gold = await runs.of(None, turning=turning)
+            if gold.resolved:
+                return verdict  # these tests are not those that decide
+            if not control.resolved and passing <= set(gold.passed):
+                continue
+        elif not control.resolved:
+            continue
+        reason = "the hidden tests were changed to ask for the opposite, and the outcome is still that they pass"
+        return Verdict(resolved=False, tampered=True, reason=reason, failed=runs.task.fail_to_pass, log=control.log)
+    return msgspec.structs.replace(verdict, unguarded=bool(never_failed))
 
 
 async def _grade_in(
@@ -184,7 +199,7 @@ async def _grade_in(
     deadline_s: float,
     their_time_s: float,
     another_way: bool,
-    turned: bool,
+    turning: Turning | None,
 ) -> Verdict:
     """`patch` None: the task's own, put there by git. Raises `StarvedError`."""
     await prepare(sandbox, task, grading=True)
@@ -193,11 +208,11 @@ async def _grade_in(
         await git_apply(sandbox, task.gold_patch, f"task {task.task_id!r}: gold_patch")
     if task.tests.runner in ("log", "expected-output"):
         verdict = await grade_by_log(
-            sandbox, task, taken, deadline_s, plainly=another_way, turned=turned, their_time_s=their_time_s
+            sandbox, task, taken, deadline_s, plainly=another_way, turning=turning, their_time_s=their_time_s
         )
     else:
-        opposite = turned_texts(task, hidden_modules(task)) if turned else None
-        if turned and not opposite:
+        opposite = turned_texts(task, hidden_modules(task), turning) if turning else None
+        if turning and not opposite:
             return Verdict(resolved=True, unguarded=True, reason=NOT_TURNED)
         seen = await run_hidden_tests(
             sandbox, task, taken, deadline_s, apart=another_way, opposite=opposite, their_time_s=their_time_s

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from protocol.errors import GradingError
 from sandbox.base import Sandbox
 from sandbox.judgement.checkout import git_apply, hide_history, put_changes
-from sandbox.judgement.control import turn_tests, with_nothing_before
+from sandbox.judgement.control import Turning, turn_tests, with_nothing_before
 from sandbox.judgement.harness import can_ask_harness, resolved_by_harness
 from sandbox.judgement.log_canaries import Planted, plant_for_log
 from sandbox.judgement.sealing import seal_what_judges
@@ -48,21 +48,21 @@ async def grade_by_log(
     timeout_s: float,
     *,
     plainly: bool = False,
-    turned: bool = False,
+    turning: Turning | None = None,
     their_time_s: float | None = None,
 ) -> Verdict:
     """Put the change and the hidden tests on the clean tree, run the task's command, read its log.
 
-    `plainly`: without canaries, as the public harness does, and by its grader where that is installed. `turned`: the
+    `plainly`: without canaries, as the public harness does, and by its grader where that is installed. `turning`: the
     control of a command without canaries, whose tests must fail (`control.py`). Raises `StarvedError` when the place
     gave the tests less than `their_time_s` (default: `timeout_s`) before the deadline, `SetUpError` as `bring_tests`.
     """
     await put_changes(sandbox, taken)
     await bring_tests(sandbox, task, rebuild=any(is_compiled_source(change.path) for change in taken))
-    planted = None if plainly or turned else await plant_for_log(sandbox, task)
+    planted = None if plainly or turning else await plant_for_log(sandbox, task)
 
     command = planted.command if planted else task.tests.command
-    if turned and (command := await turn_tests(sandbox, task, command) or "") == "":
+    if turning and (command := await turn_tests(sandbox, task, command, turning) or "") == "":
         return Verdict(resolved=True, unguarded=True, reason=NOT_TURNED)
     if task.tests.applies_tests:
         place = f"/tmp/.{secrets.token_hex(8)}"

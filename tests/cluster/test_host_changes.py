@@ -44,6 +44,7 @@ class Run:
         self.plan = Plan(where=where, hosts=[SimpleNamespace(name="a"), SimpleNamespace(name="b")])
         self.files = SimpleNamespace(directory=directory)
         self.joining, self.given_back, self.brought_up, self.busy = [], [], [], 0
+        self.loaded, self.broken = asyncio.Event(), set()
         self.generators = [self._part(f"generator-{i}", "generator") for i in range(2)]
         self.actors = [self._part(f"sandbox-actor-{i}", "actors") for i in range(2)]
 
@@ -75,6 +76,10 @@ class Run:
         self.busy -= 1
 
     async def bring_up(self, placed):
+        if placed.name in self.broken:
+            raise PartFailed("it did not start")
+        if placed.role == "generator":
+            await self.loaded.wait()
         self.brought_up.append(placed.name)
 
     async def leave_out(self, generators):
@@ -115,6 +120,20 @@ async def test_a_drain_that_waits_for_episodes_holds_up_no_host_that_joins(run, 
     await until(lambda: len(said) == 2)
     assert ([part.name for part in run.actors], run.given_back) == (["sandbox-actor-0"], ["b"])
     assert said == ["b is being drained", "b is drained"]
+
+
+async def test_what_joins_waits_for_nothing_else_and_what_fails_holds_up_nothing(run):
+    said = []
+    following = HostChanges(Settings(), run, run, said.append)
+    new = [("generator-2", "generator"), ("sandbox-actor-2", "actors"), ("sandbox-actor-3", "actors")]
+    run.joining = [Placed(name=name, role=role, host="c", size=1) for name, role in new]
+    run.broken = {"sandbox-actor-2"}
+    looking = asyncio.create_task(following.follow())
+    await until(lambda: run.brought_up == ["sandbox-actor-3"])
+    run.loaded.set()
+    await looking
+    assert run.brought_up == ["sandbox-actor-3", "generator-2"]
+    assert said == ["sandbox-actor-2 on c, which joined, cannot be used: it did not start"]
 
 
 async def test_what_the_run_cannot_do_without_stays(run, tmp_path):

@@ -197,7 +197,7 @@ async def test_a_script_finds_its_functions_and_options_again(images: Images, ca
     ],
 )
 def test_what_is_turned_fails(text: str) -> None:
-    turned = turned_text(make_task(), "t/test_mod.py", text, random.Random(1))
+    turned = turned_text(make_task(), "t/test_mod.py", text, random.Random(1), 0)
     assert turned is not None
     with pytest.raises(AssertionError):
         exec(turned + "\ntest_two()", {"f": lambda: 2})
@@ -205,10 +205,10 @@ def test_what_is_turned_fails(text: str) -> None:
 
 def test_other_languages_fail_once_they_are_loaded() -> None:
     for path, added in (("a_test.go", "func init() { panic"), ("src/a.test.tsx", "throw new Error")):
-        turned = turned_text(make_task(), path, "what it tests\n", random.Random(1))
+        turned = turned_text(make_task(), path, "what it tests\n", random.Random(1), 0)
         assert turned is not None and turned.startswith("what it tests\n") and added in turned
     for path in ("src/ATest.java", "tests/a.rs", "tests/test_a.py"):
-        assert turned_text(make_task(), path, "fn a( {", random.Random(1)) is None
+        assert turned_text(make_task(), path, "fn a( {", random.Random(1), 0) is None
 
 
 UNTWINNED = """
