@@ -123,7 +123,8 @@ def turned_texts(task: Task, texts: Mapping[str, str], turning: Turning) -> dict
 
 def turned_text(task: Task, path: str, text: str, r: random.Random, number: int, alone: bool = False) -> str | None:
     """A test file that loads what it tests as before and fails then: with assertions turned round where that can be
-    done (`alone`: in one test), else by an error once it is loaded. None for languages in which neither is known."""
+    done (`alone`: in one test), in named tests without such by one that fails before all else, or by an error once the
+    file is loaded. None for languages in which nothing of this is known."""
     if not path.endswith(".py"):
         added = _FAILS_LOADED.get(posixpath.splitext(path)[1])
         return None if added is None else f"{text}\n{added}\n"
@@ -142,11 +143,25 @@ def turned_text(task: Task, path: str, text: str, r: random.Random, number: int,
         if found is not None:
             new = found.texts[number % len(found.texts)]
             lines[node.lineno - 1 : node.end_lineno] = new.removesuffix("\n").split("\n")
-            is_turned = is_turned or alone or node.name in named or path.startswith("/")
-            if alone:
-                break
+        elif alone or node.name not in named or not _fails_at_once(lines, node):
+            continue
+        is_turned = is_turned or alone or node.name in named or path.startswith("/")
+        if alone:
+            break
     if is_turned:
         return "\n".join(lines)
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     at = imports[-1].end_lineno or 0 if imports else 0
     return "\n".join([*text.split("\n")[:at], "raise AssertionError", *text.split("\n")[at:]])
+
+
+def _fails_at_once(lines: list[str], node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Have a test fail as the first that it does; whether that could be written."""
+    first = node.body[0]
+    decorators = getattr(first, "decorator_list", [])
+    at = min([first.lineno, *(decorator.lineno for decorator in decorators)]) - 1
+    indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
+    if at < node.lineno or lines[at - 1].rstrip().endswith("\\") or len(indent) != first.col_offset:
+        return False
+    lines.insert(at, f"{indent}raise AssertionError")
+    return True
