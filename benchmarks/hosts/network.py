@@ -26,6 +26,7 @@ from cluster.security.listeners import Listener, listeners, owner_name
 
 _READY_S = 20.0
 _IDLE = "ray::IDLE"
+_CACHES = "torchinductor_"  # of a user, for whatever runs of torch
 _RAY_FILES = "/tmp/ray/"
 # The first process of a namespace reaps what is orphaned there, and ends with whoever made it.
 _INIT = """
@@ -150,7 +151,8 @@ class Host:
 
     def traces(self) -> set[str]:
         """All that a run could leave there: processes, files that vanish with a host, mounts, sockets; Ray's files and
-        its workers without work, which are its own to end, left out. The difference between two times counts."""
+        its workers without work, which are its own to end, and torch's cache of its user left out. The difference between
+        two times counts."""
         found = {f"listens: {one.owner} at {one.address}:{one.port}" for one in self.listeners() if one.owner != _IDLE}
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
@@ -159,7 +161,8 @@ class Host:
         for place in ("/tmp", "/dev/shm", "/run"):
             inside = self.path(place)
             below = [*inside.glob("*"), *inside.glob("longhaul/*")]
-            found |= {f"file: {place}/{path.relative_to(inside)}" for path in below}
+            kept = [path for path in below if not path.name.startswith(_CACHES)]
+            found |= {f"file: {place}/{path.relative_to(inside)}" for path in kept}
         own = Path(f"/proc/{self._first}")
         found |= {f"mount: {line.split()[1]}" for line in (own / "mounts").read_text().splitlines()}
         bound = [line.split(maxsplit=7) for line in (own / "net" / "unix").read_text().splitlines()[1:]]
