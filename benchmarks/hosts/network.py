@@ -150,9 +150,9 @@ class Host:
         return self.run("sh", "-c", script).split()
 
     def traces(self) -> set[str]:
-        """All that a run could leave there: processes, files that vanish with a host, mounts, sockets; Ray's files and
-        its workers without work, which are its own to end, and torch's cache of its user left out. The difference between
-        two times counts."""
+        """All that a run could leave there: processes, files that vanish with a host, mounts, sockets; without Ray's
+        files and its workers without work, which are its own to end, and torch's cache of its user. The difference
+        between two times counts."""
         found = {f"listens: {one.owner} at {one.address}:{one.port}" for one in self.listeners() if one.owner != _IDLE}
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
