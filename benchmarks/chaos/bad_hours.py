@@ -1,4 +1,4 @@
-"""Hours in which nothing dies, and everything lacks something: space on the disk, processors."""
+"""Hours in which nothing dies, and everything lacks something: space on the disk, processors, a Docker daemon."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from benchmarks.chaos.daemon_door import DaemonDoor
 
 _DISK = "512m"
 _PIECE = bytes(1 << 20)
@@ -51,3 +53,12 @@ async def without_processors(seconds: float) -> None:
             program.kill()
         for program in busy:
             await program.wait()
+
+
+async def without_daemon(door: DaemonDoor, seconds: float) -> None:
+    """Have nobody answer for so long; what was connected is cut off."""
+    await door.shut()
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        await door.open()

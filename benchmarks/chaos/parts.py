@@ -1,9 +1,9 @@
 """Parts of a run without a model under faults every few seconds, so that there are many of them.
 
 Sandbox actors, their keeper and the replay buffer are processes of their own, killed (SIGKILL) or stopped (SIGSTOP,
-then killed or going on) under a seed and started again here; now and then the disk is full, or others take the
-processors. A learner without a model takes the batches. The policy is a script whose tokens tell whether a turn was
-lost or a command was run twice.
+then killed or going on) under a seed and started again here; now and then the disk is full, others take the
+processors, or the Docker daemon is gone. A learner without a model takes the batches. The policy is a script whose
+tokens tell whether a turn was lost or a command was run twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 import psutil
 
 from actors.agent.chat import ChatTokenizer
-from benchmarks.chaos.bad_hours import without_processors, without_space
+from benchmarks.chaos.bad_hours import without_daemon, without_processors, without_space
+from benchmarks.chaos.boxes import Boxes, NamespaceBoxes
 from benchmarks.chaos.part import endpoint_of, run_of
 from benchmarks.chaos.script import faults_of
 from protocol.config import Settings
@@ -29,14 +30,13 @@ from protocol.errors import DeadlineError, WireError
 from protocol.messages import Batch, BatchDone, BatchRequest, Message, ReplayStatus, ReplayStatusRequest, VersionReady
 from protocol.sockets import Client
 from sandbox.datasets.loading import load_tasks
-from sandbox.namespace.backend import purge_namespaces
 from sandbox.owners import keeper_of
 from tiny.model import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("replay", "sandbox-actor-0", "sandbox-actor-1")
 VICTIMS = (*(f"sandbox-actor-{i}" for i in (0, 1, 0, 1)), "replay", "keeper", "sandbox")
-BAD_HOURS = {"disk": "full", "processors": "taken"}
+BAD_HOURS = {"disk": "full", "processors": "taken", "daemon": "gone"}
 _STOPPED_S = 20.0  # a stop that is no death
 _LONG_STOPS = 0.05  # share of them
 _GRADING_S = 3.0  # longest wait for an actor that grades
@@ -49,12 +49,16 @@ SETTLE_S = 120.0
 class Chaos:
     """One run with its faults.
 
+    Args:
+        boxes: its sandboxes; default: in namespaces.
+
     Attributes:
         recoveries: seconds from a fault until the part worked again, by role.
         counts: everything that is counted.
     """
 
-    def __init__(self, directory: Path, seed: int) -> None:
+    def __init__(self, directory: Path, seed: int, boxes: Boxes | None = None) -> None:
+        self._boxes = boxes or NamespaceBoxes()
         self.recoveries: defaultdict[str, list[float]] = defaultdict(list)
         self.counts: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
@@ -76,7 +80,7 @@ class Chaos:
                 "episode": {"max_turn_tokens": 400, "max_turns": 12},
                 "model": {"max_context": 3000},
                 "replay": {"group_size": 4, "batch": 8, "lease_s": 30},
-                "sandbox": {"backend": "namespace", "share_verdicts": False},
+                "sandbox": self._boxes.settings | {"share_verdicts": False},
             }
         )
         self._tasks = {task.task_id: task for task in load_tasks(self.settings.tasks)}
@@ -89,6 +93,7 @@ class Chaos:
             compare_s: before that, so long without faults and so long with one every ten seconds, twice in turn.
         """
         learning = None
+        await self._boxes.open()
         try:
             for name in PARTS:
                 await self._start(name)
@@ -132,8 +137,9 @@ class Chaos:
         how = self._random.choice(("killed", "killed", "stopped"))
         began = time.monotonic()
         if victim == "sandbox":
-            if not await self._kill_sandbox():
+            if not await self._boxes.kill_one(run_of(self._directory), self._random):
                 return
+            self.counts["sandboxes_killed"] += 1
             how = "killed"
         elif self._random.random() < _LONG_STOPS and victim != "keeper":
             how = "stopped for 20 s"
@@ -173,8 +179,10 @@ class Chaos:
         seconds = self._random.uniform(*_BAD_HOUR_S)
         if lacking == "processors":
             await without_processors(seconds)
-        elif self._directory.is_mount():
+        elif lacking == "disk" and self._directory.is_mount():
             await without_space(self._directory, seconds)
+        elif lacking == "daemon" and self._boxes.door is not None:
+            await without_daemon(self._boxes.door, seconds)
         else:
             return
         before, began = (await self._status()).metrics["accepted"], time.monotonic()
@@ -185,17 +193,6 @@ class Chaos:
         self.recoveries[lacking].append(time.monotonic() - began)
         self.kinds[f"{lacking} {BAD_HOURS[lacking]}"] += 1
         self.counts["faults"] += 1
-
-    async def _kill_sandbox(self) -> bool:
-        """Kill one sandbox with all that is in it; whether there was one."""
-        keeper = keeper_of(run_of(self._directory))
-        with contextlib.suppress(psutil.NoSuchProcess):
-            guests = psutil.Process(keeper.pid).children() if keeper is not None else []
-            if guests:
-                self._random.choice(guests).kill()
-                self.counts["sandboxes_killed"] += 1
-                return True
-        return False
 
     async def _grades(self, victim: str) -> bool:
         """Wait, not for long, until an episode's patch is taken and its verdict not written down."""
@@ -260,8 +257,7 @@ class Chaos:
             started += [held, *held.children(recursive=True)]
             held.terminate()
         _, alive = await asyncio.to_thread(psutil.wait_procs, started, 20)
-        self.counts["orphans"] = len(alive)
-        await asyncio.to_thread(purge_namespaces, run_of(self._directory))
+        self.counts["orphans"] = len(alive) + await self._boxes.close(run_of(self._directory))
 
     def figures(self, status: ReplayStatus) -> dict[str, float | None]:
         """What came of it. An actor's interrupted episodes either went on or failed as `sandbox.lost`."""
