@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox import owners
 from sandbox.base import Backend, SandboxSpec
 from sandbox.kubernetes.backend import KubernetesBackend
 from sandbox.namespace.backend import NamespaceBackend
@@ -116,15 +117,15 @@ def test_owners_in_other_pid_namespaces_are_dead_only_where_all_processes_are_se
     assert is_leftover(owner, "pod") and not is_leftover(owner, "another")
 
 
-def test_state_of_dead_owners_is_removed_and_only_that() -> None:
+def test_state_of_dead_owners_is_removed_and_only_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "state_root", lambda: tmp_path)  # others on this host have theirs, and purge it
     living = new_owner("state-test")
     dead = Owner("state-test", living.pid, 1, 1)
-    foreign = state_root() / "not-ours"
-    foreign.mkdir(parents=True)
+    foreign = tmp_path / "not-ours"
+    foreign.mkdir()
     for owner in (living, dead):
         (state_dir(owner) / "file").write_text("x")
-    assert purge_state("") >= 1
-    assert (state_root() / living.name).exists() and not (state_root() / dead.name).exists()
+    assert purge_state("") == 1
+    assert (tmp_path / living.name).exists() and not (tmp_path / dead.name).exists()
     assert purge_state("state-test") == 1
     assert foreign.exists()
-    foreign.rmdir()
