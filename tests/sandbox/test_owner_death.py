@@ -76,6 +76,7 @@ async def test_killed_owner(real_backend: Backend, run_name: str) -> None:
 async def test_reaping_spares_the_living(run_name: str) -> None:
     backend, other = NamespaceBackend(run_name), NamespaceBackend(run_name)
     if not (await backend.probe()).available:
+        await backend.close()
         pytest.skip("no namespaces here")
     async with await backend.create(SandboxSpec(run=run_name, lease="living")) as sandbox:
         await other.purge("")

@@ -45,6 +45,7 @@ async def test_a_daemon_that_does_not_see_our_files(run_name: str, source: Path,
     (tmp_path / "tools" / "tool").write_text("hammer")
     backend = DockerBackend(run_name)
     if not (await backend.probe()).available:
+        await backend.close()
         pytest.skip("no daemon answers")
     backend.hosts[0].shares_files = False
     binds = {str(tmp_path / "tools"): "/opt/tools"}

@@ -70,6 +70,8 @@ async def test_what_worked_there_fails_and_the_next_is_well(
     await door.open()
     backend = DockerBackend(run_name, [f"unix://{tmp_path}/docker.sock"])
     if not (await backend.probe()).available:
+        await backend.close()
+        await door.shut()
         pytest.skip("no daemon answers")
     sandbox = await backend.create(SandboxSpec(run=run_name, lease="before"))
     waiting = asyncio.create_task(sandbox.exec("touch /testbed/runs; sleep 1000", timeout=600))

@@ -49,6 +49,7 @@ async def next_actor(run_name: str, tmp_path: Path) -> AsyncIterator[KeptBackend
     """The process that comes back under the name of the one that was killed."""
     backend = KeptBackend(run_name, "actor-0", tmp_path / "keeper.log")
     if not (capabilities := await backend.probe()).available:
+        await backend.close()
         pytest.skip(capabilities.reason)
     yield backend
     await backend.close()
