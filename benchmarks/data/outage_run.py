@@ -45,9 +45,12 @@ class SometimesBroken:
         return await self._bad.create(spec)
 
 
-async def run_with_outage(backend: Backend, folder: Path, outage_s: float, r: random.Random) -> dict[str, int]:
-    """Train one batch, break nine of ten sandboxes for `outage_s`, then train two more: `trained` trajectories reached
-    the learner, `zeros` of them without a reward; `failed` attempts did not, and `set_aside` tasks were given up.
+async def run_with_outage(
+    backend: Backend, folder: Path, outage_s: float, r: random.Random, least_failed: int = 0
+) -> dict[str, int]:
+    """Train one batch, break nine of ten sandboxes for `outage_s` and until that many attempts have failed, then train
+    two more: `trained` trajectories reached the learner, `zeros` of them without a reward; `failed` attempts did not,
+    and `set_aside` tasks were given up.
 
     Raises `TimeoutError` if the run does not come back.
     """
@@ -77,13 +80,16 @@ async def run_with_outage(backend: Backend, folder: Path, outage_s: float, r: ra
     async with asyncio.timeout(_DEADLINE_S):
         serving, acting = asyncio.create_task(server.run()), asyncio.create_task(actor.run())
         try:
-            trained += await _train(client, 1)
+            first = await _batch(client, 1)
+            place.broken = True  # before anybody may go on to what comes next
+            trained += await _train(client, 1, first)
             policy.version = 1
-            place.broken = True
             await asyncio.sleep(outage_s)
+            while sum(server.account().audit.failed_by_kind.values()) < least_failed:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
             place.broken = False
             for step in (2, 3):
-                trained += await _train(client, step)
+                trained += await _train(client, step, await _batch(client, step))
                 policy.version = step
             account = server.account()
         finally:
@@ -100,21 +106,26 @@ async def run_with_outage(backend: Backend, folder: Path, outage_s: float, r: ra
     }
 
 
-async def _train(client: Client, step: int) -> list[Trajectory]:
-    """The batch of a step, once there is one; the buffer hears that it was trained and is served."""
+async def _batch(client: Client, step: int) -> Batch:
+    """The batch of a step, once there is one."""
     started = time.monotonic()
     while time.monotonic() - started < _DEADLINE_S:
         reply = await client.request(BatchRequest(learner="benchmark", version=step - 1), _REQUEST_S)
         if isinstance(reply, Batch):
-            said: tuple[Message, ...] = (
-                BatchDone(learner="benchmark", batch_id=step, version=step),
-                VersionReady(version=step),
-            )
-            for message in said:
-                await client.request(message, _REQUEST_S)
-            return list(reply.trajectories)
+            return reply
         await asyncio.sleep(0.1)
     raise TimeoutError(f"no batch for step {step} within {_DEADLINE_S:g} s")
+
+
+async def _train(client: Client, step: int, batch: Batch) -> list[Trajectory]:
+    """The buffer hears that it was trained and is served."""
+    said: tuple[Message, ...] = (
+        BatchDone(learner="benchmark", batch_id=step, version=step),
+        VersionReady(version=step),
+    )
+    for message in said:
+        await client.request(message, _REQUEST_S)
+    return list(batch.trajectories)
 
 
 def _answer(tasks: dict[str, Task], history: str) -> list[str]:

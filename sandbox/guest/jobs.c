@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { FIRST_LOOK_MS = 2000, LOOK_MS = 500, LOOK_SHARE = 128, MOST_THREADS = 4096 };
+enum { FIRST_LOOK_MS = 2000, LOOK_MS = 500, LOOK_SHARE = 128, MOST_THREADS = 4096, DEATH_MS = 2000 };
 
 struct job {
     pid_t pid; /* 0: a free slot */
@@ -122,8 +122,9 @@ static int kill_family_once(const struct job *j) {
     return hits;
 }
 
+/* Until they are dead: what was killed needs a processor for that, and others may have them all. */
 static void kill_family(const struct job *j) {
-    for (int pass = 0; pass < 100 && kill_family_once(j); pass++) usleep(1000);
+    for (uint64_t end = now_ms() + DEATH_MS; kill_family_once(j) && now_ms() < end;) usleep(1000);
 }
 
 /* The longest that a thread of a process was ready to run while others ran, in ms. */
@@ -227,7 +228,7 @@ static void release(struct job *j) {
 
 /* What its processes took is measured before any of them is killed. */
 static void finish(struct job *j, int32_t exit_code, int timed_out) {
-    uint64_t cpu_ms, waited_ms;
+    uint64_t cpu_ms, waited_ms, duration_ms = now_ms() - j->started;
     measure(j, &cpu_ms, &waited_ms);
     if (timed_out) kill_family(j);
     for (int i = 0; i < 64 && j->fd >= 0 && feed(j); i++) {}
@@ -235,8 +236,8 @@ static void finish(struct job *j, int32_t exit_code, int timed_out) {
     struct __attribute__((packed)) {
         int32_t exit_code;
         uint32_t timed_out, head_len, tail_len;
-        uint64_t total, duration_ms, cpu_ms, waited_ms;
-    } result = {exit_code, (uint32_t)timed_out, j->head_len, j->tail_len, j->total, now_ms() - j->started,
+        uint64_t total, took_ms, cpu_ms, waited_ms;
+    } result = {exit_code, (uint32_t)timed_out, j->head_len, j->tail_len, j->total, duration_ms,
                 cpu_ms, waited_ms};
     uint32_t oldest = j->tail_len == j->half ? j->tail_at : 0, first = j->tail_len - oldest;
     size_t len = sizeof result + j->head_len + j->tail_len;

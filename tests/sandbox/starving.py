@@ -21,6 +21,7 @@ with contextlib.suppress(OSError):  # a sandbox, and a session, may have a share
     os.setpriority(os.PRIO_PROCESS, 0, -20)
     with open("/proc/self/autogroup", "w") as file:
         file.write("-20")
+os.write(1, b"x")
 parent = os.getppid()
 while os.getppid() == parent: pass
 """
@@ -31,14 +32,19 @@ def busy() -> Iterator[Callable[[], None]]:
     """Processes that want that processor all the time, until the end or until what this gives is called."""
     if os.geteuid() != 0:
         pytest.skip("only root may have processes that are preferred to a sandbox")
-    burners = [subprocess.Popen([sys.executable, "-S", "-c", _BUSY], start_new_session=True) for _ in range(_NUM)]
+    command = [sys.executable, "-S", "-c", _BUSY]
+    burners = [subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) for _ in range(_NUM)]
 
     def end() -> None:
         for burner in burners:
             burner.kill()
             burner.wait()
+            assert burner.stdout is not None
+            burner.stdout.close()
 
     try:
+        for burner in burners:  # their interpreters take as long to start as they please
+            assert burner.stdout is not None and burner.stdout.read(1) == b"x"
         yield end
     finally:
         end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -94,8 +95,7 @@ def test_an_ordinary_user_has_namespaces_too(tmp_path: Path) -> None:
     python = next((p for p in (sys.executable, "/usr/bin/python3") if _may_run(p)), None)
     if python is None:
         pytest.skip("no Python of this version that an ordinary user may run")
-    home = Path("/tmp") / f"longhaul-ordinary-{os.getpid()}"
-    home.mkdir(mode=0o700)
+    home = Path(tempfile.mkdtemp(prefix="longhaul-ordinary-", dir="/tmp"))  # pytest's own is root's alone
     os.chown(home, ORDINARY_USER, ORDINARY_USER)
     try:
         done = _as_ordinary_user([python, "-c", AS_ORDINARY_USER, str(home)], home)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from protocol.errors import SandboxError
 from sandbox.base import Backend, Sandbox, SandboxSpec
+from tests.sandbox.waiting import until
 
 
 @pytest.fixture
@@ -19,9 +21,16 @@ async def sandbox(backend: Backend, run_name: str, source: Path) -> AsyncIterato
         yield sandbox
 
 
-async def commands_in(sandbox: Sandbox) -> str:
-    """Command lines of all its processes."""
-    return (await sandbox.exec("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '", timeout=20)).text
+async def sleeping(sandbox: Sandbox, marker: str) -> str:
+    """What sleeps there for a number of seconds that begins so; the look at it is none of it."""
+    look = f"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'sleep [{marker[0]}]{marker[1:]}[0-9]'"
+    return (await sandbox.exec(look, timeout=60)).text
+
+
+@pytest.fixture
+def marker() -> str:
+    """Seconds that nobody else on this host sleeps."""
+    return str(10**6 + secrets.randbelow(10**8))
 
 
 async def test_commands(sandbox: Sandbox) -> None:
@@ -79,31 +88,28 @@ async def test_output_is_cut_in_the_middle(sandbox: Sandbox) -> None:
     assert result.truncated and "bytes left out" in result.text
 
 
-async def test_deadline_kills_every_descendant(sandbox: Sandbox) -> None:
-    result = await sandbox.exec(
-        "echo before; trap '' TERM INT; sleep 7001 & setsid sleep 7002 & (setsid sleep 7003 & ) ; sleep 7004", timeout=1
-    )
+async def test_deadline_kills_every_descendant(sandbox: Sandbox, marker: str) -> None:
+    sleeps = [f"sleep {marker}{number}" for number in range(4)]
+    background = f"{sleeps[0]} & setsid {sleeps[1]} & (setsid {sleeps[2]} & )"
+    result = await sandbox.exec(f"echo before; trap '' TERM INT; {background} ; {sleeps[3]}", timeout=4)
     assert result.timed_out and result.exit_code == -9 and result.text == "before\n"
-    left = await sandbox.exec(
-        "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'sleep 700[1-4]'", timeout=20
-    )
-    assert left.text == ""
+    assert await sleeping(sandbox, marker) == ""
 
 
-async def test_background_children_hold_no_reply_up_and_live_on(sandbox: Sandbox) -> None:
+async def test_background_children_hold_no_reply_up_and_live_on(sandbox: Sandbox, marker: str) -> None:
     child = "(until [ -e go ]; do sleep 0.1; done; for i in 1 2 3 4; do echo $i; done; touch done) & echo started"
     result = await sandbox.exec(child, timeout=20)
     assert result.text == "started\n" and not result.timed_out
     await sandbox.exec("touch go", timeout=20)
-    for _ in range(100):
-        if (await sandbox.exec("test -e done", timeout=20)).exit_code == 0:
-            break
-        await asyncio.sleep(0.1)
-    else:
-        pytest.fail("the background child was killed by its closed output")
-    await sandbox.exec("sleep 7005 & true", timeout=20)
+
+    async def is_done() -> bool:
+        return (await sandbox.exec("test -e done", timeout=20)).exit_code == 0
+
+    await until(is_done)  # it is not killed by its closed output
+    await sandbox.exec(f"sleep {marker}5 & true", timeout=20)
+    await until(lambda: sleeping(sandbox, marker))
     await sandbox.kill_all()
-    assert "sleep 7005" not in await commands_in(sandbox)
+    assert await sleeping(sandbox, marker) == ""
 
 
 async def test_many_at_once(sandbox: Sandbox) -> None:
@@ -111,17 +117,14 @@ async def test_many_at_once(sandbox: Sandbox) -> None:
     assert [result.text for result in results] == [f"{n}\n" for n in range(16)]
 
 
-async def test_cancelling_kills_the_command(sandbox: Sandbox) -> None:
-    task = asyncio.create_task(sandbox.exec("sleep 7006; touch survived", timeout=600))
-    await asyncio.sleep(0.3)
+async def test_cancelling_kills_the_command(sandbox: Sandbox, marker: str) -> None:
+    task = asyncio.create_task(sandbox.exec(f"sleep {marker}6; touch survived", timeout=600))
+    await until(lambda: sleeping(sandbox, marker))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0.2)
-    left = await sandbox.exec(
-        "ls; cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'sleep 700[6]'", timeout=20
-    )
-    assert "survived" not in left.text and "7006" not in left.text
+    assert await sleeping(sandbox, marker) == ""
+    assert "survived" not in (await sandbox.exec("ls", timeout=20)).text
 
 
 async def test_closed_sandboxes_say_so(backend: Backend, run_name: str) -> None:

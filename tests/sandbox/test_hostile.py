@@ -9,12 +9,12 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from protocol.errors import SandboxError
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.kubernetes.sandbox import KubernetesSandbox
+from tests.sandbox.waiting import sleepers, until
 
 LIMITS = Limits(memory_mib=128, max_processes=40, disk_mib=64)
 # Every answer of the kernel to a list of system calls, by number: what is refused must say so.
@@ -299,6 +299,7 @@ async def test_namespaces_are_nobody_on_the_host(namespace_backend: Backend, run
     marker = f"7{secrets.randbelow(10**8):08d}"
     async with await namespace_backend.create(SandboxSpec(run=run_name, lease="uid")) as sandbox:
         await sandbox.exec(f"sleep {marker} & true", timeout=20)
-        [process] = [p for p in psutil.process_iter(["cmdline", "uids"]) if p.info["cmdline"] == ["sleep", marker]]
-        uids = set(process.info["uids"])
+        await until(lambda: sleepers(marker))
+        [process] = sleepers(marker)
+        uids = set(process.uids())
         assert 0 not in uids and (os.geteuid() != 0 or min(uids) >= 1 << 16)

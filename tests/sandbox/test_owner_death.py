@@ -11,13 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
+from sandbox import owners
 from sandbox.base import Backend, SandboxSpec
 from sandbox.kubernetes.backend import KubernetesBackend
 from sandbox.namespace.backend import NamespaceBackend
 from sandbox.owners import Owner, _namespaces, is_leftover, new_owner, parse_owner, purge_state, state_dir, state_root
+from tests.sandbox.waiting import sleepers, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,23 +47,9 @@ asyncio.run(main())
 """
 
 
-def sleepers(marker: str) -> list[psutil.Process]:
-    """Processes on this host that the owner's sandboxes started."""
-    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", marker]]
-
-
 def left_of(owner: str) -> list[Path]:
     """Directories and control groups of an owner, by the beginning of its name (a pattern)."""
     return [*state_root().glob(f"{owner}*"), *Path("/sys/fs/cgroup").glob(f"*/longhaul/{owner}*")]
-
-
-async def wait_until_gone(marker: str, deadline_s: float) -> float:
-    start = time.monotonic()
-    while sleepers(marker):
-        if time.monotonic() - start > deadline_s:
-            pytest.fail(f"{len(sleepers(marker))} processes outlived their owner by {deadline_s} s")
-        await asyncio.sleep(0.05)
-    return time.monotonic() - start
 
 
 async def test_killed_owner(real_backend: Backend, run_name: str) -> None:
@@ -77,15 +64,11 @@ async def test_killed_owner(real_backend: Backend, run_name: str) -> None:
     assert owner.stdout is not None
     async with asyncio.timeout(100):
         assert await owner.stdout.readline() == b"ready\n"
-    for _ in range(600):  # those in the background are on their way
-        if len(sleepers(marker)) >= 2 * num:
-            break
-        await asyncio.sleep(0.05)
-    assert len(sleepers(marker)) == 2 * num
+    await until(lambda: len(sleepers(marker)) == 2 * num)  # those in the background are on their way
     os.kill(owner.pid, signal.SIGKILL)
     await owner.wait()
     owner._transport.close()  # type: ignore[attr-defined]
-    await wait_until_gone(marker, 20)
+    await until(lambda: not sleepers(marker))
     await real_backend.purge("")
     assert not left_of(f"{run_name}@*-{owner.pid}.")
 
@@ -93,6 +76,7 @@ async def test_killed_owner(real_backend: Backend, run_name: str) -> None:
 async def test_reaping_spares_the_living(run_name: str) -> None:
     backend, other = NamespaceBackend(run_name), NamespaceBackend(run_name)
     if not (await backend.probe()).available:
+        await backend.close()
         pytest.skip("no namespaces here")
     async with await backend.create(SandboxSpec(run=run_name, lease="living")) as sandbox:
         await other.purge("")
@@ -115,7 +99,7 @@ def test_owner_names() -> None:
 def test_owners_in_other_pid_namespaces_are_dead_only_where_all_processes_are_seen() -> None:
     """Two pods may share their control groups and see nothing of each other's processes."""
     program = (
-        "import time; from sandbox.owners import new_owner; print(new_owner('pod').name, flush=True); time.sleep(60)"
+        "import time; from sandbox.owners import new_owner; print(new_owner('pod').name, flush=True); time.sleep(600)"
     )
     apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c"]
     with subprocess.Popen([*apart, program], stdout=subprocess.PIPE, text=True, cwd=ROOT) as pod:
@@ -134,15 +118,15 @@ def test_owners_in_other_pid_namespaces_are_dead_only_where_all_processes_are_se
     assert is_leftover(owner, "pod") and not is_leftover(owner, "another")
 
 
-def test_state_of_dead_owners_is_removed_and_only_that() -> None:
+def test_state_of_dead_owners_is_removed_and_only_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "state_root", lambda: tmp_path)  # others on this host have theirs, and purge it
     living = new_owner("state-test")
     dead = Owner("state-test", living.pid, 1, 1)
-    foreign = state_root() / "not-ours"
-    foreign.mkdir(parents=True)
+    foreign = tmp_path / "not-ours"
+    foreign.mkdir()
     for owner in (living, dead):
         (state_dir(owner) / "file").write_text("x")
-    assert purge_state("") >= 1
-    assert (state_root() / living.name).exists() and not (state_root() / dead.name).exists()
+    assert purge_state("") == 1
+    assert (tmp_path / living.name).exists() and not (tmp_path / dead.name).exists()
     assert purge_state("state-test") == 1
     assert foreign.exists()
-    foreign.rmdir()

@@ -15,6 +15,7 @@ from sandbox.docker.backend import DockerBackend
 from sandbox.guest import tunnel
 from sandbox.guest.client import HEADER, GuestClient
 from tests.sandbox.guest.test_guest import HELLO, frame
+from tests.sandbox.waiting import until
 
 SIZE = 5_120_000  # twenty windows
 OPENED = tunnel.HEAD.pack(1, tunnel.OPEN) + tunnel.OPENED.pack(0, 0)
@@ -68,12 +69,6 @@ async def run(sandbox: Sandbox, script: str, port: int) -> str:
     return (await sandbox.exec(["python3", "-c", script, str(port)], timeout=60)).text
 
 
-async def until(condition: object) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # type: ignore[operator]  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def test_bytes_go_both_ways_whole_and_in_order(sandbox: Sandbox) -> None:
     echo = Echo()
     port = await sandbox.listen(echo.accept)
@@ -95,14 +90,18 @@ async def test_nothing_else_becomes_reachable(real_backend: Backend, run_name: s
         assert (await one.exec("cat /proc/net/dev | grep -v lo: | wc -l", timeout=20)).text == "2\n"  # the two headings
         assert (await run(one, reach, port)) == ""
         await until(lambda: echo.num_taken == 1)  # the command may end before its connection was taken
+        await until(lambda: not echo.tasks)
     server.close()
 
 
 async def test_a_flood_and_an_answer_that_is_not_read_are_bounded(sandbox: Sandbox) -> None:
     taken: list[socket.socket] = []
+    is_over = False
 
     async def keep(connection: socket.socket, number: int) -> None:
         taken.append(connection)  # and read nothing of it
+        if is_over:
+            connection.close()
 
     port = await sandbox.listen(keep)
     flood = """
@@ -133,6 +132,7 @@ time.sleep(0.3)
     await run(sandbox, many, port)
     assert len(taken) <= 3 + 2 * tunnel.MOST_LINKS
     assert (await sandbox.exec("echo alive", timeout=20)).text == "alive\n"
+    is_over = True  # some of the many may still be on their way
     for connection in taken:
         connection.close()
 

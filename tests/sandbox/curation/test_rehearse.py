@@ -13,7 +13,7 @@ from sandbox.tasks.micro import make_tasks
 
 async def test_a_script_plays_the_agent(namespace: Backend, tmp_path: Path) -> None:
     [task] = make_tasks(1, 0, 0, "train")
-    how = {"run": "test", "cache_dir": tmp_path, "limits": Limits(), "timeout_s": 30.0}
+    how = {"run": "test", "cache_dir": tmp_path, "limits": Limits(), "timeout_s": 60.0}
     idle = await rehearse(namespace, task, b"echo hello; exit 3\n", **how)  # type: ignore[arg-type]
     assert (idle.script_exit, idle.script_output, idle.change) == (3, "hello\n", "")
     assert idle.verdict is not None and not idle.verdict.resolved

@@ -22,6 +22,7 @@ from sandbox.docker import daemon, images
 from sandbox.docker.backend import DockerBackend
 from sandbox.docker.daemon import DockerHost, Failures
 from sandbox.owners import Owner
+from tests.sandbox.waiting import until
 
 
 @pytest.mark.docker
@@ -44,6 +45,7 @@ async def test_a_daemon_that_does_not_see_our_files(run_name: str, source: Path,
     (tmp_path / "tools" / "tool").write_text("hammer")
     backend = DockerBackend(run_name)
     if not (await backend.probe()).available:
+        await backend.close()
         pytest.skip("no daemon answers")
     backend.hosts[0].shares_files = False
     binds = {str(tmp_path / "tools"): "/opt/tools"}
@@ -225,7 +227,9 @@ async def test_only_the_dead_are_reaped(docker_backend: Backend, run_name: str) 
     unlabelled = await dead.host.client.containers.create(other)
     for container in (ours, elsewhere, unlabelled):
         await container.start()
-    assert await docker_backend.purge("") == 1
+    assert await docker_backend.purge("") >= 1  # whatever else is dead on this host goes as well
+    with pytest.raises(DockerError):
+        await ours.show()
     assert (await living.exec("echo alive", timeout=20)).text == "alive\n"
     await elsewhere.show()
     await unlabelled.delete(force=True)
@@ -249,7 +253,7 @@ async def test_what_a_host_left_that_died_goes_when_it_is_overdue(docker_backend
                 {"Image": configuration["Image"], "Cmd": ["true"], "Labels": labels}
             )
         )
-    assert await docker_backend.purge("") == 1
+    assert await docker_backend.purge("") >= 1  # whatever else is dead on this host goes as well
     await left[0].delete(force=True)
     with pytest.raises(DockerError):
         await left[1].show()
@@ -271,13 +275,20 @@ async def test_plain_exec_where_there_is_no_guest(docker_backend: Backend, run_n
         cut = await sandbox.exec("seq 1 100000", timeout=30, max_output=100)
         assert cut.head == b"".join(b"%d\n" % n for n in range(1, 100))[:50] and cut.tail.endswith(b"99999\n100000\n")
         assert cut.total_bytes == 588895
-        late = await sandbox.exec("setsid sleep 7401 & (setsid sleep 7402 &); sleep 7403", timeout=1)
+
+        async def sleeping() -> set[int]:
+            seen = (await sandbox.exec("cat /proc/[0-9]*/cmdline", timeout=30)).text
+            return {n for n in range(1, 5) if f"sleep\x00740{n}" in seen}
+
+        async def sleep(wanted: set[int]) -> bool:
+            return await sleeping() == wanted
+
+        late = await sandbox.exec("setsid sleep 7401 & (setsid sleep 7402 &); sleep 7403", timeout=5)
         assert late.timed_out
         assert (await sandbox.exec("sleep 7404 & echo at once", timeout=30)).text == "at once\n"
-        left = (await sandbox.exec("cat /proc/[0-9]*/cmdline", timeout=30)).text
-        assert "sleep\x007404" in left and not any(f"sleep\x00740{n}" in left for n in (1, 2, 3))
+        await until(lambda: sleep({4}))  # what was killed dies in its own time
         await sandbox.kill_all()
-        assert "sleep\x00740" not in (await sandbox.exec("cat /proc/[0-9]*/cmdline", timeout=30)).text
+        await until(lambda: sleep(set()))
     capabilities = await backend.probe()
     assert capabilities.available
     await backend.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from protocol.errors import SandboxError
 from sandbox.base import SandboxSpec
 from sandbox.docker import daemon
 from sandbox.docker.backend import DockerBackend
+from tests.sandbox.waiting import until
 
 REAL = "/var/run/docker.sock"
 
@@ -70,28 +70,33 @@ async def test_what_worked_there_fails_and_the_next_is_well(
     await door.open()
     backend = DockerBackend(run_name, [f"unix://{tmp_path}/docker.sock"])
     if not (await backend.probe()).available:
+        await backend.close()
+        await door.shut()
         pytest.skip("no daemon answers")
     sandbox = await backend.create(SandboxSpec(run=run_name, lease="before"))
-    waiting = asyncio.create_task(sandbox.exec("sleep 1000", timeout=600))
-    await asyncio.sleep(0.2)
+    waiting = asyncio.create_task(sandbox.exec("touch /testbed/runs; sleep 1000", timeout=600))
+
+    async def runs() -> bool:
+        return (await sandbox.exec("test -e /testbed/runs", timeout=20)).exit_code == 0
+
+    await until(runs)
     await door.shut()
     with pytest.raises(SandboxError) as died:
-        await asyncio.wait_for(waiting, 30)
+        await asyncio.wait_for(waiting, 60)
     assert died.value.kind == "died"
-    began = time.monotonic()
     with pytest.raises(SandboxError) as refused:
         await asyncio.wait_for(backend.create(SandboxSpec(run=run_name, lease="meanwhile")), 60)
     assert refused.value.kind in ("start", "unavailable"), refused.value
     with contextlib.suppress(SandboxError):  # it cannot be removed now; it went with its connection
         await sandbox.close()
     await door.open()
-    await asyncio.sleep(max(0.0, began + 0.6 - time.monotonic()))
+    await until(lambda: backend.hosts[0].is_well)
     async with await backend.create(SandboxSpec(run=run_name, lease="after")) as fresh:
         assert (await fresh.exec("echo well", timeout=60)).text == "well\n"
-    for _ in range(200):
-        if await backend.purge(run_name) == 0:
-            break
-        await asyncio.sleep(0.1)
-    assert await backend.purge(run_name) == 0
+
+    async def is_purged() -> bool:
+        return await backend.purge(run_name) == 0
+
+    await until(is_purged)
     await backend.close()
     await door.shut()

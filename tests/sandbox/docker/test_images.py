@@ -8,7 +8,7 @@ import base64
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from sandbox.docker import images as images_of_a_daemon
 from sandbox.docker.images import Images
 from sandbox.docker.pulled import account_of
 from sandbox.docker.registry import credentials, read_mirrors
+from tests.sandbox.waiting import until
 
 
 class Daemon:
@@ -191,12 +192,6 @@ async def test_an_image_that_somebody_removed_is_pulled_again(tmp_path: Path) ->
     assert len(daemon.pulls) == 2
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (the daemon's side has no event for each)
-            await asyncio.sleep(0.01)
-
-
 async def test_what_is_expected_is_pulled_one_by_one_before_it_is_needed(tmp_path: Path) -> None:
     daemon = Daemon({f"corner/{name}:1": 5 for name in "abcd"})
     daemon.may_pull.clear()
@@ -280,7 +275,7 @@ async def test_one_registrys_limit_does_not_keep_others_waiting(tmp_path: Path) 
     async with images_of(daemon, tmp_path, limited_pause_s=600) as images:
         waiting = [asyncio.create_task(images.ensure(name)) for name in names]
         await until(lambda: not daemon.refusals)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await images.ensure("ghcr.io/corner/shop:1")
         assert not any(task.done() for task in waiting)
         await images.close()

@@ -67,9 +67,9 @@ async def end_of(noise: bytes, root: Path) -> int:
         theirs.close()
         ours.setblocking(False)
         with contextlib.suppress(OSError):  # it ended already
-            await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(ours, noise), 30)
+            await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(ours, noise), 60)
             ours.shutdown(socket.SHUT_WR)
-        return await asyncio.wait_for(process.wait(), 30)
+        return await asyncio.wait_for(process.wait(), 60)
 
 
 async def test_no_bytes_crash_the_command_server(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sandbox.guest.build import guest_binary
 from sandbox.guest.client import GuestClient
 from sandbox.guest.process import GuestConnection, GuestProcess
 from sandbox.guest.relay import Relay
+from tests.sandbox.waiting import until
 
 ASKS = """
 import os, socket, sys, time
@@ -70,7 +71,7 @@ async def handed(guest: GuestProcess) -> GuestConnection:
     await asyncio.get_running_loop().create_connection(lambda: connection, sock=ours)
     with theirs:
         await guest.pass_on(theirs)
-    await connection.client.hello(10)
+    await connection.client.hello(60)
     return connection
 
 
@@ -85,7 +86,7 @@ async def relayed(guest: GuestProcess) -> GuestConnection:
     for side, protocol in ((ours, relay), (theirs, connection)):
         side.setblocking(False)
         await loop.create_connection(lambda protocol=protocol: protocol, sock=side)  # type: ignore[misc]
-    await connection.client.hello(10)
+    await connection.client.hello(60)
     return connection
 
 
@@ -95,15 +96,9 @@ ways = pytest.mark.parametrize("take", [handed, relayed])
 
 @pytest.fixture
 async def guest() -> AsyncIterator[GuestProcess]:
-    process = await GuestProcess.start([str(guest_binary()), "60", "0", "0"], "guest", 20, {"PATH": "/usr/bin:/bin"})
+    process = await GuestProcess.start([str(guest_binary()), "600", "0", "0"], "guest", 60, {"PATH": "/usr/bin:/bin"})
     yield process
     await process.stop()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 def start(client: GuestClient, port: int, size: int, begins: Path) -> asyncio.Task[object]:
@@ -112,12 +107,17 @@ def start(client: GuestClient, port: int, size: int, begins: Path) -> asyncio.Ta
     return asyncio.create_task(client.exec(argv, 60, "/", None, 1000, lasts=True))
 
 
+async def leave(connection: GuestConnection, takes: Answering) -> None:
+    """Its process ends, and has closed what it took."""
+    connection.drop()
+    await asyncio.wait(takes.tasks) if takes.tasks else None
+
+
 async def lose(connection: GuestConnection, waiting: asyncio.Task[object], takes: Answering) -> None:
     """Its process dies."""
-    connection.drop()
+    await leave(connection, takes)
     with pytest.raises(SandboxError):
         await waiting
-    await asyncio.wait(takes.tasks) if takes.tasks else None
 
 
 @ways
@@ -143,7 +143,7 @@ async def test_an_answer_goes_on_where_the_first_died(
     assert other.asked == one.asked, "the same connection, and the same words from their beginning"
     again = await second.client.rejoin(60)
     assert again == ended, "its result stays, should whoever heard of it die"
-    second.drop()
+    await leave(second, other)
 
 
 @ways
@@ -154,7 +154,7 @@ async def test_who_asks_while_nobody_is_there_is_held_and_answered(
     first = await take(guest)
     port = await first.client.listen(one.accept)
     waiting = start(first.client, port, 5, tmp_path / "begin")
-    await first.client.ping(10)
+    await first.client.ping(60)
     await lose(first, waiting, one)
     (tmp_path / "begin").touch()
     await until((tmp_path / "begin.asked").exists)
@@ -163,17 +163,17 @@ async def test_who_asks_while_nobody_is_there_is_held_and_answered(
     assert await second.client.listen(other.accept) == port
     ended = await rejoined
     assert ended is not None and ended.text.endswith(" hello\n") and not one.asked
-    second.drop()
+    await leave(second, other)
 
 
 @ways
 async def test_what_ended_while_nobody_was_there_is_told(guest: GuestProcess, take: Take, tmp_path: Path) -> None:
     first = await take(guest)
-    assert await first.client.rejoin(10) is None, "nothing was started"
+    assert await first.client.rejoin(60) is None, "nothing was started"
     script = f"until [ -e {tmp_path}/end ]; do sleep 0.05; done; echo done; touch {tmp_path}/ended; exit 7"
     waiting = asyncio.create_task(first.client.exec(["sh", "-c", script], 60, "/", None, 100, lasts=True))
-    await first.client.ping(10)
-    second_try = await first.client.exec(["true"], 10, "/", None, 100, lasts=True)
+    await first.client.ping(60)
+    second_try = await first.client.exec(["true"], 60, "/", None, 100, lasts=True)
     assert second_try.exit_code == 126, "there is one a sandbox"
     await lose(first, waiting, Answering(b""))
     (tmp_path / "end").touch()
@@ -187,12 +187,12 @@ async def test_what_ended_while_nobody_was_there_is_told(guest: GuestProcess, ta
 @ways
 async def test_it_is_killed_when_whoever_rejoined_stops_waiting(guest: GuestProcess, take: Take) -> None:
     first = await take(guest)
-    waiting = asyncio.create_task(first.client.exec(["sleep", "50"], 60, "/", None, 100, lasts=True))
-    await first.client.ping(10)
+    waiting = asyncio.create_task(first.client.exec(["sleep", "600"], 700, "/", None, 100, lasts=True))
+    await first.client.ping(60)
     await lose(first, waiting, Answering(b""))
     second = await take(guest)
     rejoined = asyncio.create_task(second.client.rejoin(60))
-    await second.client.ping(10)
+    await second.client.ping(60)
     rejoined.cancel()
     await asyncio.wait([rejoined])
     ended = await second.client.rejoin(60)
@@ -215,4 +215,4 @@ async def test_a_connection_that_said_too_much_ends_with_its_owner(
     await second.client.listen(other.accept)
     ended = await second.client.rejoin(60)
     assert ended is not None and not other.asked
-    second.drop()
+    await leave(second, other)

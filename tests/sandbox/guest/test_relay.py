@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
-import psutil
 import pytest
 
 from protocol.errors import SandboxError
@@ -15,11 +14,12 @@ from sandbox.guest.build import guest_binary
 from sandbox.guest.client import EXEC, HEADER, OWNER, GuestClient
 from sandbox.guest.process import GuestConnection, GuestProcess
 from sandbox.guest.relay import Relay
+from tests.sandbox.waiting import sleepers, until
 
 
 @pytest.fixture
 async def guest() -> AsyncIterator[GuestProcess]:
-    process = await GuestProcess.start([str(guest_binary()), "20", "0", "0"], "guest", 20, {"PATH": "/usr/bin:/bin"})
+    process = await GuestProcess.start([str(guest_binary()), "600", "0", "0"], "guest", 60, {"PATH": "/usr/bin:/bin"})
     yield process
     await process.stop()
 
@@ -32,24 +32,12 @@ async def relayed(guest: GuestProcess) -> tuple[Relay, GuestConnection]:
     for side, protocol in ((ours, relay), (theirs, connection)):
         side.setblocking(False)
         await loop.create_connection(lambda protocol=protocol: protocol, sock=side)  # type: ignore[misc]
-    await connection.client.hello(10)
+    await connection.client.hello(60)
     return relay, connection
 
 
 async def run(client: GuestClient, script: str) -> str:
-    return (await client.exec(["sh", "-c", script], 30, "/", None, 10_000)).text
-
-
-def sleepers(marker: str) -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", marker]]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it never came")
+    return (await client.exec(["sh", "-c", script], 60, "/", None, 10_000)).text
 
 
 async def test_commands_of_both_sides_get_their_own_answers(guest: GuestProcess) -> None:
@@ -57,7 +45,7 @@ async def test_commands_of_both_sides_get_their_own_answers(guest: GuestProcess)
     sides = [guest.client, connection.client]
     said = await asyncio.gather(*(run(sides[i % 2], f"sleep 0.{i % 3}; echo {i}") for i in range(20)))
     assert said == [f"{i}\n" for i in range(20)]
-    await connection.client.ping(10)
+    await connection.client.ping(60)
     connection.drop()
 
 
@@ -73,7 +61,7 @@ async def test_a_connection_from_inside_reaches_the_other_process(guest: GuestPr
 
     port = await connection.client.listen(accept)
     script = f"exec 3<>/dev/tcp/127.0.0.1/{port}; echo hello >&3; cat <&3"
-    said = await connection.client.exec(["bash", "-c", script], 30, "/", None, 1000)
+    said = await connection.client.exec(["bash", "-c", script], 60, "/", None, 1000)
     assert (said.text, heard) == ("world\n", [b"hello\n"])
     connection.drop()
 

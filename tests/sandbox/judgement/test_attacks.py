@@ -19,7 +19,7 @@ from sandbox.tasks.task import RunnerKind, Task
 
 async def judged(backend: Backend, task: Task, patch: Patch, cache_dir: Path) -> Verdict:
     return await grade(
-        backend, task, patch, run="test", lease="lease", limits=Limits(), cache_dir=cache_dir, timeout_s=20
+        backend, task, patch, run="test", lease="lease", limits=Limits(), cache_dir=cache_dir, timeout_s=60
     )
 
 

@@ -282,7 +282,7 @@ BAD: dict[str, Patch] = {
 async def test_odd_patches_are_judged_as_such(namespace: Backend, tmp_path: Path, case: str) -> None:
     task = replace(TASK, image=None, files={"a": ""}, test_files={"test_x.py": "def test_x(): pass\n"})
     verdict = await grade(
-        namespace, task, BAD[case], run="t", lease="l", limits=Limits(), cache_dir=tmp_path, timeout_s=10
+        namespace, task, BAD[case], run="t", lease="l", limits=Limits(), cache_dir=tmp_path, timeout_s=60
     )
     assert verdict.reward == 0.0 and verdict.reason
 

@@ -179,7 +179,7 @@ async def test_every_kind_of_change_is_taken(real_backend: Backend, cache_dir: P
             "mkdir __pycache__; echo x > __pycache__/m.pyc; mkdir .git; echo x > .git/HEAD; chmod +x data.bin",
         )
         for command in commands:
-            assert (await sandbox.exec(command, timeout=10)).exit_code == 0
+            assert (await sandbox.exec(command, timeout=60)).exit_code == 0
         patch = await take_patch(sandbox, TASK)
     assert TASK.files is not None
     assert {change.path: change for change in patch.changes} == {
@@ -207,12 +207,12 @@ async def test_too_much_is_a_problem_not_an_error(namespace: Backend, cache_dir:
 async def test_the_agent_sees_no_tests_and_no_solution(real_backend: Backend, cache_dir: Path) -> None:
     async with await real_backend.create(await spec_of(TASK, cache_dir)) as sandbox:
         found = await sandbox.exec("grep -rlE 'test_two|return 2' /testbed /tmp /home /opt 2>/dev/null", timeout=20)
-        listed = await sandbox.exec("ls -a /testbed", timeout=10)
+        listed = await sandbox.exec("ls -a /testbed", timeout=60)
     assert found.text == ""
     assert set(listed.text.split()) == {".", "..", "pkg", "conftest.py", "data.bin"}
 
 
-async def judged(backend: Backend, task: Task, patch: Patch, cache_dir: Path, timeout_s: float = 30) -> Verdict:
+async def judged(backend: Backend, task: Task, patch: Patch, cache_dir: Path, timeout_s: float = 60) -> Verdict:
     return await grade(
         backend, task, patch, run="test", lease="lease", limits=Limits(), cache_dir=cache_dir, timeout_s=timeout_s
     )
@@ -350,6 +350,6 @@ async def test_a_helper_of_the_tests_that_asks_nothing(namespace: Backend, cache
     blind = Change(path="pkg/testing.py", kind="file", content=b"def assert_same(a, b):\n    pass\n")
     patch = Patch(changes=(blind,))
     verdict = await grade(
-        namespace, task, patch, run="test", lease="lease", limits=Limits(), cache_dir=cache_dir, timeout_s=20
+        namespace, task, patch, run="test", lease="lease", limits=Limits(), cache_dir=cache_dir, timeout_s=60
     )
     assert (verdict.reward, verdict.ignored) == (0.0, ("pkg/testing.py",)), verdict

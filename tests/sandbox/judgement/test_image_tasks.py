@@ -22,7 +22,7 @@ from tests.sandbox.judgement.image import COMMAND, GOLD, SOUND, TEST_PATCH, Imag
 async def test_the_agent_sees_no_past_and_no_future(images: Images) -> None:
     task = make_task()
     async with await images.create(SandboxSpec(run="test", lease="l", image="img")) as sandbox:
-        before = await sandbox.exec("git -c safe.directory='*' log --all --oneline", timeout=10)
+        before = await sandbox.exec("git -c safe.directory='*' log --all --oneline", timeout=60)
         assert "SECRET" in before.text
         await prepare(sandbox, task)
         seen = await sandbox.exec(
@@ -30,7 +30,7 @@ async def test_the_agent_sees_no_past_and_no_future(images: Images) -> None:
             " git fsck --unreachable --no-reflogs; git cat-file --batch-all-objects --batch; grep -rs SECRET .",
             timeout=20,
         )
-        status = await sandbox.exec("git status --porcelain", timeout=10)
+        status = await sandbox.exec("git status --porcelain", timeout=60)
     assert "SECRET" not in seen.text
     assert "test_two" not in seen.text
     assert seen.text.count(" base") >= 1
@@ -84,7 +84,7 @@ async def test_a_branch_without_its_tests_gets_them_back(images: Images, cache_d
     task = make_task(test_patch="", checkout="smith", hidden_from="smith~1")
     async with await images.create(SandboxSpec(run="test", lease="l", image="img")) as sandbox:
         await prepare(sandbox, task)
-        assert (await sandbox.exec("ls tests", timeout=10)).exit_code != 0
+        assert (await sandbox.exec("ls tests", timeout=60)).exit_code != 0
     assert (await judged(images, task, Patch(), cache_dir)).failed == task.fail_to_pass
     assert (await judged(images, task, edit("pkg/mod.py", "def f():\n    return 2\n"), cache_dir)).reward == 1.0
 
@@ -110,7 +110,7 @@ async def test_a_bug_that_the_record_brings(images: Images, cache_dir: Path) -> 
     task = replace(task, tests=replace(task.tests, command=command, requirements=(PYTEST,)))
     async with await images.create(SandboxSpec(run="test", lease="l", image="img")) as sandbox:
         await prepare(sandbox, task)
-        seen = await sandbox.exec("cat pkg/mod.py; ls tests; git log --oneline --all", timeout=10)
+        seen = await sandbox.exec("cat pkg/mod.py; ls tests; git log --oneline --all", timeout=60)
     assert "return 7" in seen.text
     assert "test_one" not in seen.text
     assert (await judged(images, task, Patch(), cache_dir)).failed == task.fail_to_pass

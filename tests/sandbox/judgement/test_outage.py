@@ -17,6 +17,6 @@ async def test_no_zero_comes_of_a_broken_sandbox(namespace: Backend, tmp_path: P
 
 
 async def test_no_zero_reaches_the_learner_of_a_run_in_an_outage(namespace: Backend, tmp_path: Path) -> None:
-    counts = await run_with_outage(namespace, tmp_path, 3.0, random.Random(1))
+    counts = await run_with_outage(namespace, tmp_path, 3.0, random.Random(1), least_failed=3)
     assert (counts["zeros"], counts["trained"]) == (0, 24)
     assert counts["failed"] > 2

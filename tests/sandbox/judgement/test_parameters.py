@@ -58,7 +58,7 @@ def twinned(task: Task) -> set[str]:
 async def judged(backend: Backend, text: str, cache_dir: Path) -> Verdict:
     patch = Patch(changes=(Change(path="calc.py", kind="file", content=text.encode()),))
     return await grade(
-        backend, TASK, patch, run="test", lease="lease", limits=Limits(), cache_dir=cache_dir, timeout_s=30
+        backend, TASK, patch, run="test", lease="lease", limits=Limits(), cache_dir=cache_dir, timeout_s=60
     )
 
 

@@ -180,7 +180,7 @@ async def test_a_fix_that_others_starved_is_no_zero(namespace: Backend, cache_di
 
 async def test_code_that_sleeps_is_not_run_again(namespace: Backend, cache_dir: Path) -> None:
     patch = edit("pkg/mod.py", "import time\ntime.sleep(1e6)\n" + FIX)
-    verdict = await judged(namespace, TASK, patch, cache_dir, 8)
+    verdict = await judged(namespace, TASK, patch, cache_dir, 15)
     assert (verdict.resolved, verdict.reason, verdict.starved) == (False, "the tests did not end in time", 0)
     assert zero_reason(verdict, patch) == "time"
 
@@ -192,6 +192,6 @@ async def test_where_a_log_is_read_too(images: Images, cache_dir: Path, tmp_path
     with busy() as end:
         backend = Freed(images, lambda: None, tmp_path)
         with pytest.raises(GradingError, match="for the second time: the tests did not end in time on a starved host"):
-            await judged(backend, task, edit("pkg/mod.py", FIX), cache_dir, 2.5)
+            await judged(backend, task, edit("pkg/mod.py", FIX), cache_dir, 4)
         end()
     assert backend.num_made == 2

@@ -16,6 +16,7 @@ from sandbox.base import Sandbox, SandboxSpec
 from sandbox.keeper.containers import KeptContainer, KeptDockerBackend
 from sandbox.keeper.kept import KeptBackend
 from sandbox.owners import keeper_of
+from tests.sandbox.waiting import until
 
 pytestmark = pytest.mark.docker
 ACTOR = """
@@ -43,8 +44,9 @@ asyncio.run(main())
 """
 
 
-async def processes(sandbox: Sandbox) -> str:
-    return (await sandbox.exec("cat /proc/[0-9]*/cmdline | tr '\\0' ' '", timeout=60)).text
+async def lacks(sandbox: Sandbox, command: str) -> bool:
+    """Whether no process there has that command."""
+    return command not in (await sandbox.exec("cat /proc/[0-9]*/cmdline | tr '\\0' ' '", timeout=60)).text
 
 
 @pytest.fixture
@@ -80,20 +82,11 @@ async def test_a_killed_actor_leaves_its_container_to_the_next_as_it_was(
     assert isinstance(sandbox, KeptContainer)
     assert await sandbox.read("file") == b"as it was"
     assert (await sandbox.exec("cat runs", timeout=60)).text == "ran\n", "a command is run once"
-    for _ in range(200):
-        found = await processes(sandbox)
-        if "sleep 2000" not in found:  # whose result nobody waits for any more
-            break
-        await asyncio.sleep(0.05)
-    assert "sleep 2000" not in found
-    assert "sleep 1000" in found  # what ran in the background runs on
+    await until(lambda: lacks(sandbox, "sleep 2000"))  # whose result nobody waits for any more
+    assert not await lacks(sandbox, "sleep 1000")  # what ran in the background runs on
     assert sandbox.covered == (not sandbox.host.no_cover and "tmpfs" in (await next_actor.probe()).limits["disk"])
     graded = sandbox.host.client.containers.container(said[1].decode())
-    for _ in range(400):
-        if await gone(graded):
-            break
-        await asyncio.sleep(0.05)
-    assert await gone(graded), "one that was not to be kept ends with its process"
+    await until(lambda: gone(graded))  # one that was not to be kept ends with its process
     await sandbox.close()
     assert await gone(sandbox.container)
     assert await next_actor.adopt("kept") is None
@@ -111,16 +104,12 @@ async def gone(container: object) -> bool:
 
 async def test_nobody_comes_back(next_actor: KeptDockerBackend, run_name: str, tmp_path: Path) -> None:
     other = KeptDockerBackend(run_name, KeptBackend(run_name, "actor-1", tmp_path / "keeper.log"))
-    sandbox = await other.create(SandboxSpec(run=run_name, lease="left", kept=True, ttl_s=2))
+    sandbox = await other.create(SandboxSpec(run=run_name, lease="left", kept=True, ttl_s=5))
     assert isinstance(sandbox, KeptContainer)
     assert other.kept._life is not None
     other.kept._life.cancel()  # as if it had been killed
     await asyncio.wait([other.kept._life])
-    for _ in range(600):
-        if await gone(sandbox.container):
-            break
-        await asyncio.sleep(0.05)
-    assert await gone(sandbox.container)
+    await until(lambda: gone(sandbox.container))
     with pytest.raises(SandboxError):
         await sandbox.exec("true", timeout=60)
     assert await next_actor.adopt("left") is None

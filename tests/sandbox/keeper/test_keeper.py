@@ -7,17 +7,16 @@ import os
 import secrets
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from protocol.errors import SandboxError
 from sandbox.base import SandboxSpec
 from sandbox.keeper.kept import KeptBackend
 from sandbox.owners import keeper_of
+from tests.sandbox.waiting import sleepers, until
 
 ACTOR = """
 import asyncio, sys
@@ -45,22 +44,12 @@ asyncio.run(main())
 """
 
 
-def sleepers(marker: str) -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", marker]]
-
-
-async def until(condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < deadline_s
-        await asyncio.sleep(0.05)
-
-
 @pytest.fixture
 async def next_actor(run_name: str, tmp_path: Path) -> AsyncIterator[KeptBackend]:
     """The process that comes back under the name of the one that was killed."""
     backend = KeptBackend(run_name, "actor-0", tmp_path / "keeper.log")
     if not (capabilities := await backend.probe()).available:
+        await backend.close()
         pytest.skip(capabilities.reason)
     yield backend
     await backend.close()
@@ -76,7 +65,8 @@ async def test_a_killed_actor_leaves_its_sandbox_to_the_next_as_it_was(run_name:
     assert actor.stdout is not None
     async with asyncio.timeout(120):
         assert await actor.stdout.readline() == b"ready\n"
-    assert len(sleepers(f"2{marker}")) == 1
+    await until(lambda: len(sleepers(f"2{marker}")) == 1)  # its shell says that it ran before it starts it
+    await until(lambda: len(sleepers(f"1{marker}")) == 1)
     os.kill(actor.pid, signal.SIGKILL)
     await actor.wait()
     actor._transport.close()  # type: ignore[attr-defined]
@@ -91,7 +81,7 @@ async def test_a_killed_actor_leaves_its_sandbox_to_the_next_as_it_was(run_name:
         assert (await sandbox.exec("cat runs", timeout=60)).text == "ran\n", "a command is run once"
         await until(lambda: not sleepers(f"1{marker}"))  # a sandbox that was not to be kept
         await sandbox.close()
-        assert not sleepers(marker)
+        await until(lambda: not sleepers(marker))
         assert await next_actor.adopt("kept") is None
     finally:
         await next_actor.close()
@@ -101,9 +91,10 @@ async def test_a_killed_actor_leaves_its_sandbox_to_the_next_as_it_was(run_name:
 
 async def test_nobody_comes_back(next_actor: KeptBackend, run_name: str, tmp_path: Path) -> None:
     other = KeptBackend(run_name, "actor-1", tmp_path / "keeper.log")
-    sandbox = await other.create(SandboxSpec(run=run_name, lease="left", kept=True, ttl_s=1))
+    sandbox = await other.create(SandboxSpec(run=run_name, lease="left", kept=True, ttl_s=5))
     marker = str(10**6 + secrets.randbelow(10**8))
     await sandbox.exec(f"(setsid sleep {marker} &) ; true", timeout=60)
+    await until(lambda: sleepers(marker))
     assert other._life is not None and other._life_socket is not None
     other._life.cancel()  # as if it had been killed
     await asyncio.wait([other._life])
@@ -131,6 +122,7 @@ async def test_a_dead_keeper_takes_its_sandboxes_along_and_is_replaced(next_acto
     sandbox = await next_actor.create(SandboxSpec(run=run_name, lease="one", kept=True))
     marker = str(10**6 + secrets.randbelow(10**8))
     await sandbox.exec(f"(setsid sleep {marker} &) ; true", timeout=60)
+    await until(lambda: sleepers(marker))
     keeper = keeper_of(run_name)
     assert keeper is not None
     os.kill(keeper.pid, signal.SIGKILL)

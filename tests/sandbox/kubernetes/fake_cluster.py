@@ -100,6 +100,15 @@ class FakeCluster:
         await self._change(name, status)
         await self._node.kill(name)
 
+    async def outlive(self, name: str) -> None:
+        """As a kubelet does whose pod has lived for its `activeDeadlineSeconds`."""
+        assert self._node is not None
+        self._lives.pop(name).cancel()
+        await self._change(
+            name, {"phase": "Failed", "reason": "DeadlineExceeded", "message": "Pod was active too long."}
+        )
+        await self._node.kill(name)
+
     async def remove(self, name: str) -> None:
         """As somebody with kubectl does."""
         await self._remove(name)
@@ -260,14 +269,7 @@ class FakeCluster:
             await self._container(name, {"waiting": {"reason": "ErrImagePull", "message": text}}, "Pending")
             return
         await self._container(name, {"running": {"startedAt": stamp()}}, "Running", identity)
-        try:
-            async with asyncio.timeout(pod["spec"]["activeDeadlineSeconds"]):
-                code, starved = await self._node.wait(name)
-        except TimeoutError:
-            status = {"phase": "Failed", "reason": "DeadlineExceeded", "message": "Pod was active too long."}
-            await self._change(name, status)
-            await self._node.kill(name)
-            return
+        code, starved = await self._node.wait(name)
         reason = "OOMKilled" if starved else "Error" if code else "Completed"
         ended = {"terminated": {"exitCode": code, "reason": reason, "finishedAt": stamp()}}
         await self._container(name, ended, "Failed" if code else "Succeeded")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator
 
@@ -14,6 +15,7 @@ from sandbox.base import SandboxSpec
 from sandbox.kubernetes.backend import KubernetesBackend
 from sandbox.kubernetes.sandbox import KubernetesSandbox
 from tests.sandbox.kubernetes.fake_cluster import FakeCluster
+from tests.sandbox.waiting import until
 
 pytestmark = pytest.mark.docker
 
@@ -27,14 +29,24 @@ async def sandbox(pods: KubernetesBackend, run_name: str) -> AsyncIterator[Kuber
 async def end_of(sandbox: KubernetesSandbox) -> SandboxError:
     """What a command that runs for ever is told."""
     with pytest.raises(SandboxError) as caught:
-        await sandbox.exec("sleep 1000", timeout=500)
+        await sandbox.exec("touch /testbed/runs; sleep 1000", timeout=500)
     return caught.value
+
+
+async def running(sandbox: KubernetesSandbox) -> asyncio.Task[SandboxError]:
+    """The same, of a command that has begun."""
+    waiting = asyncio.create_task(end_of(sandbox))
+
+    async def runs() -> bool:
+        return (await sandbox.exec("test -e /testbed/runs", timeout=20)).exit_code == 0
+
+    await until(runs)
+    return waiting
 
 
 async def test_evicted(cluster: FakeCluster, sandbox: KubernetesSandbox) -> None:
     """Though its connection is half open, and says nothing."""
-    waiting = asyncio.create_task(end_of(sandbox))
-    await asyncio.sleep(0.2)
+    waiting = await running(sandbox)
     cluster.frozen = True
     await cluster.evict(sandbox.name)
     async with asyncio.timeout(60):
@@ -45,8 +57,7 @@ async def test_evicted(cluster: FakeCluster, sandbox: KubernetesSandbox) -> None
 async def test_removed_by_somebody_else_while_the_watch_begins_anew(
     cluster: FakeCluster, sandbox: KubernetesSandbox
 ) -> None:
-    waiting = asyncio.create_task(end_of(sandbox))
-    await asyncio.sleep(0.2)
+    waiting = await running(sandbox)
     await cluster.forget_events()
     await cluster.remove(sandbox.name)
     async with asyncio.timeout(60):
@@ -55,8 +66,7 @@ async def test_removed_by_somebody_else_while_the_watch_begins_anew(
 
 
 async def test_a_broken_connection_is_the_sandbox_s_end(cluster: FakeCluster, sandbox: KubernetesSandbox) -> None:
-    waiting = asyncio.create_task(end_of(sandbox))
-    await asyncio.sleep(0.2)
+    waiting = await running(sandbox)
     await cluster.drop_connections()
     async with asyncio.timeout(60):
         error = await waiting
@@ -67,11 +77,10 @@ async def test_a_broken_connection_is_the_sandbox_s_end(cluster: FakeCluster, sa
 
 
 async def test_the_owner_s_silence(cluster: FakeCluster, pods: KubernetesBackend, run_name: str) -> None:
-    async with await pods.create(SandboxSpec(run=run_name, lease="lease", ttl_s=1)) as sandbox:
-        await asyncio.sleep(2)
+    async with await pods.create(SandboxSpec(run=run_name, lease="lease", ttl_s=5)) as sandbox:
+        await asyncio.sleep(6)
         assert (await sandbox.exec("echo alive", timeout=20)).text == "alive\n", "its owner was heard"
-        waiting = asyncio.create_task(end_of(sandbox))
-        await asyncio.sleep(0.2)
+        waiting = await running(sandbox)
         cluster.frozen = True
         async with asyncio.timeout(60):
             error = await waiting
@@ -79,10 +88,13 @@ async def test_the_owner_s_silence(cluster: FakeCluster, pods: KubernetesBackend
 
 
 async def test_the_longest_life(cluster: FakeCluster, settings: KubernetesSettings, run_name: str) -> None:
-    backend = KubernetesBackend(run_name, settings.model_copy(update={"max_life_s": 3}))
+    backend = KubernetesBackend(run_name, settings.model_copy(update={"max_life_s": 600}))
     assert (await backend.probe()).available
     async with await backend.create(SandboxSpec(run=run_name, lease="lease")) as sandbox, asyncio.timeout(60):
-        error = await end_of(sandbox)
+        assert cluster.pods[sandbox.name]["spec"]["activeDeadlineSeconds"] == 600
+        waiting = await running(sandbox)
+        await cluster.outlive(sandbox.name)
+        error = await waiting
     assert "DeadlineExceeded" in str(error) and "max_life_s" in str(error)
     await backend.close()
 
@@ -122,6 +134,13 @@ async def test_a_create_that_is_cancelled_leaves_nothing(
         creating = asyncio.create_task(pods.create(SandboxSpec(run=run_name, lease="lease")))
         await asyncio.sleep(wait_s)
         creating.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await creating
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await creating).close()  # it may be there by then
         assert not cluster.pods
+    cluster.pull_s = 600
+    creating = asyncio.create_task(pods.create(SandboxSpec(run=run_name, lease="lease")))
+    await cluster.until_made(1)
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert not cluster.pods

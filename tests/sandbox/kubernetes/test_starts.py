@@ -155,7 +155,7 @@ async def test_what_a_pod_is_told(cluster: FakeCluster, pods: KubernetesBackend,
     ("image", "change", "kind", "words"),
     [
         ("no.such/image:1", {}, "image", "cannot be pulled: ErrImagePull"),
-        ("", {"room": False}, "start", "did not start within 1 s .*no node has room.*Insufficient cpu"),
+        ("", {"room": False}, "start", "did not start within 5 s .*no node has room.*Insufficient cpu"),
         ("", {"most_pods": 0}, "quota", "no quota is left .*exceeded quota.*raise the ResourceQuota"),
         ("", {"forbidden": {("create", "pods")}}, "forbidden", "forbids pod"),
         ("", {"forbidden": {("get", "exec")}}, "forbidden", "forbids a command in pod"),
@@ -171,7 +171,7 @@ async def test_no_pod_to_be_had(
     kind: str,
     words: str,
 ) -> None:
-    waits = 1.0 if "room" in change else 60.0
+    waits = 5.0 if "room" in change else 60.0
     backend = KubernetesBackend(run_name, settings.model_copy(update={"start_s": waits}))
     assert (await backend.probe()).available
     for name, value in change.items():
@@ -213,9 +213,9 @@ async def test_words_to_the_living_are_not_for_those_that_start(
     cluster: FakeCluster, pods: KubernetesBackend, run_name: str
 ) -> None:
     """Guests hear of their owner several times while another pod's image is pulled."""
-    spec = SandboxSpec(run=run_name, lease="lease", ttl_s=1)
+    spec = SandboxSpec(run=run_name, lease="lease", ttl_s=4)
     async with await pods.create(spec) as living:
-        cluster.pull_s = 3
+        cluster.pull_s = 8
         creating = asyncio.create_task(pods.create(spec))
         await cluster.until_made(2)
         assert await pods.adopt("another") is None

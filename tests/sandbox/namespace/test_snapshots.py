@@ -74,6 +74,8 @@ async def test_taking_one_follows_no_link_and_stops_what_runs(
 async def test_trees_that_no_overlay_can_lie_over_are_copied(namespace_backend: Backend, run_name: str) -> None:
     """`/proc` allows no id-mapped mounts and no overlays; an ordinary user copies root's trees anyway."""
     tree = Path("/proc/sys/debug")
+    if not tree.is_dir():  # noqa: ASYNC240  (nothing waits here)
+        pytest.skip("this kernel has no such settings")
     spec = SandboxSpec(run=run_name, lease="copied", source=tree)
     async with await namespace_backend.create(spec) as sandbox:
         names = (await sandbox.exec("ls && for f in *; do echo x > $f; done && cat *", timeout=20)).text.split()
