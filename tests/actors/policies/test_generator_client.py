@@ -15,7 +15,7 @@ from protocol.config import GeneratorSettings
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Cancel, Generate, GeneratorStatus, GeneratorStatusRequest, Refused, Sampling, Tokens
 from protocol.sockets import Peer, Server
-from tests.actors.policies.deadlines import Deadlines
+from tests.actors.deadlines import Deadlines
 from tests.actors.waiting import LONG_S, until
 
 SETTINGS = GeneratorSettings()
@@ -122,8 +122,10 @@ def received(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @contextlib.asynccontextmanager
 async def client_of(engines: list[ScriptedEngine]) -> AsyncIterator[GeneratorClient]:
     client = GeneratorClient([e.server.endpoint for e in engines], SETTINGS)
-    yield client
-    await client.close()
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 def generate(client: GeneratorClient, episode: str, max_tokens: int = 10, timeout_s: float = LONG_S):
