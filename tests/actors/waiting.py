@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import psutil
+
 LONG_S = 60.0
 """A deadline that only what never happens reaches."""
 
@@ -24,3 +26,11 @@ def wait_until(condition: Callable[[], object], timeout_s: float = LONG_S) -> No
         if time.monotonic() > deadline:
             raise TimeoutError("it did not happen in time")
         time.sleep(0.01)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it has not ended, waited for or not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # between the two
+        return False
