@@ -105,20 +105,6 @@ async def engines(tmp_path: Path) -> AsyncIterator[list[ScriptedEngine]]:
     await asyncio.sleep(0)
 
 
-@pytest.fixture
-def received(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens that reached a client, in their order."""
-    ids: list[int] = []
-    add = generator_client._Continuation.add
-
-    def noted(part: generator_client._Continuation, tokens: Tokens) -> None:
-        add(part, tokens)
-        ids.extend(tokens.token_ids.tolist())
-
-    monkeypatch.setattr(generator_client._Continuation, "add", noted)
-    return ids
-
-
 @contextlib.asynccontextmanager
 async def client_of(engines: list[ScriptedEngine]) -> AsyncIterator[GeneratorClient]:
     client = GeneratorClient([e.server.endpoint for e in engines], SETTINGS)
