@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from actors.agent.chat import ChatTokenizer
+from actors.policies import generator_client
+from protocol.messages import Tokens
 from sandbox.base import Backend, Sandbox, SandboxSpec
 from sandbox.fake import FakeBackend
 from tiny.model import build_tokenizer
@@ -49,3 +51,17 @@ async def open_sandbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
 
     yield start
     await backend.close()
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens that reached a client of the generators, in their order."""
+    ids: list[int] = []
+    add = generator_client._Continuation.add
+
+    def noted(part: generator_client._Continuation, tokens: Tokens) -> None:
+        add(part, tokens)
+        ids.extend(tokens.token_ids.tolist())
+
+    monkeypatch.setattr(generator_client._Continuation, "add", noted)
+    return ids

@@ -10,6 +10,8 @@ from protocol.messages import LeaseReply, LeaseRequest, Refused, Submit, Tokens,
 from protocol.sockets import BlockingClient, Client, Keys, Server
 from protocol.wire import Codec
 
+LONG_S = 60
+
 
 def trajectory(num_tokens: int = 7) -> Trajectory:
     return Trajectory(
@@ -171,11 +173,11 @@ async def test_many_requests_at_once_each_get_their_own_answer(endpoint):
     serving = asyncio.create_task(echo(server))
     async with Client(server.endpoint, keys) as client:
         replies = await asyncio.gather(
-            *(client.request(LeaseRequest(actor="a", capacity=n), timeout_s=10) for n in range(1, 50))
+            *(client.request(LeaseRequest(actor="a", capacity=n), timeout_s=LONG_S) for n in range(1, 50))
         )
         assert [r.retry_after_s for r in replies] == list(range(1, 50))
         with pytest.raises(WireError, match="no room"):
-            await client.request(LeaseRequest(actor="a", capacity=0), timeout_s=10)
+            await client.request(LeaseRequest(actor="a", capacity=0), timeout_s=LONG_S)
         with pytest.raises(DeadlineError, match=r"LeaseRequest within 0\.1 s"):
             await client.request(LeaseRequest(actor="a", capacity=-1), timeout_s=0.1)
     serving.cancel()
@@ -199,7 +201,7 @@ async def test_a_bad_message_is_refused_counted_and_harms_nobody(tmp_path):
     async with Client(server.endpoint) as client:
         client._socket._socket.send_multipart([b"12345678", b"garbage"])
         client._socket._socket.send_multipart([b"short"])
-        reply = await client.request(LeaseRequest(actor="a", capacity=3), timeout_s=10)
+        reply = await client.request(LeaseRequest(actor="a", capacity=3), timeout_s=LONG_S)
         assert reply.retry_after_s == 3
     assert server.num_refused == 2
     serving.cancel()
@@ -208,11 +210,19 @@ async def test_a_bad_message_is_refused_counted_and_harms_nobody(tmp_path):
 
 async def test_the_blocking_client_speaks_the_same_protocol(tmp_path):
     server = Server(f"ipc://{tmp_path}/s")
-    serving = asyncio.create_task(echo(server))
+
+    async def late() -> None:
+        """The first answer is there just before the second."""
+        first, second = await anext(messages), await anext(messages)
+        for peer, message in (first, second):
+            await server.send(peer, LeaseReply(leases=[], retry_after_s=message.capacity))
+
+    messages = aiter(server)
+    serving = asyncio.create_task(late())
     client = BlockingClient(server.endpoint)
     with pytest.raises(DeadlineError):
         await asyncio.to_thread(client.request, LeaseRequest(actor="a", capacity=6), 0.001)
-    reply = await asyncio.to_thread(client.request, LeaseRequest(actor="a", capacity=3), 10)
+    reply = await asyncio.to_thread(client.request, LeaseRequest(actor="a", capacity=3), LONG_S)
     assert reply.retry_after_s == 3
     client.close()
     serving.cancel()
@@ -222,7 +232,7 @@ async def test_the_blocking_client_speaks_the_same_protocol(tmp_path):
 async def test_a_request_that_died_with_its_server_reaches_the_next_one(tmp_path):
     first = Server(f"ipc://{tmp_path}/s")
     client = BlockingClient(first.endpoint)
-    asked = asyncio.create_task(asyncio.to_thread(client.request, LeaseRequest(actor="a", capacity=3), 60, 0.2))
+    asked = asyncio.create_task(asyncio.to_thread(client.request, LeaseRequest(actor="a", capacity=3), LONG_S, 0.2))
     async for _ in first:  # it has the request, and dies with it
         break
     first.close()
@@ -237,7 +247,7 @@ async def test_a_request_that_died_with_its_server_reaches_the_next_one(tmp_path
 async def test_a_slow_answer_to_what_was_asked_twice_is_taken(tmp_path):
     server = Server(f"ipc://{tmp_path}/s")
     client = BlockingClient(server.endpoint)
-    asked = asyncio.create_task(asyncio.to_thread(client.request, LeaseRequest(actor="a", capacity=3), 60, 0.1))
+    asked = asyncio.create_task(asyncio.to_thread(client.request, LeaseRequest(actor="a", capacity=3), LONG_S, 0.1))
     heard = []
     async for peer, message in server:
         heard.append((peer, message))

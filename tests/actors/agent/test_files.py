@@ -72,14 +72,14 @@ BARE = {"PATH": "/nonexistent"}
 )
 async def test_an_image_with_nothing_but_a_shell_can_be_searched(open_sandbox, program, word, found) -> None:
     sandbox = await open_sandbox(FILES)
-    await sandbox.exec(["ln", "-s", "..", "a/loop"], timeout=5)
-    bare = await sandbox.exec(["/bin/sh", "-c", program, "sh", word, "."], timeout=10, env=BARE)
+    await sandbox.exec(["ln", "-s", "..", "a/loop"], timeout=60)
+    bare = await sandbox.exec(["/bin/sh", "-c", program, "sh", word, "."], timeout=60, env=BARE)
     assert sorted(bare.text.splitlines()) == found
-    full = await sandbox.exec(["/bin/sh", "-c", program, "sh", word, "."], timeout=10)
+    full = await sandbox.exec(["/bin/sh", "-c", program, "sh", word, "."], timeout=60)
     assert sorted(full.text.splitlines()) == found
 
 
 async def test_a_missing_directory_is_told(open_sandbox) -> None:
     sandbox = await open_sandbox(FILES)
     for program in (_SEARCH_DIR, _FIND_FILE):
-        assert (await sandbox.exec(["sh", "-c", program, "sh", "x", "nowhere"], timeout=5)).exit_code == 9
+        assert (await sandbox.exec(["sh", "-c", program, "sh", "x", "nowhere"], timeout=60)).exit_code == 9

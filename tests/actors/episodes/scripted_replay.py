@@ -43,13 +43,17 @@ def make_lease(
 
 
 class ScriptedReplay:
-    """Gives its leases in order, then nothing until all are answered, then `done`."""
+    """Gives its leases in order, then nothing until all are answered, then `done`.
+
+    One that the actor has said nothing of is given again before any other: the answer may have come too late.
+    """
 
     def __init__(self, endpoint: str, leases: list[Lease], *, at_once: int = 1000) -> None:
         self._endpoint = endpoint
         self._waiting = list(leases)
         self._at_once = at_once
         self._open: dict[str, Lease] = {}
+        self._heard_of: set[str] = set()
         self._loop: asyncio.Task[None] | None = None
         self.trajectories: list[Trajectory] = []
         self.num_submissions = 0
@@ -85,6 +89,7 @@ class ScriptedReplay:
                 return self._lease(capacity)
             case Heartbeat(lease_ids=lease_ids):
                 self.heartbeats.append(lease_ids)
+                self._heard_of.update(lease_ids)
                 lost = [i for i in lease_ids if i in self.unknown]
                 for lease_id in lost:
                     self._open.pop(lease_id, None)
@@ -112,9 +117,11 @@ class ScriptedReplay:
 
     def _lease(self, capacity: int) -> LeaseReply:
         self.capacities.append(capacity)
-        given = self._waiting[: min(capacity, self._at_once)]
-        del self._waiting[: len(given)]
-        self._open |= {lease.lease_id: lease for lease in given}
+        given = [lease for name, lease in self._open.items() if name not in self._heard_of]
+        if not given:
+            given = self._waiting[: min(capacity, self._at_once)]
+            del self._waiting[: len(given)]
+            self._open |= {lease.lease_id: lease for lease in given}
         self.most_open = max(self.most_open, len(self._open))
         done = not self._waiting and not self._open
         return LeaseReply(leases=given, retry_after_s=0.05, waiting_for="episodes that run", done=done)

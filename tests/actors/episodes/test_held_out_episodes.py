@@ -12,8 +12,7 @@ from learner.replay.service.server import ReplayServer
 from protocol.config import Settings
 from sandbox.datasets.loading import load_tasks
 from sandbox.fake import FakeBackend
-
-LONG_S = 120
+from tests.actors.waiting import LONG_S, until
 
 
 async def test_held_out_tasks_are_attempted_beside_those_that_train(tmp_path, tokenizer):
@@ -44,16 +43,15 @@ async def test_held_out_tasks_are_attempted_beside_those_that_train(tmp_path, to
     actor = SandboxActor(settings, "a", 8, endpoint, policy, backend, known, tokenizer, None, tmp_path)
     acting = asyncio.create_task(actor.run())
     try:
-        async with asyncio.timeout(LONG_S):
-            while not (found := server.evaluations([])) or not found[0].is_over:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await until(lambda: any(each.is_over for each in server.evaluations([])), 2 * LONG_S)
+        evaluation = server.evaluations([])[0]
+        await until(lambda: actor.status()["episodes_held_out"] == 6)  # it has written them down, too
     finally:
         await actor.stop()
         await backend.close()
         await server.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(acting, serving)
-    evaluation = found[0]
     report = while_training.score(evaluation, [task.ref for task in others], 2)
     assert (report.num_attempts, report.num_attempts_asked) == (6, 6)
     while_training.write(tmp_path, evaluation, report)

@@ -15,6 +15,7 @@ from sandbox.namespace.backend import NamespaceBackend
 from sandbox.owners import keeper_of
 from tests.actors.episodes.killed_foreign_actor import turns_of
 from tests.actors.episodes.test_killed_actor import TASK, Run, check_tokens, tmp_of_sandbox
+from tests.actors.waiting import until
 
 TURNS = turns_of(TASK)
 SEEN = re.compile(r"trace one two pids ((?:\d+ )+)errors end")
@@ -76,8 +77,8 @@ async def test_killed_between_turns_and_asked_while_nobody_is_there(run: Run, to
     await run.until(lambda: (root / "trace").read_text() == "one\ntwo\n")
     await run.kill()
     (root / "hold").unlink()
-    while (root / "pids").read_text().count("\n") < 3:  # it is about to ask
-        assert keeper_of(run.name) is not None
+    await until(lambda: (root / "pids").read_text().count("\n") == 3)  # it is about to ask
+    assert keeper_of(run.name) is not None
     await run.start()
     await finish(run, tokenizer)
     assert run.asked() == [0, 1, 2, 3, 4], "no turn is sampled twice"

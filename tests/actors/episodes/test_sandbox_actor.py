@@ -15,7 +15,7 @@ import pytest
 from actors.agent.chat import ChatTokenizer
 from actors.episodes.sandbox_actor import SandboxActor
 from actors.policies.scripted import Script, ScriptedPolicy
-from actors.policy import Policy
+from actors.policy import Policy, Request, Sampled
 from protocol.config import Settings
 from protocol.errors import SandboxError
 from protocol.messages import NOT_SAMPLED, Lease
@@ -25,6 +25,7 @@ from sandbox.namespace.backend import NamespaceBackend
 from sandbox.tasks.micro import make_tasks
 from sandbox.tasks.task import Task
 from tests.actors.episodes.scripted_replay import ScriptedReplay, make_lease
+from tests.actors.waiting import LONG_S, until
 
 TASKS = {task.task_id: task for task in make_tasks(4, seed=1, difficulty=0, split="train")}
 FIRST = next(iter(TASKS))
@@ -49,6 +50,23 @@ def knows(*, solves: Callable[[int], bool] = lambda member: True) -> Script:
         return solution(task)[turn] if solves(int(episode_id.rpartition("/")[2])) else "```command\nsubmit\n```"
 
     return script
+
+
+class Held(ScriptedPolicy):
+    """Knows, and says nothing to an episode of `held` before it is let; None: to none."""
+
+    def __init__(self, tokenizer: ChatTokenizer, held: str | None = None) -> None:
+        super().__init__(tokenizer, knows())
+        self.let = asyncio.Event()
+        self.waiting: set[str] = set()
+        self._held = held
+
+    async def generate(self, request: Request) -> Sampled:
+        """See `ScriptedPolicy.generate`."""
+        if self._held in (None, request.episode_id):
+            self.waiting.add(request.episode_id)
+            await self.let.wait()
+        return await super().generate(request)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -109,16 +127,10 @@ class Bench(contextlib.AsyncExitStack):
         self.ended = asyncio.create_task(self.actor.run())
         self.push_async_callback(self.actor.stop)
 
-    async def finish(self, timeout_s: float = 60) -> None:
+    async def finish(self) -> None:
         """Until the actor says that its work is done."""
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(2 * LONG_S):
             await self.ended
-
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 20) -> None:
-        """Until `condition` holds."""
-        async with asyncio.timeout(timeout_s):
-            while not condition():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -201,17 +213,18 @@ async def test_no_more_than_its_share_at_once_and_polite_waiting(bench: Bench) -
 
 
 async def test_leases_are_kept_alive_while_episodes_run(bench: Bench, tokenizer: ChatTokenizer) -> None:
-    policy = ScriptedPolicy(tokenizer, knows(), latency_s=0.2)
+    policy = Held(tokenizer)
     await bench.start([make_lease(0, FIRST), make_lease(1, FIRST)], policy=policy)
+    await until(lambda: bench.replay.heartbeats.count(["lease-0-0", "lease-1-0"]) >= 3)
+    policy.let.set()
     await bench.finish()
-    assert ["lease-0-0", "lease-1-0"] in bench.replay.heartbeats
-    assert len(bench.replay.heartbeats) >= 3
+    assert len(bench.replay.trajectories) == 2
 
 
 async def test_an_episode_without_a_lease_is_dropped(bench: Bench, tokenizer: ChatTokenizer) -> None:
-    policy = ScriptedPolicy(tokenizer, knows(), latency_s=0.3)
+    policy = Held(tokenizer, "group/1")
     await bench.start([make_lease(0, FIRST), make_lease(1, FIRST)], policy=policy)
-    await bench.until(lambda: bench.actor.status()["episodes_generating"] == 2)
+    await until(lambda: policy.waiting)
     bench.replay.unknown.add("lease-1-0")
     await bench.finish()
     assert [t.member for t in bench.replay.trajectories] == [0]
@@ -246,11 +259,12 @@ async def test_a_late_episode_is_dropped(bench: Bench) -> None:
 
 
 async def test_a_restarted_server_finds_its_actor_again(bench: Bench, tokenizer: ChatTokenizer) -> None:
-    policy = ScriptedPolicy(tokenizer, knows(), latency_s=0.2)
+    policy = Held(tokenizer)
     await bench.start([make_lease(n, FIRST) for n in range(6)], policy=policy, num_episodes=2, request_timeout_s=0.3)
-    await bench.until(lambda: bench.actor.status()["episodes_generating"] == 2)
+    await until(lambda: bench.actor.status()["episodes_generating"] == 2)
     await bench.replay.stop()
-    await bench.until(lambda: bench.actor.status()["episodes_submitting"] == 2)
+    policy.let.set()
+    await until(lambda: bench.actor.status()["episodes_submitting"] == 2)
     bench.replay.start()
     await bench.finish()
     assert sorted(t.member for t in bench.replay.trajectories) == list(range(6))
@@ -306,7 +320,7 @@ async def test_failures_of_the_world_are_reported_and_are_no_reward(bench: Bench
 
 async def test_an_episode_without_a_turn_is_a_failure(bench: Bench, tokenizer: ChatTokenizer) -> None:
     short = msgspec.structs.replace(make_lease(0, FIRST), max_context=10)
-    policy = ScriptedPolicy(tokenizer, knows(), latency_s=5)
+    policy = ScriptedPolicy(tokenizer, knows(), latency_s=600)
     await bench.start([short, make_lease(1, FIRST)], policy=policy, settings={"episode": {"wall_time_s": 0.5}})
     await bench.finish()
     assert {(f.lease_id, f.kind) for f in bench.replay.failures} == {
@@ -318,7 +332,7 @@ async def test_an_episode_without_a_turn_is_a_failure(bench: Bench, tokenizer: C
 
 async def test_a_broken_host_does_not_use_up_all_attempts(bench: Bench) -> None:
     await bench.start([make_lease(n, FIRST) for n in range(200)], backend=Unlucky(failing_starts=200), num_episodes=1)
-    await bench.until(lambda: len(bench.replay.failures) >= 2)
+    await until(lambda: len(bench.replay.failures) >= 2)
     await asyncio.sleep(1)
     assert len(bench.replay.failures) <= 12  # pauses of about 0.1, 0.2, 0.4, 0.8, 1.6 s between them
 
@@ -346,11 +360,11 @@ async def test_a_bug_in_one_episode_harms_no_other(bench: Bench, tokenizer: Chat
 
 
 async def test_stop_ends_everything_soon(bench: Bench, tokenizer: ChatTokenizer) -> None:
-    policy = ScriptedPolicy(tokenizer, knows(), latency_s=60)
+    policy = ScriptedPolicy(tokenizer, knows(), latency_s=600)
     backend = Unlucky()
     await bench.start([make_lease(n, FIRST) for n in range(5)], policy=policy, backend=backend)
-    await bench.until(lambda: bench.actor.status()["episodes_generating"] == 5)
-    async with asyncio.timeout(5):
+    await until(lambda: bench.actor.status()["episodes_generating"] == 5)
+    async with asyncio.timeout(LONG_S):
         await bench.actor.stop()
         await bench.ended
     assert bench.actor.status()["episodes_running"] == 0
@@ -364,11 +378,11 @@ async def test_stop_ends_everything_soon(bench: Bench, tokenizer: ChatTokenizer)
 async def test_what_is_half_done_at_a_stop_is_left_to_be_gone_on_with_if_it_is_to_survive(
     survive: bool, bench: Bench, tokenizer: ChatTokenizer
 ) -> None:
-    policy = ScriptedPolicy(tokenizer, knows(), latency_s=60)
+    policy = ScriptedPolicy(tokenizer, knows(), latency_s=600)
     await bench.start(
         [make_lease(n, FIRST) for n in range(3)], policy=policy, settings={"sandbox": {"survive_restart": survive}}
     )
-    await bench.until(lambda: bench.actor.status()["episodes_generating"] == 3)
+    await until(lambda: bench.actor.status()["episodes_generating"] == 3)
     await bench.actor.stop()
     assert len(list(bench.run_dir.glob("episodes/*/*.journal"))) == (3 if survive else 0)
 
@@ -412,13 +426,13 @@ async def test_a_sandbox_that_was_lost_is_not_gone_on_with_though_it_lives(bench
 
 
 async def test_a_drained_actor_ends_what_it_has_and_takes_nothing_more(bench: Bench, tokenizer: ChatTokenizer) -> None:
-    policy = ScriptedPolicy(tokenizer, knows(), latency_s=0.2)
+    policy = Held(tokenizer)
     await bench.start([make_lease(n, FIRST) for n in range(50)], policy=policy, num_episodes=3)
-    await bench.until(lambda: bench.actor.status()["episodes_running"] == 3)
-    taken = 3 + len(bench.replay.trajectories)
+    await until(lambda: len(policy.waiting) == 3)
     bench.actor.drain()
+    policy.let.set()
     await bench.finish()
-    assert taken <= len(bench.replay.trajectories) <= taken + 3
+    assert len(bench.replay.trajectories) == 3
     assert not bench.replay.failures
 
 
@@ -427,7 +441,7 @@ async def test_an_actor_that_never_ran_can_be_stopped(tmp_path: Path, tokenizer:
     actor = SandboxActor(
         Settings(), "a", 1, f"ipc://{tmp_path}/nobody", policy, backend, TASKS, tokenizer, None, tmp_path
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LONG_S):
         await actor.stop()
     await backend.close()
 

@@ -18,6 +18,7 @@ from actors.policies.scripted import Script, ScriptedPolicy, replay
 from actors.policy import Policy
 from protocol.messages import Sampling
 from tests.actors.gateway.history import TEMPLATE, NotedHistory
+from tests.actors.waiting import LONG_S
 
 
 class Place:
@@ -37,8 +38,8 @@ class Place:
         chosen |= {
             "max_context": 20_000,
             "max_turn_tokens": 1000,
-            "wall_time_s": 60.0,
-            "request_timeout_s": 20.0,
+            "wall_time_s": 600.0,
+            "request_timeout_s": LONG_S,
         } | terms
         reader = HermesReader(self.tokenizer)
         seat = Seat(Turns(Terms(**chosen), history, policy or self.policy, self.tokenizer, reader, journal))

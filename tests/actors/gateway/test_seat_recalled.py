@@ -7,13 +7,14 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from actors.episodes.episode_journal import EpisodeJournal
-from actors.gateway import server
+from actors.gateway import server, turns
 from actors.gateway.asks import Refusal
 from actors.gateway.dialect import Dialect
 from actors.gateway.seat import Seat
@@ -22,7 +23,8 @@ from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling
 from tests.actors.episodes.scripted_replay import make_lease
 from tests.actors.gateway.conftest import Place
-from tests.actors.gateway.test_server import Failing, Held, until
+from tests.actors.gateway.test_server import Failing, Held
+from tests.actors.waiting import LONG_S, until
 
 TOOL = {"type": "function", "function": {"name": "shell", "parameters": {"type": "object"}}}
 PATHS = ["/v1/chat/completions", "/v1/responses", "/v1/messages"]
@@ -65,7 +67,7 @@ class Episode:
 
         async def hear() -> bytes:
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(LONG_S):
                     said = await reader.read()
             except ConnectionError:
                 said = b""
@@ -206,15 +208,24 @@ async def test_a_retry_gets_what_was_not_delivered_and_a_new_request_a_new_turn(
 
 
 async def test_the_wall_time_stands_still_while_nobody_is_there_and_limits_hold(
-    open_place: Any, episode_of: Any
+    open_place: Any, episode_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_place(lambda *_: "hello") as place:
+    now = 100.0
+
+    def takes_seven_seconds(*_: Any) -> str:
+        nonlocal now
+        now += 7.0
+        return "hello"
+
+    monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=lambda: now, time=lambda: now))
+    async with open_place(takes_seven_seconds) as place:
         episode = episode_of(place)
         seat = episode.sit_down(max_turns=2)
         await episode.ask(1, asks("one"))
-        left = seat.turns.time_left_s
+        assert seat.turns.time_left_s == seat.turns.terms.wall_time_s - 7
+        now += 1000.0
         seat = await episode.change_process(max_turns=2)
-        assert left <= seat.turns.time_left_s <= seat.turns.terms.wall_time_s
+        assert seat.turns.time_left_s == seat.turns.terms.wall_time_s - 7
         assert b"200" in (await episode.ask(2, asks("two")))[:12]
         seat = await episode.change_process(max_turns=2)
         with pytest.raises(Refusal):

@@ -12,13 +12,15 @@ import aiohttp
 import pytest
 
 from actors.gateway import seat as seats
-from actors.gateway import server
+from actors.gateway import server, turns
 from actors.gateway.asks import Refusal
 from actors.gateway.keys import KeyRing
 from actors.policies.scripted import ScriptedPolicy
 from actors.policy import Request, Sampled
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling
+from tests.actors.deadlines import Deadlines
+from tests.actors.waiting import LONG_S, until
 
 HI = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -33,12 +35,6 @@ async def session(url: str, key: str | None) -> AsyncIterator[aiohttp.ClientSess
 async def ask(url: str, key: str | None, body: Any = HI, path: str = "/v1/chat/completions") -> tuple[int, Any]:
     async with session(url, key) as client, client.post(path, json=body) as response:
         return response.status, await response.json()
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 class Held:
@@ -239,6 +235,7 @@ async def test_a_stream_is_kept_alive_and_says_what_went_wrong(
     open_place: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.05)
+    deadlines = Deadlines.of(turns, monkeypatch)
     async with open_place(lambda *_: "hello") as place:
         ends = {
             "/v1/chat/completions": b'"code":"episode_ended"',
@@ -246,12 +243,16 @@ async def test_a_stream_is_kept_alive_and_says_what_went_wrong(
             "/v1/messages": b'"type":"permission_error"',
         }
         for path, end in ends.items():
-            *_, key = place.seat(Held(place.policy), wall_time_s=0.4)
+            *_, key = place.seat(Held(place.policy))
             body = HI | {"stream": True, "input": "hi", "max_tokens": 100}
             async with session(place.gateway.url, key) as client, client.post(path, json=body) as response:
-                said = await response.read()
+                said = b""
+                while said.count(b": still sampling") + said.count(b"event: ping") < 2:
+                    assert not response.content.at_eof()
+                    said += await response.content.readany()
+                deadlines.pass_by()  # the wall time
+                said += await response.read()
                 assert response.status == 200 and end in said
-                assert said.count(b": still sampling") + said.count(b"event: ping") >= 2
 
 
 @pytest.mark.parametrize(
@@ -315,7 +316,6 @@ async def test_arguments_of_any_form_are_no_fault_of_ours(open_place: Any, argum
 
 
 async def test_floods_are_bounded(open_place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "READ_S", 0.3)
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -335,10 +335,12 @@ async def test_floods_are_bounded(open_place: Any, monkeypatch: pytest.MonkeyPat
         with socket.create_connection(url.removeprefix("http://").split(":")) as half_open:  # type: ignore[arg-type]
             half_open.setblocking(False)
             loop = asyncio.get_running_loop()
+            monkeypatch.setattr(server, "READ_S", 0.3)
             head = f"POST /v1/messages HTTP/1.1\r\nHost: x\r\nx-api-key: {key}\r\nContent-Length: 50\r\n\r\n{{"
             await loop.sock_sendall(half_open, head.encode())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(LONG_S):
                 assert b"504" in await loop.sock_recv(half_open, 4096)
+        monkeypatch.undo()
         assert (await ask(url, key))[0] == 200
 
 
@@ -381,7 +383,7 @@ async def test_a_sandbox_s_connection_takes_its_own_key_alone_and_ends_with_it(o
                 f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nx-api-key: {key}\r\nContent-Length: {len(body)}\r\n"
             )
             writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LONG_S):
                 said = await reader.read()
             writer.close()
             return said
@@ -393,6 +395,6 @@ async def test_a_sandbox_s_connection_takes_its_own_key_alone_and_ends_with_it(o
         await place.gateway.accept(mine)(theirs, 1)
         ours.setblocking(False)
         place.gateway.close(mine)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LONG_S):
             assert await asyncio.get_running_loop().sock_recv(ours, 1) == b""
         ours.close()

@@ -114,7 +114,8 @@ def test_an_engine_whose_exchange_failed_decodes_nothing_more() -> None:
         "worker.adopt_swap()\n"
         "print('resumed')\n"
     )
-    ended = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, timeout=120, check=False)
+    root = Path(__file__).parents[3]
+    ended = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, timeout=240, cwd=root)
     assert ended.returncode == 1
     assert "resumed" not in ended.stdout
     assert "AttributeError" in ended.stderr

@@ -20,6 +20,7 @@ from learner.publishing.publisher import WeightPublisher
 from protocol.config import GeneratorSettings, ModelSettings, Settings, WeightSettings
 from protocol.errors import GeneratorError
 from protocol.messages import Sampling
+from tests.actors.waiting import until
 from tiny.model import build_model, save_random_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -169,7 +170,7 @@ async def check_nudged_versions(served: Serving, num_versions: int) -> None:
     await client.close()
 
 
-async def test_recomputed_kv_makes_the_rest_that_of_the_new_weights_alone(served):
+async def test_recomputed_kv_makes_the_rest_that_of_the_new_weights_alone(served, received):
     settings, publisher, endpoint, _ = served
     version = int(publisher.status()["version"])
     models = []
@@ -179,24 +180,25 @@ async def test_recomputed_kv_makes_the_rest_that_of_the_new_weights_alone(served
     publisher.publish(version + 1, models[0].named_parameters())
     publisher.wait_adopted(version + 1, 60)
     client = GeneratorClient([endpoint], settings.generator)
+    received.clear()
     running = asyncio.create_task(
         client.generate(
             Request(
                 episode_id="r",
                 token_ids=PROMPT,
-                sampling=Sampling(max_tokens=400),
+                sampling=Sampling(max_tokens=480),
                 stop_token_ids=[],
                 cache_salt="recompute",
                 timeout_s=60,
             )
         )
     )
-    await asyncio.sleep(0.5)
+    await until(lambda: received)
     publisher.publish(version + 2, models[1].named_parameters())
     sampled = await running
     await client.close()
     change = sampled.versions.tolist().index(version + 2)
-    assert 0 < change < 400
+    assert 0 < change < 480
     ids = torch.from_numpy(np.concatenate([PROMPT, sampled.token_ids]).astype(np.int64))[None]
     boundary = len(PROMPT) + change - 1
     with torch.no_grad():

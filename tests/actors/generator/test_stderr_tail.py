@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import subprocess, sys
 from actors.generator.stderr_tail import StderrTail
@@ -14,17 +16,17 @@ print("(EngineCore pid=1) ERROR 11-22 [core.py:1] RuntimeError: the last one", f
 print("and nothing more", file=sys.stderr, flush=True)
 tail.close()
 print("after", file=sys.stderr, flush=True)
-import time
-deadline = time.monotonic() + 10
-while not tail.last_error().startswith("RuntimeError") and time.monotonic() < deadline:
-    time.sleep(0.01)
 print(tail.last_error())
 """
+LATE = "import threading\nthreading.Thread.start = lambda thread: None\n"
 
 
-def test_what_children_say_is_kept_and_passed_on():
+@pytest.mark.parametrize("thread", ["", LATE], ids=["there", "never comes to it"])
+def test_what_children_say_is_kept_and_passed_on(thread):
     root = Path(__file__).parents[3]
-    ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, cwd=root)
+    ran = subprocess.run(
+        [sys.executable, "-c", thread + PROGRAM], capture_output=True, text=True, timeout=120, cwd=root
+    )
     assert ran.stdout.strip() == "RuntimeError: the last one"
     for line in ("before", "ValueError: the child says so", "and nothing more", "after"):
         assert line in ran.stderr

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from actors.agent.chat import ChatTokenizer
 from actors.episodes.board import Board
 from actors.episodes.episode_runner import Attempt, EpisodeRunner
 from actors.gateway.reading import HermesReader, Reading
+from actors.harnesses import python_function
 from actors.harnesses.foreign import ForeignAgent
 from actors.harnesses.harness import ISSUE
 from actors.harnesses.npm_agent import ISSUE_ARGUMENT
@@ -33,6 +35,7 @@ from sandbox.tasks.micro import make_tasks
 from sandbox.tasks.task import Task
 from tests.actors.episodes.scripted_replay import make_lease
 from tests.actors.gateway.history import TEMPLATE
+from tests.actors.waiting import LONG_S, until
 
 TASKS = {task.task_id: task for task in make_tasks(2, seed=1, difficulty=0, split="train")}
 TASK = next(iter(TASKS.values()))
@@ -77,7 +80,7 @@ async def open_runner(
         {
             "tasks": {"cache_dir": tmp_path / "cache"},
             "agent": {"grace_s": 0.5, **agent},
-            "episode": {"max_turn_tokens": 400, "wall_time_s": 60, **episode},
+            "episode": {"max_turn_tokens": 400, "wall_time_s": 200, **episode},
         }
     )
     if not (await backend.probe()).available:
@@ -333,7 +336,7 @@ HOSTILE = """
 import json, os, socket, urllib.request
 where = os.environ["OPENAI_BASE_URL"].split("//")[1].split("/")[0].split(":")
 def connect():
-    return socket.create_connection((where[0], int(where[1])), timeout=5)
+    return socket.create_connection((where[0], int(where[1])), timeout=60)
 def post(key, length):
     head = f"POST /v1/chat/completions HTTP/1.1\\r\\nHost: x\\r\\nx-api-key: {key}\\r\\n"
     return f"{head}Content-Length: {length}\\r\\n\\r\\n".encode()
@@ -352,6 +355,7 @@ except OSError:
 deaf = connect()
 body = json.dumps({"messages": [{"role": "user", "content": "never read"}], "stream": True}).encode()
 deaf.sendall(post(os.environ["OPENAI_API_KEY"], len(body)) + body)
+deaf.recv(1, socket.MSG_PEEK)  # its answer is there
 foreign = connect()
 foreign.sendall(post("lh-" + "0" * 48, len(body)) + body)
 assert b"401" in foreign.recv(100)
@@ -410,7 +414,8 @@ async def solve(issue, client, sandbox):
     await client.chat.completions.create(model="longhaul", messages=[{"role": "user", "content": issue}])
     while True:
         try:
-            await asyncio.sleep(60)
+            open(__file__ + ".works", "w").close()
+            await asyncio.sleep(600)
         except asyncio.CancelledError:
             if asyncio.current_task().cancelling() > 1:
                 raise
@@ -418,22 +423,28 @@ async def solve(issue, client, sandbox):
 
 
 async def test_a_function_that_swallows_its_cancellation_does_not_hold_its_episode(
-    tmp_path: Path, tokenizer: ChatTokenizer
+    tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = tmp_path / "stubborn.py"
     module.write_text(SWALLOWS)
+
+    async def wait(tasks: set[Any], **limits: Any) -> tuple[set[Any], set[Any]]:
+        if limits.get("return_when") != asyncio.FIRST_COMPLETED:
+            return await asyncio.wait(tasks, **limits)
+        await until((tmp_path / "stubborn.py.works").exists)
+        return set(), tasks  # the wall time is over
+
+    monkeypatch.setattr(python_function, "asyncio", SimpleNamespace(**vars(asyncio) | {"wait": wait}))
     policy = ScriptedPolicy(tokenizer, replay(solution(TASK)))
     agent = {"harness": "python", "function": f"{module}:solve", "grace_s": 0.2}
-    async with open_runner(
-        tmp_path, tokenizer, NamespaceBackend("harness-test"), policy, agent, wall_time_s=1.0
-    ) as runner:
-        async with asyncio.timeout(45):
+    async with open_runner(tmp_path, tokenizer, NamespaceBackend("harness-test"), policy, agent) as runner:
+        async with asyncio.timeout(2 * LONG_S):
             attempt = await runner.run(make_lease(0, TASK.task_id))
     assert attempt.trajectory.end_reason == "wall_time" and len(attempt.steps) == 1
     stubborn = [task for task in asyncio.all_tasks() if "solve" in repr(task.get_coro())]
     assert len(stubborn) == 1  # it was cancelled once, swallowed that, and was left
     stubborn[0].cancel()
-    await asyncio.wait(stubborn, timeout=10)
+    await asyncio.wait(stubborn, timeout=LONG_S)
     assert stubborn[0].cancelled()
 
 

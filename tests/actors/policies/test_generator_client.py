@@ -15,6 +15,8 @@ from protocol.config import GeneratorSettings
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Cancel, Generate, GeneratorStatus, GeneratorStatusRequest, Refused, Sampling, Tokens
 from protocol.sockets import Peer, Server
+from tests.actors.deadlines import Deadlines
+from tests.actors.waiting import LONG_S, until
 
 SETTINGS = GeneratorSettings()
 CHUNK = 4
@@ -30,6 +32,7 @@ class ScriptedEngine:
         self.full_times = 0
         self.deaf = False
         self.silent_after: int | None = None  # sends so many chunks, then nothing
+        self.num_silent = 0  # generations that it left in their middle
         self.seen: list[Generate] = []
         self.holds: list[int] = []
         self.cancelled: list[str] = []
@@ -68,6 +71,7 @@ class ScriptedEngine:
         end = start + message.sampling.max_tokens
         for chunk, first in enumerate(range(start, end, CHUNK)):
             if self.deaf or (self.silent_after is not None and chunk >= self.silent_after):
+                self.num_silent += 1
                 return
             await asyncio.sleep(self.step_s)
             ids = list(range(first, min(first + CHUNK, end)))
@@ -104,11 +108,13 @@ async def engines(tmp_path: Path) -> AsyncIterator[list[ScriptedEngine]]:
 @contextlib.asynccontextmanager
 async def client_of(engines: list[ScriptedEngine]) -> AsyncIterator[GeneratorClient]:
     client = GeneratorClient([e.server.endpoint for e in engines], SETTINGS)
-    yield client
-    await client.close()
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
-def generate(client: GeneratorClient, episode: str, max_tokens: int = 10, timeout_s: float = 10.0):
+def generate(client: GeneratorClient, episode: str, max_tokens: int = 10, timeout_s: float = LONG_S):
     prompt = np.arange(5, dtype=np.int32)
     return client.generate(
         Request(
@@ -141,12 +147,12 @@ async def test_the_turns_of_an_episode_stay_together_and_episodes_spread(engines
     assert all(n % 3 == 0 for n in seen)
 
 
-async def test_a_continuation_goes_on_elsewhere_from_the_tokens_received(engines):
+async def test_a_continuation_goes_on_elsewhere_from_the_tokens_received(engines, received):
     dying, other = engines[:2]
     dying.silent_after = 2
     async with client_of([dying]) as client:
         running = asyncio.create_task(generate(client, "e", max_tokens=20))
-        await asyncio.sleep(0.2)
+        await until(lambda: len(received) == 8)
         client.update_endpoints([other.server.endpoint])
         sampled = await running
         assert is_whole(sampled, 20)
@@ -158,19 +164,18 @@ async def test_a_continuation_goes_on_elsewhere_from_the_tokens_received(engines
         assert client.status()["resumed_tokens"] == 8
 
 
-async def test_an_engine_that_stops_answering_is_noticed_and_used_again_when_it_does(engines):
+async def test_an_engine_that_stops_answering_is_noticed_and_used_again_when_it_does(engines, received):
     dead, alive = engines[:2]
     dead.silent_after = 1
     async with client_of([dead]) as client:
-        running = asyncio.create_task(generate(client, "e", timeout_s=30))
-        await asyncio.sleep(0.1)
+        running = asyncio.create_task(generate(client, "e"))
+        await until(lambda: len(received) == CHUNK)
         dead.deaf = True
         client.update_endpoints([dead.server.endpoint, alive.server.endpoint])
         assert is_whole(await running, 10)
         assert client.status()["num_generators_up"] == 1
         dead.deaf, dead.silent_after = False, None
-        await asyncio.sleep(1.5)  # the watch looks every second
-        assert client.status()["num_generators_up"] == 2
+        await until(lambda: client.status()["num_generators_up"] == 2)
 
 
 async def test_a_full_engine_is_asked_again(engines):
@@ -181,9 +186,10 @@ async def test_a_full_engine_is_asked_again(engines):
 
 
 async def test_everything_survives_losing_an_engine_in_the_middle(engines):
+    engines[0].silent_after = 5
     async with client_of(engines) as client:
-        running = [asyncio.create_task(generate(client, f"e{i}", max_tokens=100, timeout_s=30)) for i in range(64)]
-        await asyncio.sleep(0.05)
+        running = [asyncio.create_task(generate(client, f"e{i}", max_tokens=100)) for i in range(64)]
+        await until(lambda: engines[0].num_silent > 10)
         engines[0].close()
         client.update_endpoints([e.server.endpoint for e in engines[1:]])
         sampled = await asyncio.gather(*running)
@@ -201,30 +207,34 @@ async def test_bad_requests_come_back_as_typed_errors(engines):
                     sampling=Sampling(),
                     stop_token_ids=[],
                     cache_salt="0",
-                    timeout_s=5,
+                    timeout_s=LONG_S,
                 )
             )
         assert caught.value.kind == "refused"
 
 
-async def test_a_deadline_names_what_was_received_and_stops_the_engine(engines):
+async def test_a_deadline_names_what_was_received_and_stops_the_engine(engines, received, monkeypatch):
+    deadlines = Deadlines.of(generator_client, monkeypatch)
     engines[0].silent_after = 2
     async with client_of(engines[:1]) as client:
-        with pytest.raises(DeadlineError, match=r"e was not done within 0\.3 s \(8 tokens received, 1 of 1"):
-            await generate(client, "e", timeout_s=0.3)
-        await asyncio.sleep(0.1)
+        running = asyncio.create_task(generate(client, "e"))
+        await until(lambda: len(received) == 8)
+        deadlines.pass_by()
+        with pytest.raises(DeadlineError, match=r"e was not done within 60 s \(8 tokens received, 1 of 1"):
+            await running
+        await until(lambda: engines[0].cancelled)
         assert engines[0].cancelled == [engines[0].seen[0].request_id]
 
 
 async def test_cancelling_a_continuation_stops_the_engine(engines):
     async with client_of(engines[:1]) as client:
-        running = asyncio.create_task(generate(client, "e", max_tokens=1000))
-        await asyncio.sleep(0.1)
+        running = asyncio.create_task(generate(client, "e", max_tokens=1 << 20))
+        await until(lambda: engines[0].seen)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        await asyncio.sleep(0.1)
-        assert len(engines[0].cancelled) == 1
+        await until(lambda: engines[0].cancelled)
+        assert engines[0].cancelled == [engines[0].seen[0].request_id]
 
 
 async def test_nobody_there_is_a_deadline_error(tmp_path):
@@ -251,10 +261,8 @@ async def test_every_engine_hears_which_version_is_to_be_held(
                     sampling=sampling,
                     stop_token_ids=[],
                     cache_salt="s",
-                    timeout_s=10.0,
+                    timeout_s=LONG_S,
                 )
             )
         assert [e.seen[-1].sampling.version for e in engines if e.seen and e.seen[-1].sampling.version >= 0]
-        async with asyncio.timeout(20):
-            while not all(engine.holds and engine.holds[-1] == 4 for engine in engines):  # noqa: ASYNC110 (the pings')
-                await asyncio.sleep(0.01)
+        await until(lambda: all(engine.holds[-1:] == [4] for engine in engines))

@@ -19,23 +19,66 @@ from actors.policies.scripted import ScriptedPolicy
 from actors.policy import Policy, Request, Sampled
 from protocol.config import GeneratorSettings
 from protocol.errors import DeadlineError
-from protocol.messages import Sampling
+from protocol.messages import Generate, Sampling
+from protocol.sockets import Peer
 from tests.actors.policies.test_generator_client import ScriptedEngine
+from tests.actors.waiting import LONG_S, until
 
 TEXT = "```command\nls\n```"
-Opener = Callable[[float], AbstractAsyncContextManager[Policy]]
-"""Opens a policy whose every answer takes about so many seconds."""
+
+
+class Pace:
+    """How long an answer takes, for those who are asked from now on; and who was asked so far."""
+
+    def __init__(self, latency_s: float) -> None:
+        self.latency_s = latency_s
+        self.num_asked = 0
+
+    async def keep(self) -> None:
+        """Take that long."""
+        self.num_asked += 1
+        await asyncio.sleep(self.latency_s)
+
+
+Opener = Callable[[Pace], AbstractAsyncContextManager[Policy]]
+"""Opens a policy of that pace."""
+
+
+class PacedPolicy(ScriptedPolicy):
+    """A scripted one whose pace may change."""
+
+    def __init__(self, tokenizer: ChatTokenizer, pace: Pace) -> None:
+        super().__init__(tokenizer, lambda *_: TEXT)
+        self._pace = pace
+
+    async def generate(self, request: Request) -> Sampled:
+        """See `ScriptedPolicy.generate`."""
+        self._latency_s = self._pace.latency_s
+        self._pace.num_asked += 1
+        return await super().generate(request)
+
+
+class PacedEngine(ScriptedEngine):
+    """A scripted one whose pace may change."""
+
+    def __init__(self, endpoint: str, pace: Pace) -> None:
+        super().__init__(endpoint)
+        self._pace = pace
+
+    async def _generate(self, peer: Peer, message: Generate) -> None:
+        await self._pace.keep()
+        await super()._generate(peer, message)
 
 
 @contextlib.asynccontextmanager
-async def scripted(tokenizer: ChatTokenizer, latency_s: float) -> AsyncIterator[Policy]:
-    yield ScriptedPolicy(tokenizer, lambda *_: TEXT, latency_s=latency_s)
+async def scripted(tokenizer: ChatTokenizer, pace: Pace) -> AsyncIterator[Policy]:
+    yield PacedPolicy(tokenizer, pace)
 
 
 @contextlib.asynccontextmanager
-async def foreign(tokenizer: ChatTokenizer, latency_s: float) -> AsyncIterator[Policy]:
+async def foreign(tokenizer: ChatTokenizer, pace: Pace) -> AsyncIterator[Policy]:
     async def answer(request: web.Request) -> web.Response:
-        await asyncio.sleep(latency_s)
+        await pace.keep()
         return web.json_response({"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}]})
 
     app = web.Application()
@@ -50,8 +93,8 @@ async def foreign(tokenizer: ChatTokenizer, latency_s: float) -> AsyncIterator[P
 
 
 @contextlib.asynccontextmanager
-async def generators(directory: Path, latency_s: float) -> AsyncIterator[Policy]:
-    engine = ScriptedEngine(f"ipc://{directory}/generator", step_s=max(latency_s, 0.001))
+async def generators(directory: Path, pace: Pace) -> AsyncIterator[Policy]:
+    engine = PacedEngine(f"ipc://{directory}/generator", pace)
     policy = GeneratorClient([engine.server.endpoint], GeneratorSettings())
     yield policy
     await policy.close()
@@ -63,9 +106,9 @@ async def generators(directory: Path, latency_s: float) -> AsyncIterator[Policy]
 def opened(request: pytest.FixtureRequest, tokenizer_dir: Path, tmp_path: Path) -> Opener:
     tokenizer = transcript_tokenizer(tokenizer_dir)
     return {
-        "scripted": lambda latency_s: scripted(tokenizer, latency_s),
-        "endpoint": lambda latency_s: foreign(tokenizer, latency_s),
-        "generators": lambda latency_s: generators(tmp_path, latency_s),
+        "scripted": lambda pace: scripted(tokenizer, pace),
+        "endpoint": lambda pace: foreign(tokenizer, pace),
+        "generators": lambda pace: generators(tmp_path, pace),
     }[request.param]
 
 
@@ -75,7 +118,7 @@ def prompt(tokenizer_dir: Path) -> np.ndarray:
 
 
 async def ask(
-    policy: Policy, prompt: np.ndarray, *, episode: str = "e", timeout_s: float = 20, **fields: int
+    policy: Policy, prompt: np.ndarray, *, episode: str = "e", timeout_s: float = LONG_S, **fields: int
 ) -> Sampled:
     return await policy.generate(
         Request(
@@ -104,28 +147,31 @@ def check(sampled: Sampled, max_tokens: int) -> None:
 async def test_a_continuation_is_whole_and_within_its_limit(
     opened: Opener, prompt: np.ndarray, max_tokens: int
 ) -> None:
-    async with opened(0) as policy:
+    async with opened(Pace(0)) as policy:
         check(await ask(policy, prompt, max_tokens=max_tokens), max_tokens)
 
 
 async def test_many_episodes_at_once(opened: Opener, prompt: np.ndarray) -> None:
-    async with opened(0.01) as policy:
+    async with opened(Pace(0.01)) as policy:
         answers = await asyncio.gather(*(ask(policy, prompt, episode=f"e{i}", max_tokens=30) for i in range(40)))
     for sampled in answers:
         check(sampled, 30)
 
 
 async def test_the_deadline_is_kept_and_named(opened: Opener, prompt: np.ndarray) -> None:
-    async with opened(30) as policy, asyncio.timeout(10):
+    async with opened(Pace(600)) as policy, asyncio.timeout(LONG_S):
         with pytest.raises(DeadlineError, match=r"within 0\.3 s"):
             await ask(policy, prompt, timeout_s=0.3)
 
 
 async def test_cancelling_one_harms_no_other(opened: Opener, prompt: np.ndarray) -> None:
-    async with opened(0.1) as policy:
-        doomed = asyncio.create_task(ask(policy, prompt, episode="doomed"))
+    pace = Pace(600)
+    async with opened(pace) as policy:
+        doomed = asyncio.create_task(ask(policy, prompt, episode="doomed", timeout_s=600))
+        await until(lambda: pace.num_asked == 1)
+        pace.latency_s = 0.1
         other = asyncio.create_task(ask(policy, prompt, episode="other", max_tokens=8))
-        await asyncio.sleep(0.03)
+        await until(lambda: pace.num_asked == 2)
         doomed.cancel()
         with pytest.raises(asyncio.CancelledError):
             await doomed
@@ -134,7 +180,7 @@ async def test_cancelling_one_harms_no_other(opened: Opener, prompt: np.ndarray)
 
 
 async def test_closing_twice_is_closing(opened: Opener, prompt: np.ndarray) -> None:
-    async with opened(0) as policy:
+    async with opened(Pace(0)) as policy:
         await ask(policy, prompt, max_tokens=4)
         await policy.close()
         await policy.close()

@@ -6,7 +6,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -25,6 +25,7 @@ from protocol.messages import WeightsPoll
 from protocol.sockets import BlockingClient, Keys
 from protocol.weights.manifest import TensorSpec
 from protocol.weights.segments import DIRECTORY, Segment, segment_path
+from tests.actors.waiting import LONG_S, until
 
 SPECS = [
     TensorSpec("embed", "float32", (300, 40)),
@@ -48,13 +49,6 @@ def nudged(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tenso
     """A few elements changed, as one step at a small learning rate does."""
     generator = torch.Generator().manual_seed(seed)
     return {n: torch.where(torch.rand(t.shape, generator=generator) < 0.02, t * 1.001, t) for n, t in tensors.items()}
-
-
-def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def raw(tensor: torch.Tensor) -> list[int]:
@@ -95,7 +89,7 @@ async def test_every_version_arrives_bit_for_bit(publisher, settings):
     async with adopting(publisher, settings) as (holder, adopter):
         for version in range(7):
             publisher.publish(version, tensors.items())
-            await asyncio.to_thread(publisher.wait_adopted, version, 10)
+            await asyncio.to_thread(publisher.wait_adopted, version, LONG_S)
             assert {n: raw(t) for n, t in tensors.items()} == {n: a.tolist() for n, a in holder.tensors.items()}
             tensors = nudged(tensors, version)
         assert holder.labels == list(range(7))
@@ -111,13 +105,14 @@ async def test_all_generators_adopt_and_that_is_told_once_per_version(settings, 
     )
     publisher.publish(0, model(0).items())
     async with adopting(publisher, settings, "g0"):
+        await until(lambda: publisher.status()["num_generators"] == 1)
         with pytest.raises(DeadlineError, match="1 of 2 generators have joined"):
             await asyncio.to_thread(publisher.wait_adopted, 0, 0.5)
         async with adopting(publisher, settings, "g1"):
             for version in (0, 1, 2):
                 if version:
                     publisher.publish(version, model(version).items())
-                await asyncio.to_thread(publisher.wait_adopted, version, 10)
+                await asyncio.to_thread(publisher.wait_adopted, version, LONG_S)
     publisher.close()
     assert told == [0, 1, 2]
 
@@ -126,9 +121,9 @@ async def test_a_late_joiner_gets_the_current_version_alone(publisher, settings)
     async with adopting(publisher, settings, "early"):
         for version in range(3):
             publisher.publish(version, model(version).items())
-            await asyncio.to_thread(publisher.wait_adopted, version, 10)
+            await asyncio.to_thread(publisher.wait_adopted, version, LONG_S)
         async with adopting(publisher, settings, "late") as (late, _):
-            await asyncio.to_thread(until, lambda: late.labels)
+            await until(lambda: late.labels)
             assert late.labels == [2]
             assert late.tensors["norm"].tolist() == raw(model(2)["norm"])
 
@@ -139,7 +134,7 @@ async def test_weights_that_are_already_there_are_not_sent_again(publisher, sett
         holder.tensors[name][:] = raw(tensor)
     publisher.publish(0, model(0).items())
     async with adopting(publisher, settings, holder=holder) as (_, adopter):
-        await asyncio.to_thread(publisher.wait_adopted, 0, 10)
+        await asyncio.to_thread(publisher.wait_adopted, 0, LONG_S)
         assert adopter.swap_s == 0
         assert holder.labels == [0]
 
@@ -155,14 +150,14 @@ async def test_a_publisher_that_comes_back_at_an_older_version_is_heeded_once_it
     for version in range(4):
         first.publish(version, model(version).items())
     async with adopting(first, settings) as (holder, _):
-        await asyncio.to_thread(first.wait_adopted, 3, 10)
+        await asyncio.to_thread(first.wait_adopted, 3, LONG_S)
         first.close()
         second = WeightPublisher(*where, on_adopted=told.append)
         for version in (2, 3, 4):
             second.publish(version, model(version if is_alike or version == 4 else version + 100).items())
             if version == 3:
-                await asyncio.to_thread(until, lambda: told == [3], 30)
-        await asyncio.to_thread(second.wait_adopted, 4, 30)
+                await until(lambda: told == [3])
+        await asyncio.to_thread(second.wait_adopted, 4, LONG_S)
         assert holder.labels == ([3, 4] if is_alike else [3, 3, 4])
         assert {n: raw(t) for n, t in model(4).items()} == {n: a.tolist() for n, a in holder.tensors.items()}
         second.close()
@@ -183,7 +178,7 @@ def test_a_version_waits_for_room_in_shared_memory(tmp_path):
         assert waiting.is_alive() and not filled
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        waiting.join(30)
+        waiting.join(LONG_S)
         buffers.unlink()
     assert len(filled[0]) == len(SPECS)
 
@@ -216,8 +211,8 @@ def test_who_waits_for_the_bytes_of_a_dead_writer_learns_that_none_will_come(tmp
 @pytest.mark.parametrize("moved_on_to", [1, 2])
 async def test_a_generator_that_is_slower_than_the_learner_takes_what_is_there(settings, tmp_path, moved_on_to):
     """While it looks at version 0 the learner publishes more; of two versions more, the second overwrites 0."""
-    settings = settings.model_copy(update={"timeout_s": 2})
     publisher = WeightPublisher(settings, f"ipc://{tmp_path}/w", f"test-{tmp_path.name}")
+    publisher._settings = settings.model_copy(update={"timeout_s": 2})  # after so long it overwrites what is read
     looking, go = asyncio.Event(), asyncio.Event()
 
     class Slow(MemoryWeights):
@@ -232,7 +227,7 @@ async def test_a_generator_that_is_slower_than_the_learner_takes_what_is_there(s
         for version in range(1, moved_on_to + 1):
             await asyncio.to_thread(publisher.publish, version, model(version).items())
         go.set()
-        await asyncio.to_thread(publisher.wait_adopted, moved_on_to, 10)
+        await asyncio.to_thread(publisher.wait_adopted, moved_on_to, LONG_S)
         assert holder.labels == [0, 1] if moved_on_to == 1 else holder.labels in ([2], [1, 2])
         assert holder.tensors["norm"].tolist() == raw(model(moved_on_to)["norm"])
     publisher.close()
@@ -241,7 +236,7 @@ async def test_a_generator_that_is_slower_than_the_learner_takes_what_is_there(s
 async def test_an_older_version_that_comes_late_is_ignored(publisher, settings):
     publisher.publish(5, model(5).items())
     async with adopting(publisher, settings) as (holder, adopter):
-        await asyncio.to_thread(publisher.wait_adopted, 5, 10)
+        await asyncio.to_thread(publisher.wait_adopted, 5, LONG_S)
         assert publisher._current is not None
         await adopter._adopt(msgspec.structs.replace(publisher._current, version=4))
         assert holder.labels == [5]
@@ -261,12 +256,12 @@ async def test_an_older_version_that_comes_late_is_ignored(publisher, settings):
 async def test_a_version_of_another_shape_is_refused_and_the_next_good_one_is_not(publisher, settings, tensors, says):
     publisher.publish(0, model(0).items())
     async with adopting(publisher, settings) as (holder, _):
-        await asyncio.to_thread(publisher.wait_adopted, 0, 10)
+        await asyncio.to_thread(publisher.wait_adopted, 0, LONG_S)
         for version in (1, 2):
             with pytest.raises(WeightsError, match=says):
                 publisher.publish(version, tensors.items())
         publisher.publish(3, model(3).items())
-        await asyncio.to_thread(publisher.wait_adopted, 3, 10)
+        await asyncio.to_thread(publisher.wait_adopted, 3, LONG_S)
         assert holder.labels == [0, 3]
 
 
@@ -276,7 +271,7 @@ async def test_flipped_bits_on_the_way_stop_the_generator_and_name_the_tensor(pu
     adopter = WeightAdopter(holder, "g0", publisher.endpoint, settings, tied={})
     assert await adopter.poll()
     publisher.publish(1, model(1).items())
-    await asyncio.to_thread(until, lambda: publisher.status()["version"] == 1)
+    await until(lambda: publisher.status()["version"] == 1)
     publisher._buffers._segments[1].buffer[publisher._buffers.entries[1].offset] ^= 1
     with pytest.raises(WeightsError, match="norm arrived with checksum"):
         await adopter.poll()
@@ -292,7 +287,7 @@ async def test_a_delta_on_damaged_bytes_is_caught_and_then_all_bytes_are_sent(tm
     adopter = WeightAdopter(holder, "g0", publisher.endpoint, settings, tied={})
     for version in range(3):
         publisher.publish(version, tensors.items())
-        await asyncio.to_thread(until, lambda v=version: publisher.status()["version"] == v)
+        await until(lambda v=version: publisher.status()["version"] == v)
         if version == 2:
             assert adopter._receiver.segment is not None
             adopter._receiver.segment.buffer[1000] ^= 1
@@ -314,9 +309,9 @@ async def test_a_pair_that_is_lost_is_met_again(tmp_path):
     async with adopting(publisher, settings) as (holder, adopter):
         for version in range(4):
             publisher.publish(version, model(version).items())
-            await asyncio.to_thread(publisher.wait_adopted, version, 10)
+            await asyncio.to_thread(publisher.wait_adopted, version, LONG_S)
             assert holder.tensors["head"].tolist() == raw(model(version)["head"])
-            await asyncio.to_thread(until, lambda: publisher._caster._pairs)
+            await until(lambda: publisher._caster._pairs)
             if version == 1:
                 publisher._caster.close()
         assert adopter.num_refetched == 1
@@ -330,7 +325,7 @@ async def test_half_a_version_is_never_in_force(publisher, settings):
     adopter = WeightAdopter(holder, "g0", publisher.endpoint, settings, tied={})
     assert await adopter.poll()
     publisher.publish(1, model(1).items())
-    await asyncio.to_thread(until, lambda: publisher.status()["version"] == 1)
+    await until(lambda: publisher.status()["version"] == 1)
     old, new = (publisher._buffers._segments[v].buffer for v in (0, 1))
     half = publisher._buffers.num_bytes // 2
     new[:half] = old[:half]
@@ -343,11 +338,11 @@ async def test_half_a_version_is_never_in_force(publisher, settings):
 async def test_a_segment_that_was_cut_short_is_refused_and_the_generator_says_so(tmp_path):
     publisher = WeightPublisher(CHANNELS["shm"], f"ipc://{tmp_path}/w", f"test-{tmp_path.name}")
     publisher.publish(0, model(0).items())
-    await asyncio.to_thread(until, lambda: publisher.status()["version"] == 0)
+    await until(lambda: publisher.status()["version"] == 0)
     os.truncate(publisher._buffers.path_of(0), 100)
     async with adopting(publisher, CHANNELS["shm"]) as (holder, _):
         with pytest.raises(WeightsError, match=r"g0: .* has 100 bytes, expected at least"):
-            await asyncio.to_thread(publisher.wait_adopted, 0, 10)
+            await asyncio.to_thread(publisher.wait_adopted, 0, LONG_S)
     assert holder.labels == []
     publisher.close()
 
@@ -362,7 +357,7 @@ class Halting:
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for number, (name, tensor) in enumerate(model(self._seed).items()):
             if number == 1:
-                assert self.go.wait(10)
+                assert self.go.wait(LONG_S)
                 if self._fails:
                     raise RuntimeError("a rank was lost")
             yield name, tensor
@@ -372,11 +367,11 @@ async def test_a_version_is_received_while_it_is_written_and_in_force_only_when_
     publisher = WeightPublisher(CHANNELS["shm"], f"ipc://{tmp_path}/w", f"test-{tmp_path.name}")
     publisher.publish(0, model(0).items())
     async with adopting(publisher, CHANNELS["shm"]) as (holder, adopter):
-        await asyncio.to_thread(publisher.wait_adopted, 0, 10)
+        await asyncio.to_thread(publisher.wait_adopted, 0, LONG_S)
         for version, fails in ((1, False), (2, True), (3, False), (4, True), (5, False)):
             halting = Halting(version, fails=fails)
             publishing = asyncio.create_task(asyncio.to_thread(publisher.publish, version, halting))
-            await asyncio.to_thread(until, lambda v=version: publisher._roster.readers_of(v) == ["g0"])
+            await until(lambda v=version: publisher._roster.readers_of(v) == ["g0"])
             assert adopter.version < version
             halting.go.set()
             if fails:
@@ -384,7 +379,7 @@ async def test_a_version_is_received_while_it_is_written_and_in_force_only_when_
                     await publishing
                 continue
             await publishing
-            await asyncio.to_thread(publisher.wait_adopted, version, 10)
+            await asyncio.to_thread(publisher.wait_adopted, version, LONG_S)
             assert {n: raw(t) for n, t in model(version).items()} == {n: a.tolist() for n, a in holder.tensors.items()}
         assert holder.labels == [0, 1, 3, 5]
         assert adopter.num_refetched == 0
@@ -402,7 +397,7 @@ async def test_weights_that_the_engine_staged_wrongly_are_never_in_force(publish
     holder = Forgetful(SPECS)
     async with adopting(publisher, settings, holder=holder):
         with pytest.raises(WeightsError, match=r"g0.*gave up after 3 tries: version 0: head arrived with checksum"):
-            await asyncio.to_thread(publisher.wait_adopted, 0, 10)
+            await asyncio.to_thread(publisher.wait_adopted, 0, LONG_S)
     assert holder.labels == []
 
 
@@ -411,17 +406,17 @@ async def test_weights_for_another_model_are_refused(publisher, settings):
     other = MemoryWeights([*SPECS[:2], TensorSpec("lm_head", "float32", (300, 40))])
     async with adopting(publisher, settings, holder=other):
         with pytest.raises(WeightsError, match="brings head, unknown"):
-            await asyncio.to_thread(publisher.wait_adopted, 0, 10)
+            await asyncio.to_thread(publisher.wait_adopted, 0, LONG_S)
 
 
 def test_a_generator_that_serves_something_else_is_named(tmp_path):
     publisher = WeightPublisher(WeightSettings(), f"ipc://{tmp_path}/w", f"test-{tmp_path.name}")
     publisher.publish(0, model(0).items())
     client = BlockingClient(publisher.endpoint)
-    client.request(WeightsPoll(generator="liar", version=-1), 5)
-    client.request(WeightsPoll(generator="liar", version=0, checksum="made up"), 5)
+    client.request(WeightsPoll(generator="liar", version=-1), LONG_S)
+    client.request(WeightsPoll(generator="liar", version=0, checksum="made up"), LONG_S)
     with pytest.raises(WeightsError, match="liar: serves version 0 with checksum made up"):
-        publisher.wait_adopted(0, 5)
+        publisher.wait_adopted(0, LONG_S)
     client.close()
     publisher.close()
 

@@ -19,6 +19,7 @@ from protocol.messages import HostBeat, HostLease
 from protocol.sockets import BlockingClient, Client, Keys, Server
 
 ROOT = Path(__file__).parents[3]
+LONG_S = 60
 members = st.builds(Member, st.sampled_from(["learner-0", "sandbox-actor-1", "generator.2"]), st.integers(0, 5))
 # what a server goes through: the launcher says that a part is started again, or a process of it speaks
 happenings = st.lists(st.tuples(st.sampled_from(["raised", "speaks"]), members), max_size=40)
@@ -85,13 +86,13 @@ def reasons():
 
 async def test_a_server_that_heard_of_a_newer_process_refuses_the_older(reasons):
     async with serving() as (server, granted), Client(server.endpoint, of(0)) as old:
-        assert await old.request(HostBeat(host="first"), 5) == HostLease(goes_on=True)
+        assert await old.request(HostBeat(host="first"), LONG_S) == HostLease(goes_on=True)
         async with Client(server.endpoint, of(1)) as new, Client(server.endpoint, of(0, "generator-0")) as other:
-            await new.request(HostBeat(host="second"), 5)
+            await new.request(HostBeat(host="second"), LONG_S)
             with pytest.raises(WireError) as caught:
-                await old.request(HostBeat(host="late"), 5)
+                await old.request(HostBeat(host="late"), LONG_S)
             assert caught.value.kind == FENCED
-            await other.request(HostBeat(host="another part"), 5)
+            await other.request(HostBeat(host="another part"), LONG_S)
         assert [host for _, host in granted] == ["first", "second", "another part"]
         assert reasons == [str(caught.value).partition(": ")[2]]
         assert "process 0 of sandbox-actor-0 was replaced by process 1" in reasons[0]
@@ -101,8 +102,8 @@ async def test_what_the_launcher_says_holds_before_the_newer_process_speaks(reas
     async with serving() as (server, granted), Client(server.endpoint, of(2)) as old:
         server.fence.raise_to("sandbox-actor-0", 3)
         with pytest.raises(WireError, match="must end"):
-            await old.request(HostBeat(host="late"), 5)
-        stream = old.stream(HostBeat(host="late"), 5)
+            await old.request(HostBeat(host="late"), LONG_S)
+        stream = old.stream(HostBeat(host="late"), LONG_S)
         await anext(stream)
         await stream.aclose()
         assert not granted and len(reasons) == 2
@@ -118,7 +119,7 @@ from protocol.sockets import BlockingClient, Keys
 fence.when_replaced(lambda reason: (print(reason, flush=True), os.kill(os.getpid(), signal.SIGKILL)))
 client = BlockingClient(sys.argv[1], msgspec.json.decode(sys.argv[2], type=Keys))
 while True:
-    client.request(HostBeat(host="working"), 20)
+    client.request(HostBeat(host="working"), 60)
     print("works", flush=True)
     time.sleep(0.02)
 """
@@ -132,7 +133,7 @@ async def test_a_process_that_is_told_so_ends():
         process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE, cwd=ROOT)
         assert await process.stdout.readline() == b"works\n"
         server.fence.raise_to("sandbox-actor-0", 1)
-        rest, _ = await asyncio.wait_for(process.communicate(), 30)
+        rest, _ = await asyncio.wait_for(process.communicate(), LONG_S)
         assert process.returncode == -signal.SIGKILL
         assert b"was replaced by process 1" in rest.splitlines()[-1]
 
@@ -141,7 +142,7 @@ def test_a_blocking_client_names_itself_too():
     async def hear():
         async with serving() as (server, granted):
             client = BlockingClient(server.endpoint, of(4))
-            await asyncio.to_thread(client.request, HostBeat(host="h"), 5)
+            await asyncio.to_thread(client.request, HostBeat(host="h"), LONG_S)
             client.close()
             return granted
 

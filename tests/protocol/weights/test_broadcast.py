@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ import torch
 from protocol.errors import WeightsError
 from protocol.weights.broadcast import attend, call_meeting
 
+ROOT = Path(__file__).parents[3]
+LONG_S = 120  # a process imports torch first
 SIZES = [5_000_000, 1, 1_000_000]
 RECEIVER = """
 import os, sys, torch
 from protocol.weights.broadcast import attend
-pair = attend(bytes.fromhex(sys.argv[1]), 20)
+pair = attend(bytes.fromhex(sys.argv[1]), 60)
 for size in {sizes}:
     target = torch.zeros(size, dtype=torch.uint8)
     pair.receive(target)
@@ -29,21 +32,20 @@ for size in {sizes}:
 def receiver(name: bytes, *, dies: bool = False, device: str = "") -> subprocess.Popen:
     program = RECEIVER.format(sizes=SIZES, dies="yes" if dies else "no")
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": device}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, name.hex()], env=environment, stdout=subprocess.PIPE, text=True
-    )
+    words = [sys.executable, "-c", program, name.hex()]
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def pass_bytes(device: str = "") -> None:
     meeting = call_meeting("127.0.0.1")
     process = receiver(meeting.name, device=device)
-    pair = meeting.meet(60)
+    pair = meeting.meet(LONG_S)
     sums = []
     for size in SIZES:
         data = torch.randint(0, 256, (size,), dtype=torch.uint8)
         pair.send(data)
         sums.append(f"{size} {int(data.long().sum())}")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LONG_S)
     assert output.split("\n")[:-1] == sums
     pair.close()
 
@@ -66,7 +68,7 @@ def test_bytes_arrive_between_gpus():
 def test_a_receiver_that_dies_is_noticed(without_gpu):
     meeting = call_meeting("127.0.0.1")
     with receiver(meeting.name, dies=True):
-        pair = meeting.meet(60)
+        pair = meeting.meet(LONG_S)
         pair.send(torch.zeros(SIZES[0], dtype=torch.uint8))
     with pytest.raises(WeightsError, match="the other side is gone"):
         for _ in range(100):  # what the sockets still buffer is taken as sent
