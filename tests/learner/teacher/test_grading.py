@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,17 +20,15 @@ from protocol.config import Settings
 from protocol.errors import ConfigError, LearnerError
 from tests.learner.teacher.fake_server import FakeTeacher
 from tests.learner.teacher.test_vocabulary import settings_of
+from tests.ports import free_port
 from tiny.trajectories import random_batch
 
 
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[RankGroup]:
     """One rank."""
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        port = some.getsockname()[1]
     environment = dict(os.environ)
-    group = RankGroup(0, 1, "127.0.0.1", port, sequence_parallel=1, start_timeout_s=20, timeout_s=20)
+    group = RankGroup(0, 1, "127.0.0.1", free_port(), sequence_parallel=1, start_timeout_s=60, timeout_s=60)
     yield group
     group.close()
     os.environ.clear()
@@ -66,7 +63,7 @@ def test_a_batch_waits_and_says_for_what_until_it_is_stopped(
     waiting, said = Teacher(settings, group, stop), []
 
     def stop_when_it_says_so() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and "loading" not in waiting.waiting_for:
             time.sleep(0.01)
         said.append(waiting.waiting_for)
