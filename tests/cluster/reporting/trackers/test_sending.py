@@ -50,7 +50,7 @@ def steps_in(store: Path, run: str = "run-0") -> list[int]:
     return [line[2] for line in lines]
 
 
-def wait_for(condition: object, timeout_s: float = 30) -> None:
+def wait_for(condition: object, timeout_s: float = 60) -> None:
     until = time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < until
