@@ -68,7 +68,7 @@ def test_semaphores_of_processes_that_were_killed_go_with_the_run(tmp_path):
     for process in [*trackers, making]:
         process.kill()
     making.communicate()
-    psutil.wait_procs(trackers, timeout=20)
+    psutil.wait_procs(trackers, timeout=60)
     left = [path.name for path in Path("/dev/shm").iterdir() if files.name in path.name]
     assert left and all(name.startswith("sem.longhaul-") for name in left)
     run_files.reap(files)
