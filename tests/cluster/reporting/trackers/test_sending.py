@@ -156,7 +156,10 @@ def test_two_do_not_send_at_once(run_dir: Path) -> None:
         assert again
 
 
-def test_a_run_sends_to_mlflow_from_a_process_beside_it_and_goes_on(run_dir: Path, tmp_path: Path) -> None:
+def test_a_run_sends_to_mlflow_from_a_process_beside_it_and_goes_on(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.reporting.trackers.beside.STOP_S", 120.0)
     store = tmp_path / "mlruns"
     write_steps(run_dir, 1)
     said: list[str] = []
