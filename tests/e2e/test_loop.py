@@ -229,9 +229,10 @@ def test_a_run_that_loses_a_learner_rank_works_on_while_the_ranks_redo_their_ste
             since = (done := len(launched.steps())) % every
             return 2 <= since <= 4 and (launched.run_dir / "checkpoints" / f"step-{done - since}").exists()
 
-        launched.wait(is_between_checkpoints, "steps after a checkpoint")
+        launched.wait(lambda: launched.steps(), "a step")
         others = ("ray::SandboxActor", "ray::ReplayBuffer", "ray::Generator")
         before = {title: pids(launched, title) for title in others}
+        launched.wait(is_between_checkpoints, "steps after a checkpoint")
         kill_process(launched, "ray::Learner")
         launched.wait(lambda: re.search(LOSS, launched.text()), "the loss to be told")
         launched.wait(lambda: "the learner is at work again" in launched.text(), "the ranks")
