@@ -57,7 +57,7 @@ if __name__ == "__main__":
 def test_semaphores_of_processes_that_were_killed_go_with_the_run(tmp_path):
     """Also with Python's own process that removes them."""
     (tmp_path / "semaphores.py").write_text(SEMAPHORES)
-    files = run_files.RunFiles(f"test{os.getpid():x}", tmp_path, tmp_path / "private")
+    files = run_files.RunFiles(f"test{os.getpid():08x}", tmp_path, tmp_path / "private")
     making = subprocess.Popen(
         [sys.executable, tmp_path / "semaphores.py", files.name],
         stdout=subprocess.PIPE,
