@@ -64,6 +64,7 @@ class Chaos:
         self.kinds: Counter[str] = Counter()
         self._directory = directory
         self._random = random.Random(seed)
+        self._not_ours = set(psutil.Process().children(recursive=True))
         self.throughput_share: float | None = None
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._seen: Counter[str] = Counter()  # episodes that came in batches
@@ -246,7 +247,7 @@ class Chaos:
 
     async def _end(self) -> None:
         """Kill everything, the keeper last; whatever is left of it then is counted."""
-        started = psutil.Process().children(recursive=True)
+        started = [child for child in psutil.Process().children(recursive=True) if child not in self._not_ours]
         for process in self._processes.values():
             if process.returncode is None:
                 process.kill()

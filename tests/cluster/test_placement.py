@@ -82,7 +82,7 @@ def test_metrics_are_in_the_prometheus_endpoint(cluster):
     [(host, port)] = read_endpoints(cluster.files.directory)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        page = urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10).read().decode()
+        page = urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=60).read().decode()
         if re.search(r'^ray_longhaul_step_reward_mean\{.*run="run".*\} 0\.25$', page, re.MULTILINE):
             return
         time.sleep(0.5)
@@ -106,5 +106,5 @@ def test_ray_of_a_killed_launcher_is_reaped_by_the_next_start(tmp_path):
     launcher.stdout.close()
     for files in run_files.dead_runs():  # what the next start does
         run_files.reap(files)
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive

@@ -78,7 +78,7 @@ def run(network, tmp_path):
     finally:
         network.close()
         for process in (launcher, part):
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
 
 
 def until(condition, timeout_s=150):

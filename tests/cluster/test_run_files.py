@@ -57,7 +57,7 @@ if __name__ == "__main__":
 def test_semaphores_of_processes_that_were_killed_go_with_the_run(tmp_path):
     """Also with Python's own process that removes them."""
     (tmp_path / "semaphores.py").write_text(SEMAPHORES)
-    files = run_files.RunFiles(f"test{os.getpid():x}", tmp_path, tmp_path / "private")
+    files = run_files.RunFiles(f"test{os.getpid():08x}", tmp_path, tmp_path / "private")
     making = subprocess.Popen(
         [sys.executable, tmp_path / "semaphores.py", files.name],
         stdout=subprocess.PIPE,
@@ -68,7 +68,7 @@ def test_semaphores_of_processes_that_were_killed_go_with_the_run(tmp_path):
     for process in [*trackers, making]:
         process.kill()
     making.communicate()
-    psutil.wait_procs(trackers, timeout=20)
+    psutil.wait_procs(trackers, timeout=60)
     left = [path.name for path in Path("/dev/shm").iterdir() if files.name in path.name]
     assert left and all(name.startswith("sem.longhaul-") for name in left)
     run_files.reap(files)

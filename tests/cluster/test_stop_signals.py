@@ -12,11 +12,11 @@ async def test_the_first_signal_asks_and_the_second_insists():
     try:
         assert not stop.requested.is_set()
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(stop.requested.wait(), 10)
+        await asyncio.wait_for(stop.requested.wait(), 60)
         assert stop.received is signal.SIGTERM
         assert not stop.insisted.is_set()
         os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.wait_for(stop.insisted.wait(), 10)
+        await asyncio.wait_for(stop.insisted.wait(), 60)
         assert stop.received is signal.SIGINT
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):

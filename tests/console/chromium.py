@@ -54,7 +54,7 @@ def console(*runs: Path) -> Iterator[str]:
             yield process.stdout.readline().strip().rstrip("/")
         finally:
             process.stdin.close()  # its end is the console's
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
 
 
 def assert_silent(driver: WebDriver, address: str, pages: Sequence[str]) -> None:

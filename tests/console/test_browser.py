@@ -79,7 +79,7 @@ def test_filters_filter_and_the_address_says_so(driver: WebDriver, address: str)
     driver.get(f"{address}/episodes")
     press(driver, "/")
     press(driver, "FAILED", Keys.ENTER)
-    WebDriverWait(driver, 20).until(lambda d: d.current_url == f"{address}/episodes?q=FAILED")
+    WebDriverWait(driver, 60).until(lambda d: d.current_url == f"{address}/episodes?q=FAILED")
     everything = int(driver.find_element(By.CSS_SELECTOR, "h1 .count").text.split()[0])
     assert 0 < everything <= 242
     driver.get(f"{address}/episodes?q=FAILED&outcome=solved")
@@ -93,7 +93,7 @@ def test_a_steps_worst_token_leads_to_it_in_its_episode(driver: WebDriver, addre
     driver.get(f"{address}/step?n=5")
     assert [chip.text for chip in driver.find_elements(By.CSS_SELECTOR, ".chip")] == ["1 +1.50", "0 -1.50"]
     driver.find_element(By.CSS_SELECTOR, "a[href*='/tokens']").click()
-    WebDriverWait(driver, 20).until(lambda d: "/tokens" in d.current_url)
+    WebDriverWait(driver, 60).until(lambda d: "/tokens" in d.current_url)
     shown = driver.find_element(By.ID, "chosen").text.split("\n")
     facts = dict(zip(shown[::2], shown[1::2], strict=True))
     assert (facts["place"], facts["mask"], facts["version"]) == ("2500", "sampled", "4")
@@ -112,7 +112,7 @@ def test_keys_go_through_rows_and_pages(driver: WebDriver, address: str) -> None
     press(driver, "j", "j", "j", "k")
     assert driver.find_element(By.CSS_SELECTOR, "tr.chosen a.go").text == names[1]
     press(driver, Keys.ENTER)
-    WebDriverWait(driver, 20).until(lambda d: "/episode?" in d.current_url)
+    WebDriverWait(driver, 60).until(lambda d: "/episode?" in d.current_url)
     assert names[1] in driver.find_element(By.TAG_NAME, "h1").text
     press(driver, "?")
     assert driver.find_element(By.ID, "help").is_displayed()
@@ -123,7 +123,7 @@ def test_keys_go_through_rows_and_pages(driver: WebDriver, address: str) -> None
     assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") != before
     driver.get(f"{address}/episodes")
     press(driver, "n")
-    WebDriverWait(driver, 20).until(lambda d: "page=2" in d.current_url)
+    WebDriverWait(driver, 60).until(lambda d: "page=2" in d.current_url)
 
 
 def test_one_cursor_crosses_all_plots(driver: WebDriver, address: str) -> None:
@@ -199,14 +199,18 @@ def test_the_numbers_of_a_live_run_move_by_themselves(driver: WebDriver, tmp_pat
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         try:
-            say(1)
-            driver.get(process.stdout.readline().strip())
+            address = process.stdout.readline().strip()
+
+            def is_live() -> bool:
+                say(1)  # a run that falls silent is live no more
+                driver.get(address)
+                return driver.find_element(By.ID, "state").text == "live"
 
             def shows(version: int) -> bool:
-                say(version)  # a run that falls silent is live no more
+                say(version)
                 return f"version {version}" in driver.find_element(By.ID, "now").text
 
-            WebDriverWait(driver, 60).until(lambda d: d.find_element(By.ID, "state").text == "live" or d.refresh())
+            WebDriverWait(driver, 60).until(lambda _: is_live())
             driver.execute_script("window.untouched = true")
             WebDriverWait(driver, 60).until(lambda _: shows(41))
             WebDriverWait(driver, 60).until(lambda _: shows(42))
@@ -214,4 +218,4 @@ def test_the_numbers_of_a_live_run_move_by_themselves(driver: WebDriver, tmp_pat
         finally:
             driver.get("about:blank")
             process.stdin.close()
-            process.wait(timeout=30)
+            process.wait(timeout=60)

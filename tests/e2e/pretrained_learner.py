@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -22,18 +21,16 @@ import torch
 from learner.rank import LearnerRank
 from learner.training.model import import_deepspeed
 from protocol.config import Settings
+from tests.ports import free_port
 
 
 def run(job: dict[str, Any], folder: Path) -> None:
     """One rank, until it is done or told to stop."""
     settings = Settings.model_validate(job["settings"])
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        port = some.getsockname()[1]
     folder.mkdir()
     torch.set_num_threads(settings.learner.threads)
     learner = LearnerRank(
-        settings, 0, 1, "127.0.0.1", port, job["replay"], job["weights"], folder, run=f"pretrained-{os.getpid()}"
+        settings, 0, 1, "127.0.0.1", free_port(), job["replay"], job["weights"], folder, run=f"pretrained-{os.getpid()}"
     )
     learner.start()
 

@@ -25,7 +25,7 @@ def launch(*arguments, **environment):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=60,
+        timeout=240,
         env=os.environ | environment,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -50,6 +51,7 @@ from tiny.smollm2 import smollm2
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(900)]
 
+ROOT = Path(__file__).parents[2]
 TASKS = {task.task_id: task for task in make_tasks(2, seed=1, difficulty=0, split="train")}
 EXACT = 1e-5  # mean absolute difference of log-probs, float32
 TURN_TOKENS, TURNS = 24, 2
@@ -142,7 +144,12 @@ def ran(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     (folder / "job.json").write_text(json.dumps(job))
     program = Path(__file__).with_name("pretrained_learner.py")
     with (folder / "learner.txt").open("w") as log:
-        learner = subprocess.Popen([sys.executable, str(program), str(folder / "job.json")], stdout=log, stderr=log)
+        learner = subprocess.Popen(
+            [sys.executable, str(program), str(folder / "job.json")],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
         try:
             with GeneratorProcess(settings_of(model), "g0", endpoints["g0"], endpoints["weights"]) as generator:
                 asyncio.run(play(ran, learner, Buffer(endpoints["replay"]), generator.endpoint))

@@ -56,8 +56,8 @@ async def next_batch(endpoint: str, version: int) -> Batch:
 
 async def step_done(endpoint: str, batch: Batch, version: int) -> None:
     async with Client(endpoint) as client:
-        await client.request(BatchDone(learner="learner", batch_id=batch.batch_id, version=version), 10)
-        await client.request(VersionReady(version=version), 10)
+        await client.request(BatchDone(learner="learner", batch_id=batch.batch_id, version=version), 60)
+        await client.request(VersionReady(version=version), 60)
 
 
 @contextlib.asynccontextmanager
@@ -103,7 +103,7 @@ async def test_batches_come_from_sandboxes_through_a_restart_of_the_buffer(tmp_p
     try:
         async with serving(settings, tasks, tmp_path) as endpoint:
             async with Client(endpoint) as client:
-                await client.request(VersionReady(version=0), 10)
+                await client.request(VersionReady(version=0), 60)
             first = await next_batch(endpoint, 0)
         async with serving(settings, tasks, tmp_path) as endpoint:
             again = await next_batch(endpoint, 0)  # not acknowledged before the restart: the same one

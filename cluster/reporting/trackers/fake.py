@@ -54,4 +54,7 @@ class FakeTracker:
         return [Line(*line) for line in json.loads((self._directory / f"{self._run}.json").read_text())["lines"]]
 
     def _write(self, lines: Sequence[Line], status: str) -> None:
-        (self._directory / f"{self._run}.json").write_text(json.dumps({"status": status, "lines": lines}))
+        """Whoever reads it finds it whole."""
+        part = self._directory.with_name(f"{self._directory.name}.part")
+        part.write_text(json.dumps({"status": status, "lines": lines}))
+        part.replace(self._directory / f"{self._run}.json")

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientSession
 
 from benchmarks.console.made_run import make_run
+from cluster.reporting import console
 from cluster.reporting.console import console_beside
 from cluster.session import _write_page
 from console.run_data.settings import _PACKAGES, versions
@@ -24,10 +25,17 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run does not wait long for its console; here it is what is looked at, however busy the host is."""
+    monkeypatch.setattr(console, "_START_S", 60.0)
+    monkeypatch.setattr(console, "_STOP_S", 60.0)
+
+
 async def test_it_serves_the_run_and_ends_with_it(directory: Path) -> None:
     before = {child.pid for child in psutil.Process().children()}
-    with console_beside(ConsoleSettings(), directory) as console:
-        said = await console.where()
+    with console_beside(ConsoleSettings(), directory) as beside:
+        said = await beside.where()
         async with ClientSession() as session, session.get(said.removeprefix("console ")) as answer:
             assert "The run starts" in await answer.text()
     assert {child.pid for child in psutil.Process().children()} <= before
@@ -35,16 +43,16 @@ async def test_it_serves_the_run_and_ends_with_it(directory: Path) -> None:
 
 
 async def test_one_that_cannot_listen_is_said_and_harms_nothing(directory: Path) -> None:
-    with console_beside(ConsoleSettings(), directory) as console:
-        port = int((await console.where()).rstrip("/").rpartition(":")[2])
+    with console_beside(ConsoleSettings(), directory) as beside:
+        port = int((await beside.where()).rstrip("/").rpartition(":")[2])
         with console_beside(ConsoleSettings(port=port), directory) as second:
             assert (await second.where()).startswith("the console did not start: see ")
     assert f"--port {port}: cannot listen there" in (directory / "logs" / "console.log").read_text()
 
 
 async def test_where_it_is_not_wanted_nothing_is_started(directory: Path) -> None:
-    with console_beside(ConsoleSettings(serve=False), directory) as console:
-        assert await console.where() == ""
+    with console_beside(ConsoleSettings(serve=False), directory) as beside:
+        assert await beside.where() == ""
     assert not (directory / "logs" / "console.log").exists()
 
 

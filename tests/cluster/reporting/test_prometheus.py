@@ -25,6 +25,7 @@ from cluster.reporting import grafana, prometheus
 from cluster.reporting.ray_metrics import ENDPOINTS, gauge_name
 from console.plots.figures import FIGURES
 from protocol.config import Settings
+from tests.ports import free_port
 
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus here (Debian's package)")
 
@@ -57,15 +58,9 @@ def live_run(tmp_path: Path) -> Iterator[Path]:
         server.shutdown()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def ask(address: str, query: str) -> list[dict[str, Any]]:
     url = f"{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    answer = json.loads(urllib.request.urlopen(url, timeout=20).read())
+    answer = json.loads(urllib.request.urlopen(url, timeout=60).read())
     assert answer["status"] == "success"
     return list(answer["data"]["result"])
 

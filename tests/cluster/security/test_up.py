@@ -63,7 +63,7 @@ def serve():
 
 
 def said(context, address, name):
-    with socket.create_connection(address, 5) as plain, context.wrap_socket(plain, server_hostname=name) as secured:
+    with socket.create_connection(address, 60) as plain, context.wrap_socket(plain, server_hostname=name) as secured:
         return secured.recv(5)
 
 
@@ -179,7 +179,7 @@ def test_what_is_printed_does_the_same_and_shows_no_secret(place, capsys):
     assert f"ssh 10.0.0.1 sh -s < {script}" in printed and script.stat().st_mode & 0o077 == 0
     token = (place / "mine" / "token").read_text()
     assert token not in printed and "PRIVATE" not in printed
-    subprocess.run(["sh", "-s"], input=script.read_bytes(), check=True, timeout=30)
+    subprocess.run(["sh", "-s"], input=script.read_bytes(), check=True, timeout=60)
     assert (place / "there" / "token").read_text().strip() == token
     first = (place / "mine" / "authority.pem").read_bytes()
     assert up.up(["10.0.0.2", "--join", "10.0.0.1", "--there", "x"], "up") == 0

@@ -14,7 +14,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -44,6 +43,7 @@ from protocol.messages import (
     VersionReadyReply,
 )
 from protocol.sockets import Client, Peer, Server
+from tests.ports import free_port
 from tiny.trajectories import random_batch, random_trajectory
 
 LENGTHS = [60, 90, 41, 120]
@@ -74,6 +74,7 @@ async def serve(run: dict, folder: Path) -> None:
             case BatchRequest(version=version) if version < run.get("batches_until", 1000):
                 await server.send(peer, batch_of(run, version))
             case BatchRequest():
+                (folder / "waits").touch()
                 await server.send(peer, BatchWait(retry_after_s=0.05, waiting_for="two more episodes"))
             case BatchDone():
                 await server.send(peer, BatchDoneReply())
@@ -100,13 +101,13 @@ async def serve_journal(run: dict, folder: Path) -> None:
     (folder / "listening").touch()
     rng = np.random.default_rng(0)
     async with Client(endpoint) as client:
-        while not (reply := await client.request(LeaseRequest(actor="a", capacity=4), 30)).done:
+        while not (reply := await client.request(LeaseRequest(actor="a", capacity=4), 60)).done:
             for lease in reply.leases:
                 made = random_trajectory(rng, int(rng.integers(40, 120)), resolved=lease.member % 2 == 0)
                 names = {name: getattr(lease, name) for name in ("episode_id", "lease_id", "task_id", "group_id")}
                 names |= {"member": lease.member, "attempt": lease.attempt}
                 trajectory = msgspec.structs.replace(made, **names)
-                await client.request(Submit(actor="a", trajectory=trajectory), 30)
+                await client.request(Submit(actor="a", trajectory=trajectory), 60)
             await asyncio.sleep(0.05)
     await serving
 
@@ -169,18 +170,16 @@ def wait_for(path: Path, timeout_s: float) -> None:
 def run_learner(run: dict, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "listening").unlink(missing_ok=True)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     serving = serve_journal if run.get("journal") else serve
     server = forked(lambda: asyncio.run(serving(run, folder)))
     ranks: list[int] = []
     try:
-        wait_for(folder / "listening", 30)
+        wait_for(folder / "listening", 60)
         ranks = [forked(run_rank, run, rank, port, folder) for rank in range(run["world"])]
         if "kill_rank" in run:
-            wait_for(checkpoint.directory(folder) / f"step-{run['kill_after']}" / "replay.json", 100)
-            time.sleep(0.3)
+            wait_for(checkpoint.directory(folder) / f"step-{run['kill_after']}" / "replay.json", 200)
+            wait_for(folder / "waits", 200)  # all batches are trained
             os.kill(ranks[run["kill_rank"]], signal.SIGKILL)
         for pid in ranks:
             os.waitpid(pid, 0)

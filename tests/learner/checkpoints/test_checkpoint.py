@@ -41,13 +41,13 @@ def settings_of(
             "checkpoint": {"every": 2, "keep": 2},
             "learner": {
                 "lr": 1e-3,
-                "step_timeout_s": 30,
+                "step_timeout_s": 100,
                 "warmup_steps": 2,
                 "schedule": "cosine",
                 "self_test": False,
                 **learner,
             },
-            "start_timeout_s": 60,
+            "start_timeout_s": 200,
         }
     ).model_dump(mode="json")
 

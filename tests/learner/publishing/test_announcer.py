@@ -13,7 +13,7 @@ async def serve(server, heard):
         await server.send(peer, VersionReadyReply())
 
 
-async def until(condition, timeout_s=20):
+async def until(condition, timeout_s=60):
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 (nothing to subscribe to: another thread's doing)
             await asyncio.sleep(0.01)

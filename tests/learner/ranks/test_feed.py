@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,20 +17,19 @@ from learner.ranks.group import RankGroup
 from protocol.errors import DeadlineError, LearnerError
 from protocol.messages import Batch, BatchRequest, BatchWait
 from protocol.sockets import BlockingClient, Server
+from tests.ports import free_port
 from tiny.trajectories import random_batch
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        return some.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture
 def group(port: int) -> Iterator[RankGroup]:
     environment = dict(os.environ)
-    group = RankGroup(0, 1, "127.0.0.1", port, sequence_parallel=1, start_timeout_s=20, timeout_s=20)
+    group = RankGroup(0, 1, "127.0.0.1", port, sequence_parallel=1, start_timeout_s=60, timeout_s=60)
     yield group
     group.close()
     os.environ.clear()
@@ -95,7 +93,7 @@ def test_only_failures_of_collectives_are_blamed_on_other_ranks(group: RankGroup
 
 
 def test_the_feed_hands_on_a_batch_unchanged(group: RankGroup, client: BlockingClient) -> None:
-    batch = BatchFeed(group, client, threading.Event(), silence_s=10).next(1)
+    batch = BatchFeed(group, client, threading.Event(), silence_s=60).next(1)
     assert batch is not None
     expected = random_batch(np.random.default_rng(0), [20, 30], group_size=2)
     assert batch.batch_id == 2
@@ -106,7 +104,7 @@ def test_the_feed_hands_on_a_batch_unchanged(group: RankGroup, client: BlockingC
 
 def test_a_waiting_feed_says_for_what_and_stops_when_told(group: RankGroup, client: BlockingClient) -> None:
     stop = threading.Event()
-    feed = BatchFeed(group, client, stop, silence_s=10)
+    feed = BatchFeed(group, client, stop, silence_s=60)
     seen = []
 
     def watch() -> None:
@@ -115,7 +113,7 @@ def test_a_waiting_feed_says_for_what_and_stops_when_told(group: RankGroup, clie
         seen.append(feed.waiting_for)
         stop.set()
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     assert feed.next(0) is None
     watcher.join()

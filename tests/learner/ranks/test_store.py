@@ -8,19 +8,21 @@ import torch.distributed as dist
 
 from learner.ranks.store import RunStore, StoreServer
 from protocol.sockets import Keys
+from tests.ports import free_port
 
 KEYS = Keys.generate()
-SOON = timedelta(seconds=0.3)
+SOON, LATE = timedelta(seconds=0.3), timedelta(seconds=60)  # SOON only where nothing is to come
 
 
 @pytest.fixture(params=["run", "torch"])
 def store(request):
     """Ours, and the one that it stands for."""
     if request.param == "torch":
-        yield dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=SOON)
+        yield dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=LATE)
         return
-    server = StoreServer("tcp://127.0.0.1:7311", KEYS)
-    own = RunStore("tcp://127.0.0.1:7311", KEYS, SOON)
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    server = StoreServer(endpoint, KEYS)
+    own = RunStore(endpoint, KEYS, LATE)
     yield own
     own.close()
     server.close()
@@ -32,7 +34,7 @@ def test_it_does_what_torchs_own_does(store):
     assert prefixed.get("a") == b"x" and store.get("group/a") == b"x"
     assert prefixed.add("n", 3) == 3 and prefixed.add("n", -1) == 2
     assert prefixed.check(["a", "n"]) and not prefixed.check(["a", "b"])
-    prefixed.wait(["a", "n"], SOON)
+    prefixed.wait(["a", "n"], LATE)
     assert prefixed.delete_key("a") and not prefixed.delete_key("a")
     with pytest.raises(dist.DistStoreError):
         prefixed.wait(["a"], SOON)
@@ -42,7 +44,6 @@ def test_keys_are_waited_for(store):
     """Also while another thread uses the same store, for which torch's own would need another connection."""
     if not isinstance(store, RunStore):
         store = store.clone()
-    store.set_timeout(timedelta(seconds=60))
     prefixed = dist.PrefixStore("group", store)
     writing = prefixed if isinstance(store, RunStore) else dist.PrefixStore("group", store.clone())
     later = threading.Timer(0.1, lambda: writing.set("late", "here"))
@@ -65,16 +66,14 @@ def test_values_are_exchanged_where_they_are_as_expected(store):
         assert store.compare_set("none", "x", "y") == b"x"
 
 
-def test_nobody_else_is_let_in_and_silence_is_told():
-    server = StoreServer("tcp://127.0.0.1:7312", KEYS)
-    stranger = RunStore("tcp://127.0.0.1:7312", Keys(public=KEYS.public, secret=Keys.generate().secret), SOON)
+def test_nobody_else_is_let_in_and_silence_is_told(monkeypatch):
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    server = StoreServer(endpoint, KEYS)
+    stranger = RunStore(endpoint, Keys(public=KEYS.public, secret=Keys.generate().secret), SOON)
+    monkeypatch.setattr("learner.ranks.store._ANSWER_S", 0.5)
     try:
-        from learner.ranks import store
-
-        before, store._ANSWER_S = store._ANSWER_S, 0.5
         with pytest.raises(dist.DistNetworkError):
             stranger.add("n", 1)
     finally:
-        store._ANSWER_S = before
         stranger.close()
         server.close()

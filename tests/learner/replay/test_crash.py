@@ -139,7 +139,7 @@ def journal_size(run_dir):
 
 async def grown(run_dir, size, work):
     """Until the journal has that many bytes; the poll is short, so that the kill hits a write now and then."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         while journal_size(run_dir) < size:
             assert not work.done(), "the run was over before its server was killed often enough"
             await asyncio.sleep(0.001)
@@ -157,7 +157,7 @@ async def test_killed_at_random_journal_offsets(tmp_path):
             process.send_signal(signal.SIGKILL)
             await process.wait()
             process = await start_server(tmp_path)
-        await asyncio.wait_for(work, 100)
+        await asyncio.wait_for(work, 200)
         async with Client(run.endpoint) as client:
             again = await run.next_batch(client, SETTINGS.steps - 1)
     finally:

@@ -75,9 +75,9 @@ def serving(fake: FakeTeacher) -> Iterator[FakeTeacher]:
     thread = threading.Thread(target=loop.run_until_complete, args=(fake.serve(started, stop),))
     thread.start()
     try:
-        assert started.wait(20), "the fake server did not start"
+        assert started.wait(60), "the fake server did not start"
         yield fake
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
+        thread.join(60)
         loop.close()

@@ -22,6 +22,7 @@ from learner.teacher.grading import check_teacher
 from learner.training.logprobs import TokenLogprobs
 from protocol.config import GeneratorSettings, Settings
 from protocol.errors import ConfigError, LearnerError
+from tests.ports import free_port
 from tiny.model import save_random_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -35,9 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     """A teacher's directory, and the address where it is served."""
     folder = tmp_path_factory.mktemp("served")
     path = save_random_model(folder / "teacher", seed=1, layers=1)
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        port = some.getsockname()[1]
+    port = free_port()
     flags = {"--model": path, "--served-model-name": "teacher", "--host": "127.0.0.1", "--port": port}
     flags |= {"--dtype": "float32", "--max-model-len": MAX_CONTEXT + 1, "--block-size": 32}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]

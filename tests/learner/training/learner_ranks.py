@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import threading
 import traceback
@@ -30,6 +29,7 @@ from learner.training.self_test import prove_packing
 from learner.training.trainer import Trainer
 from protocol.config import LossSettings, Settings
 from protocol.errors import ConfigError
+from tests.ports import free_port
 from tiny.trajectories import random_batch
 
 
@@ -145,8 +145,8 @@ def run_rank(rank: int, port: int, layout: dict, folder: Path) -> None:
         "127.0.0.1",
         port,
         sequence_parallel=layout["sequence_parallel"],
-        start_timeout_s=60,
-        timeout_s=60,
+        start_timeout_s=300,
+        timeout_s=300,
     )
     for case in layout["cases"]:
         (run_losses if "losses" in case else run_case)(group, case, folder)
@@ -158,9 +158,7 @@ def main() -> int:
     import_deepspeed()
     status = 0
     for layout in json.loads(job.read_text()):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = free_port()
         children = []
         for rank in range(layout["world"]):
             if (pid := os.fork()) == 0:

@@ -25,7 +25,7 @@ from tests.learner.training.test_parity import run_ranks
 from tiny.model import save_random_model
 from tiny.trajectories import random_batch
 
-pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(900)]
 
 LENGTHS = [50, 81, 120, 33, 90, 64]
 GROUP_SIZE = 3

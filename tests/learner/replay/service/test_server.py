@@ -45,7 +45,7 @@ TASKS = [TaskRef(task_id=f"t{i}", source="micro", repository=f"r{i % 2}") for i 
 
 
 def settings(**changes) -> Settings:
-    replay = {"group_size": 2, "batch": 4, "lease_s": 5} | changes.pop("replay", {})
+    replay = {"group_size": 2, "batch": 4, "lease_s": 600} | changes.pop("replay", {})
     return Settings(**{"num_actors": 16, "steps": 3, "max_staleness": 1, "replay": replay} | changes)
 
 
@@ -82,14 +82,14 @@ async def serving(run_dir, config=None, **arguments):
     running = asyncio.create_task(server.run())
     try:
         async with Client(endpoint) as client:
-            yield server, lambda message: client.request(message, timeout_s=10)
+            yield server, lambda message: client.request(message, timeout_s=60)
     finally:
         await server.stop()
         await running
 
 
 async def until(true):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
@@ -407,7 +407,7 @@ async def test_nothing_of_an_actor_that_was_replaced_is_accepted(tmp_path):
     running = asyncio.create_task(server.run())
     try:
         async with Client(endpoint, of[0]) as old, Client(endpoint, of[1]) as new:
-            (leased,) = await lease(lambda message: old.request(message, timeout_s=10), 1)
+            (leased,) = await lease(lambda message: old.request(message, timeout_s=60), 1)
             server.raise_fence("a", 1)
             for message in (
                 Submit(actor="a", trajectory=trajectory(leased)),
@@ -416,10 +416,10 @@ async def test_nothing_of_an_actor_that_was_replaced_is_accepted(tmp_path):
                 BatchRequest(learner="l", version=0),
             ):
                 with pytest.raises(WireError) as caught:
-                    await old.request(message, timeout_s=10)
+                    await old.request(message, timeout_s=60)
                 assert caught.value.kind == "fenced"
             assert server.status()["accepted"] == 0
-            assert await submit(lambda message: new.request(message, timeout_s=10), leased) == "accepted"
+            assert await submit(lambda message: new.request(message, timeout_s=60), leased) == "accepted"
     finally:
         await server.stop()
         await running
