@@ -77,6 +77,7 @@ class Gateway:
         self._on_exchange = on_exchange
         self._keys: KeyRing[Seat] = KeyRing()
         self._homes: dict[RequestHandler, _Home] = {}  # connections from sandboxes
+        self._joining: set[RequestHandler] = set()  # those of them that are not connected yet
         self._counts: Counter[str] = Counter()
         self._named: set[str] = set()
         self._runner: web.AppRunner | None = None
@@ -125,9 +126,16 @@ class Gateway:
         async def take(connection: socket.socket, number: int) -> None:
             assert self._runner is not None and self._runner.server is not None, "start() comes first"
             handler = self._runner.server()
-            self._homes = {each: home for each, home in self._homes.items() if each.transport is not None}
+            lives = {handler for handler in self._homes if handler.transport is not None} | self._joining
+            self._homes = {handler: home for handler, home in self._homes.items() if handler in lives}
             self._homes[handler] = _Home(key, number)
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: handler, connection)
+            self._joining.add(handler)
+            try:
+                await asyncio.get_running_loop().connect_accepted_socket(lambda: handler, connection)
+            finally:
+                self._joining.discard(handler)
+            if handler not in self._homes and handler.transport is not None:  # the episode ended meanwhile
+                handler.transport.abort()
 
         return take
 
@@ -148,6 +156,8 @@ class Gateway:
             if request.method == "HEAD":
                 return web.Response()
             home = self._homes.get(request.protocol)
+            if home is None and _is_of_sandbox(request):
+                raise Refusal("unauthorized", "this connection's episode is over")
             seat = self._keys.find((found and found["key"]) or _key(request), home and home.key)
             if request.method == "GET":
                 return self._look(path, isinstance(dialect, Messages))
@@ -155,9 +165,11 @@ class Gateway:
                 raise Refusal("missing", f"{request.method} {path[:200]} is not served")
         except Refusal as refusal:
             return self._refused(dialect, refusal)
-        return await self._post(request, path, dialect, seat)
+        return await self._post(request, path, dialect, seat, home and home.connection)
 
-    async def _post(self, request: web.Request, path: str, dialect: Dialect, seat: Seat) -> web.StreamResponse:
+    async def _post(
+        self, request: web.Request, path: str, dialect: Dialect, seat: Seat, number: int | None
+    ) -> web.StreamResponse:
         data = b""
         try:
             data = await _read(request)
@@ -167,7 +179,7 @@ class Gateway:
                 return _json({"input_tokens": tokens}, 200)
             ask = dialect.read(body)
             self._note(ask)
-            response, answer = await self._answer(request, dialect, seat, ask)
+            response, answer = await self._answer(request, dialect, seat, ask, number)
         except Refusal as refusal:
             self._on_exchange(Exchange(path=path, body=data, status=refusal.status, answer=None, said=str(refusal)))
             return self._refused(dialect, refusal)
@@ -191,11 +203,11 @@ class Gateway:
         return response
 
     async def _answer(
-        self, request: web.Request, dialect: Dialect, seat: Seat, ask: Ask
+        self, request: web.Request, dialect: Dialect, seat: Seat, ask: Ask, number: int | None
     ) -> tuple[web.StreamResponse, Answer | None]:
         if ask.stream:
-            return await self._stream(request, dialect, seat, ask)
-        answer = await seat.answer(ask, self._number(request))
+            return await self._stream(request, dialect, seat, ask, number)
+        answer = await seat.answer(ask, number)
         response = _json(dialect.write(ask, answer), 200)
         async with asyncio.timeout(WRITE_S):
             await response.prepare(request)
@@ -204,13 +216,12 @@ class Gateway:
         return response, answer
 
     async def _stream(
-        self, request: web.Request, dialect: Dialect, seat: Seat, ask: Ask
+        self, request: web.Request, dialect: Dialect, seat: Seat, ask: Ask, number: int | None
     ) -> tuple[web.StreamResponse, Answer | None]:
         """Events come once the turn is whole: it is taken apart whole. Until then the client is kept company.
 
         Every keep-alive is written down before: whoever goes on with the stream says the same, to the byte.
         """
-        number = self._number(request)
         answering = asyncio.ensure_future(seat.answer(ask, number))
         times = seat.kept_alive(number)
         try:
@@ -253,10 +264,6 @@ class Gateway:
         if request.protocol in self._homes:
             response.headers["Connection"] = "close"
             response.force_close()
-
-    def _number(self, request: web.Request) -> int | None:
-        home = self._homes.get(request.protocol)
-        return None if home is None else home.connection
 
     def _look(self, path: str, anthropic: bool) -> web.Response:
         """What is served: the one model."""
@@ -304,6 +311,12 @@ async def _read(request: web.Request) -> bytes:
         raise Refusal("timeout", f"the request's body did not arrive within {READ_S:g} s") from None
     except (web.RequestPayloadError, ValueError) as error:
         raise Refusal("invalid", f"the body cannot be read: {error}") from None
+
+
+def _is_of_sandbox(request: web.Request) -> bool:
+    """Whether it came over one end of a pair of sockets, not over loopback."""
+    connection = request.get_extra_info("socket")
+    return connection is None or connection.family == socket.AF_UNIX
 
 
 def _key(request: web.Request) -> str | None:

@@ -369,6 +369,18 @@ async def test_an_unknown_path_is_said_to_be_one(open_place: Any) -> None:
             assert response.status == 200
 
 
+async def _said_over(ours: socket.socket, key: str) -> bytes:
+    """What is answered to one request over a connection that was accepted."""
+    reader, writer = await asyncio.open_connection(sock=ours)
+    body = b'{"messages": [{"role": "user", "content": "hi"}]}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nx-api-key: {key}\r\nContent-Length: {len(body)}\r\n"
+    writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+    async with asyncio.timeout(LONG_S):
+        said = await reader.read()
+    writer.close()
+    return said
+
+
 async def test_a_sandbox_s_connection_takes_its_own_key_alone_and_ends_with_it(open_place: Any) -> None:
     async with open_place(lambda *_: "hello") as place:
         *_, mine = place.seat(episode_id="mine")
@@ -377,16 +389,7 @@ async def test_a_sandbox_s_connection_takes_its_own_key_alone_and_ends_with_it(o
         async def through(key: str) -> bytes:
             ours, theirs = socket.socketpair()
             await place.gateway.accept(mine)(theirs, 1)
-            reader, writer = await asyncio.open_connection(sock=ours)
-            body = b'{"messages": [{"role": "user", "content": "hi"}]}'
-            head = (
-                f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nx-api-key: {key}\r\nContent-Length: {len(body)}\r\n"
-            )
-            writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
-            async with asyncio.timeout(LONG_S):
-                said = await reader.read()
-            writer.close()
-            return said
+            return await _said_over(ours, key)
 
         assert b"200 OK" in await through(mine)
         assert b"401" in await through(yours)
@@ -395,6 +398,31 @@ async def test_a_sandbox_s_connection_takes_its_own_key_alone_and_ends_with_it(o
         await place.gateway.accept(mine)(theirs, 1)
         ours.setblocking(False)
         place.gateway.close(mine)
+        async with asyncio.timeout(LONG_S):
+            assert await asyncio.get_running_loop().sock_recv(ours, 1) == b""
+        ours.close()
+
+
+async def test_connections_that_come_at_the_same_moment_are_each_their_own_sandbox_s(open_place: Any) -> None:
+    async with open_place(lambda *_: "hello") as place:
+        *_, mine = place.seat(episode_id="mine")
+        *_, yours = place.seat(episode_id="yours")
+        pairs = [socket.socketpair() for _ in range(3)]
+        take = place.gateway.accept(mine)
+        await asyncio.gather(*(take(theirs, number) for number, (_, theirs) in enumerate(pairs)))
+        said = [await _said_over(ours, key) for (ours, _), key in zip(pairs, (yours, mine, yours), strict=True)]
+        assert [b"401" in each for each in said] == [True, False, True]
+
+
+async def test_a_connection_that_comes_while_its_episode_ends_opens_nothing(open_place: Any) -> None:
+    async with open_place(["never"]) as place:
+        *_, mine = place.seat(episode_id="mine")
+        ours, theirs = socket.socketpair()
+        taking = asyncio.ensure_future(place.gateway.accept(mine)(theirs, 1))
+        await asyncio.sleep(0)  # it has begun, and waits for the loop
+        place.gateway.close(mine)
+        await taking
+        ours.setblocking(False)
         async with asyncio.timeout(LONG_S):
             assert await asyncio.get_running_loop().sock_recv(ours, 1) == b""
         ours.close()
