@@ -27,6 +27,7 @@ from tests.actors.episodes.scripted_replay import make_lease
 from tests.actors.gateway.history import TEMPLATE
 from tests.actors.harnesses.test_foreign import BACKENDS, TASK
 
+pytestmark = pytest.mark.timeout(1800)  # agents and packages come over the network first
 CACHE = Path("~/.cache/longhaul").expanduser()
 SHELL = {
     "mini-swe-agent": ("bash", "command"),
@@ -96,7 +97,7 @@ async def play(name: str, backend: Backend, tmp_path: Path, tokenizer: ChatToken
         lease, max_turns=12, max_context=400_000, sampling=msgspec.structs.replace(lease.sampling, max_tokens=4000)
     )
     try:
-        async with asyncio.timeout(200):
+        async with asyncio.timeout(300):
             return await runner.run(lease), runner.status()
     finally:
         await runner.stop()
@@ -125,7 +126,7 @@ def released_task() -> Task:
     """A fault in a released package, noticed by the package's own tests."""
 
     async def make() -> Task:
-        async with asyncio.timeout(240):
+        async with asyncio.timeout(900):
             backend = NamespaceBackend("released-task")
             try:
                 shop = Workshop(backend=backend, cache_dir=CACHE, run="released-task", requirements=(PYTEST,))

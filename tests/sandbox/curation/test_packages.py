@@ -372,6 +372,7 @@ def test_a_check_without_reasons_is_kept() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # it comes over the network first
 async def test_a_package_from_the_index(namespace: Backend, cache_dir: Path, run_name: str) -> None:
     """The real thing: a released package, fetched by pip, its own tests, a fault, the verdicts."""
     shop = Workshop(backend=namespace, cache_dir=cache_dir, run=run_name, requirements=(PYTEST,), timeout_s=120)
