@@ -11,6 +11,7 @@ from cluster.hosts.plan import Placed
 from cluster.supervision.part import Part, PartFailed
 from protocol.config import Settings
 from protocol.errors import ConfigError
+from tests.waiting import until
 
 
 class Handle:
@@ -94,14 +95,6 @@ async def run(tmp_path, monkeypatch):
     monkeypatch.setattr(changes, "_FOLLOW_S", 0.0)
     monkeypatch.setattr(changes, "_ASK_S", 0.1)
     return Run(tmp_path)
-
-
-async def until(condition):
-    for _ in range(3000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 async def test_a_drain_that_waits_for_episodes_holds_up_no_host_that_joins(run, tmp_path):

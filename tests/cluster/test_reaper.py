@@ -7,6 +7,7 @@ import time
 import pytest
 
 from benchmarks.hosts.network import CannotMakeHosts, Network
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -72,20 +73,13 @@ def run(network, tmp_path):
     try:
         assert part.stdout.readline() == "prepared\n"
         assert launcher.stdout.readline() == "heard\n"
-        until(lambda: {path.split("/")[1] for path in other.left()} == {"tmp", "dev", "run"})
-        until(lambda: other.running("sleep 600"))
+        wait_until(lambda: {path.split("/")[1] for path in other.left()} == {"tmp", "dev", "run"}, 150)
+        wait_until(lambda: other.running("sleep 600"), 150)
         yield one, other, launcher
     finally:
         network.close()
         for process in (launcher, part):
             process.communicate(timeout=60)
-
-
-def until(condition, timeout_s=150):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def is_clear(host):
@@ -101,7 +95,7 @@ def test_a_killed_launcher_leaves_nothing_elsewhere(run):
     one, other, _ = run
     for process in one.processes():
         process.kill()
-    until(lambda: is_clear(other))
+    wait_until(lambda: is_clear(other), 150)
 
 
 def test_a_host_that_is_cut_off_clears_itself_before_it_counts_as_gone(run):
@@ -114,7 +108,7 @@ def test_a_host_that_is_cut_off_clears_itself_before_it_counts_as_gone(run):
             break
         time.sleep(0.1)
     assert not lives(other)
-    until(lambda: is_clear(other))
+    wait_until(lambda: is_clear(other), 150)
     other.mend()
 
 
@@ -125,7 +119,7 @@ def test_a_stopped_part_is_killed_by_its_hosts_reaper_and_nothing_else_is(run):
     part.suspend()
     launcher.stdin.write("another\npart\n")
     launcher.stdin.flush()
-    until(lambda: not other.running("HostAgent"))
+    wait_until(lambda: not other.running("HostAgent"), 150)
     waiting.resume()
     assert other.running("reaper.watch") and other.running("sleep 600")
 
@@ -135,4 +129,4 @@ def test_a_part_whose_reaper_was_killed_does_not_live_on(run):
     _, other, _ = run
     (reaper,) = other.running("reaper.watch")
     reaper.kill()
-    until(lambda: not other.running("HostAgent"))
+    wait_until(lambda: not other.running("HostAgent"), 150)

@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from cluster.security import certificates
+from tests.waiting import wait_until
 
 SCRIPT = Path(__file__).parent.parent.parent / "configs" / "slurm" / "longhaul.sbatch"
 NOTE = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >>"$NOTES"\n'
@@ -68,13 +68,6 @@ def start(tmp_path):
     return start
 
 
-def until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def longhaul(lines):
     (line,) = [line for line in lines if line.startswith("longhaul run")]
     return line
@@ -84,7 +77,7 @@ def test_ray_is_started_on_every_node_and_the_run_joins_it(start):
     job = start("--steps", "7")
     assert job.wait(timeout=60) == 0, job.stderr.read()
     job.stderr.close()
-    until(lambda: sum(line.startswith("ray ") for line in start.lines()) == 2)  # nobody waits for a host's Ray
+    wait_until(lambda: sum(line.startswith("ray ") for line in start.lines()) == 2)  # nobody waits for a host's Ray
     lines = start.lines()
     where = "--ray-address 10.0.0.7:6379 --network.bind 0.0.0.0"
     assert longhaul(lines) == f"longhaul run --run-dir {start.run_dir} {where} --steps 7"
@@ -108,7 +101,7 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(start):
 
 def test_a_job_whose_time_is_over_lets_the_run_save_and_goes_back_into_the_queue(start):
     job = start(HOLD="yes")
-    until(lambda: any(line.startswith("longhaul run") for line in start.lines()))
+    wait_until(lambda: any(line.startswith("longhaul run") for line in start.lines()))
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=60) == 143
     with contextlib.suppress(ProcessLookupError):  # told before its `sleep`, it leaves none

@@ -12,7 +12,7 @@ import pytest
 
 from protocol.errors import SandboxError
 from sandbox.base import Backend, Sandbox, SandboxSpec
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 
 @pytest.fixture

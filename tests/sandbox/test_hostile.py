@@ -14,7 +14,7 @@ import pytest
 from protocol.errors import SandboxError
 from sandbox.base import Backend, Limits, Sandbox, SandboxSpec
 from sandbox.kubernetes.sandbox import KubernetesSandbox
-from tests.sandbox.waiting import sleepers, until
+from tests.waiting import sleepers, until
 
 LIMITS = Limits(memory_mib=128, max_processes=40, disk_mib=64)
 # Every answer of the kernel to a list of system calls, by number: what is refused must say so.

@@ -18,7 +18,7 @@ from sandbox.base import Backend, SandboxSpec
 from sandbox.kubernetes.backend import KubernetesBackend
 from sandbox.namespace.backend import NamespaceBackend
 from sandbox.owners import Owner, _namespaces, is_leftover, new_owner, parse_owner, purge_state, state_dir, state_root
-from tests.sandbox.waiting import sleepers, until
+from tests.waiting import sleepers, until
 
 ROOT = Path(__file__).parents[2]
 

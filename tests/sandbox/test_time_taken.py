@@ -11,7 +11,7 @@ import pytest
 from protocol.errors import SandboxError
 from sandbox.base import Backend, ExecResult, Sandbox, SandboxSpec
 from tests.sandbox.starving import AT_A_DISADVANTAGE, busy
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 SPIN = "while True: pass"
 COME_AND_GO = "import subprocess\nwhile True: subprocess.run(['python3', '-S', '-c', 'sum(range(200000))'])"

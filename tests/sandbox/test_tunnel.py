@@ -15,7 +15,7 @@ from sandbox.docker.backend import DockerBackend
 from sandbox.guest import tunnel
 from sandbox.guest.client import HEADER, GuestClient
 from tests.sandbox.guest.test_guest import HELLO, frame
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 SIZE = 5_120_000  # twenty windows
 OPENED = tunnel.HEAD.pack(1, tunnel.OPEN) + tunnel.OPENED.pack(0, 0)

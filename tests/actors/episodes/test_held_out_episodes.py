@@ -12,7 +12,7 @@ from learner.replay.service.server import ReplayServer
 from protocol.config import Settings
 from sandbox.datasets.loading import load_tasks
 from sandbox.fake import FakeBackend
-from tests.actors.waiting import LONG_S, until
+from tests.waiting import LONG_S, until
 
 
 async def test_held_out_tasks_are_attempted_beside_those_that_train(tmp_path, tokenizer):

@@ -15,7 +15,7 @@ from sandbox.namespace.backend import NamespaceBackend
 from sandbox.owners import keeper_of
 from tests.actors.episodes.killed_foreign_actor import turns_of
 from tests.actors.episodes.test_killed_actor import TASK, Run, check_tokens, tmp_of_sandbox
-from tests.actors.waiting import until
+from tests.waiting import until
 
 TURNS = turns_of(TASK)
 SEEN = re.compile(r"trace one two pids ((?:\d+ )+)errors end")

@@ -25,7 +25,7 @@ from sandbox.namespace.backend import NamespaceBackend
 from sandbox.tasks.micro import make_tasks
 from sandbox.tasks.task import Task
 from tests.actors.episodes.scripted_replay import ScriptedReplay, make_lease
-from tests.actors.waiting import LONG_S, until
+from tests.waiting import LONG_S, until
 
 TASKS = {task.task_id: task for task in make_tasks(4, seed=1, difficulty=0, split="train")}
 FIRST = next(iter(TASKS))

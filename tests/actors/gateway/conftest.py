@@ -18,7 +18,7 @@ from actors.policies.scripted import Script, ScriptedPolicy, replay
 from actors.policy import Policy
 from protocol.messages import Sampling
 from tests.actors.gateway.history import TEMPLATE, NotedHistory
-from tests.actors.waiting import LONG_S
+from tests.waiting import LONG_S
 
 
 class Place:

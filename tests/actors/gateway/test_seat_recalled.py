@@ -24,7 +24,7 @@ from protocol.messages import Sampling
 from tests.actors.episodes.scripted_replay import make_lease
 from tests.actors.gateway.conftest import Place
 from tests.actors.gateway.test_server import Failing, Held
-from tests.actors.waiting import LONG_S, until
+from tests.waiting import LONG_S, until
 
 TOOL = {"type": "function", "function": {"name": "shell", "parameters": {"type": "object"}}}
 PATHS = ["/v1/chat/completions", "/v1/responses", "/v1/messages"]

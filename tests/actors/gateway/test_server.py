@@ -20,7 +20,7 @@ from actors.policy import Request, Sampled
 from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling
 from tests.actors.deadlines import Deadlines
-from tests.actors.waiting import LONG_S, until
+from tests.waiting import LONG_S, until
 
 HI = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 

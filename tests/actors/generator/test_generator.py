@@ -31,7 +31,7 @@ from protocol.messages import (
     TakeApart,
 )
 from protocol.sockets import Client
-from tests.actors.waiting import LONG_S, lives, until
+from tests.waiting import LONG_S, lives, until
 from tiny.model import build_model
 
 pytestmark = pytest.mark.vllm

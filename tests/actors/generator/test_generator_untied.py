@@ -20,7 +20,7 @@ from learner.publishing.publisher import WeightPublisher
 from protocol.config import GeneratorSettings, ModelSettings, Settings, WeightSettings
 from protocol.errors import GeneratorError
 from protocol.messages import Sampling
-from tests.actors.waiting import until
+from tests.waiting import until
 from tiny.model import build_model, save_random_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

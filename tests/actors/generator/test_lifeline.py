@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.actors.waiting import LONG_S, lives, wait_until
+from tests.waiting import LONG_S, lives, wait_until
 
 ROOT = Path(__file__).parents[3]
 SLEEPER = f"{sys.executable} -S -c 'import time; time.sleep(600)'"

@@ -35,7 +35,7 @@ from sandbox.tasks.micro import make_tasks
 from sandbox.tasks.task import Task
 from tests.actors.episodes.scripted_replay import make_lease
 from tests.actors.gateway.history import TEMPLATE
-from tests.actors.waiting import LONG_S, until
+from tests.waiting import LONG_S, until
 
 TASKS = {task.task_id: task for task in make_tasks(2, seed=1, difficulty=0, split="train")}
 TASK = next(iter(TASKS.values()))

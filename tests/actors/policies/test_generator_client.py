@@ -16,7 +16,7 @@ from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Cancel, Generate, GeneratorStatus, GeneratorStatusRequest, Refused, Sampling, Tokens
 from protocol.sockets import Peer, Server
 from tests.actors.deadlines import Deadlines
-from tests.actors.waiting import LONG_S, until
+from tests.waiting import LONG_S, until
 
 SETTINGS = GeneratorSettings()
 CHUNK = 4

@@ -26,7 +26,7 @@ from protocol.errors import DeadlineError, GeneratorError
 from protocol.messages import Sampling
 from sandbox.base import Sandbox
 from tests.actors.deadlines import Deadlines
-from tests.actors.waiting import LONG_S, until
+from tests.waiting import LONG_S, until
 
 Answer = Callable[[dict[str, Any]], web.Response]
 

@@ -22,7 +22,7 @@ from protocol.errors import DeadlineError
 from protocol.messages import Generate, Sampling
 from protocol.sockets import Peer
 from tests.actors.policies.test_generator_client import ScriptedEngine
-from tests.actors.waiting import LONG_S, until
+from tests.waiting import LONG_S, until
 
 TEXT = "```command\nls\n```"
 

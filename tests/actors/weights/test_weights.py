@@ -25,7 +25,7 @@ from protocol.messages import WeightsPoll
 from protocol.sockets import BlockingClient, Keys
 from protocol.weights.manifest import TensorSpec
 from protocol.weights.segments import DIRECTORY, Segment, segment_path
-from tests.actors.waiting import LONG_S, until
+from tests.waiting import LONG_S, until
 
 SPECS = [
     TensorSpec("embed", "float32", (300, 40)),

@@ -4,6 +4,7 @@ import threading
 from learner.publishing.announcer import VersionAnnouncer
 from protocol.messages import VersionReady, VersionReadyReply
 from protocol.sockets import Server
+from tests.waiting import until
 
 
 async def serve(server, heard):
@@ -11,12 +12,6 @@ async def serve(server, heard):
         assert isinstance(message, VersionReady)
         heard.append(message.version)
         await server.send(peer, VersionReadyReply())
-
-
-async def until(condition, timeout_s=60):
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 (nothing to subscribe to: another thread's doing)
-            await asyncio.sleep(0.01)
 
 
 async def test_the_newest_version_arrives_even_when_the_buffer_comes_late(tmp_path):

@@ -22,7 +22,7 @@ from sandbox.docker import daemon, images
 from sandbox.docker.backend import DockerBackend
 from sandbox.docker.daemon import DockerHost, Failures
 from sandbox.owners import Owner
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 
 @pytest.mark.docker

@@ -13,7 +13,7 @@ from protocol.errors import SandboxError
 from sandbox.base import SandboxSpec
 from sandbox.docker import daemon
 from sandbox.docker.backend import DockerBackend
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 
 @pytest.mark.docker

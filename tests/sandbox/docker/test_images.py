@@ -21,7 +21,7 @@ from sandbox.docker import images as images_of_a_daemon
 from sandbox.docker.images import Images
 from sandbox.docker.pulled import account_of
 from sandbox.docker.registry import credentials, read_mirrors
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 
 class Daemon:

@@ -15,7 +15,7 @@ from protocol.errors import SandboxError
 from sandbox.guest.build import guest_binary
 from sandbox.guest.client import HEADER, MAX_FRAME, PROTOCOL_VERSION, RESULT, GuestClient
 from sandbox.guest.process import GuestProcess
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 HELLO = HEADER.pack(13, 0, 0) + struct.pack("<II", PROTOCOL_VERSION, 1)
 

@@ -18,7 +18,7 @@ from sandbox.guest.build import guest_binary
 from sandbox.guest.client import GuestClient
 from sandbox.guest.process import GuestConnection, GuestProcess
 from sandbox.guest.relay import Relay
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 ASKS = """
 import os, socket, sys, time

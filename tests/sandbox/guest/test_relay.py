@@ -14,7 +14,7 @@ from sandbox.guest.build import guest_binary
 from sandbox.guest.client import EXEC, HEADER, OWNER, GuestClient
 from sandbox.guest.process import GuestConnection, GuestProcess
 from sandbox.guest.relay import Relay
-from tests.sandbox.waiting import sleepers, until
+from tests.waiting import sleepers, until
 
 
 @pytest.fixture

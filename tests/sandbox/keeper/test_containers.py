@@ -16,7 +16,7 @@ from sandbox.base import Sandbox, SandboxSpec
 from sandbox.keeper.containers import KeptContainer, KeptDockerBackend
 from sandbox.keeper.kept import KeptBackend
 from sandbox.owners import keeper_of
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.docker
 ACTOR = """

@@ -16,7 +16,7 @@ from protocol.errors import SandboxError
 from sandbox.base import SandboxSpec
 from sandbox.keeper.kept import KeptBackend
 from sandbox.owners import keeper_of
-from tests.sandbox.waiting import sleepers, until
+from tests.waiting import sleepers, until
 
 ACTOR = """
 import asyncio, sys

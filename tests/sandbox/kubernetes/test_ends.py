@@ -15,7 +15,7 @@ from sandbox.base import SandboxSpec
 from sandbox.kubernetes.backend import KubernetesBackend
 from sandbox.kubernetes.sandbox import KubernetesSandbox
 from tests.sandbox.kubernetes.fake_cluster import FakeCluster
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.docker
 

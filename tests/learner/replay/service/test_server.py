@@ -40,6 +40,7 @@ from protocol.messages import (
     VersionReady,
 )
 from protocol.sockets import Client, Keys
+from tests.waiting import until
 
 TASKS = [TaskRef(task_id=f"t{i}", source="micro", repository=f"r{i % 2}") for i in range(5)]
 
@@ -86,12 +87,6 @@ async def serving(run_dir, config=None, **arguments):
     finally:
         await server.stop()
         await running
-
-
-async def until(true):
-    async with asyncio.timeout(60):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
 
 
 async def lease(ask, capacity: int) -> list[Lease]:
