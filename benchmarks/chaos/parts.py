@@ -2,8 +2,8 @@
 
 Sandbox actors, their keeper and the replay buffer are processes of their own, killed (SIGKILL) or stopped (SIGSTOP,
 then killed or going on) under a seed and started again here; now and then the disk is full, others take the
-processors, or the Docker daemon is gone. A learner without a model takes the batches. The policy is a script whose
-tokens tell whether a turn was lost or a command was run twice.
+processors, the Docker daemon is gone, or the wall clock is wrong. A learner without a model takes the batches. The
+policy is a script whose tokens tell whether a turn was lost or a command was run twice.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmarks.chaos.bad_hours import without_daemon, without_processors, witho
 from benchmarks.chaos.boxes import Boxes, NamespaceBoxes
 from benchmarks.chaos.part import endpoint_of, run_of
 from benchmarks.chaos.script import faults_of
+from benchmarks.chaos.wall_clock import WallClock
 from protocol.config import Settings
 from protocol.errors import DeadlineError, WireError
 from protocol.messages import Batch, BatchDone, BatchRequest, Message, ReplayStatus, ReplayStatusRequest, VersionReady
@@ -36,11 +37,12 @@ from tiny.model import build_tokenizer
 ROOT = Path(__file__).parents[2]
 PARTS = ("replay", "sandbox-actor-0", "sandbox-actor-1")
 VICTIMS = (*(f"sandbox-actor-{i}" for i in (0, 1, 0, 1)), "replay", "keeper", "sandbox")
-BAD_HOURS = {"disk": "full", "processors": "taken", "daemon": "gone"}
+BAD_HOURS = {"disk": "full", "processors": "taken", "daemon": "gone", "clock": "two hours wrong"}
 _STOPPED_S = 20.0  # a stop that is no death
 _LONG_STOPS = 0.05  # share of them
 _GRADING_S = 3.0  # longest wait for an actor that grades
 _BAD_HOUR_S = (2.0, 6.0)
+_CLOCK_STEP_S = 7200
 _BAD_HOURS = 0.06  # share of them
 READY_S = 120.0
 SETTLE_S = 120.0
@@ -63,6 +65,7 @@ class Chaos:
         self.counts: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self._directory = directory
+        self._clock = WallClock(directory)
         self._random = random.Random(seed)
         self._not_ours = set(psutil.Process().children(recursive=True))
         self.throughput_share: float | None = None
@@ -184,6 +187,8 @@ class Chaos:
             await without_space(self._directory, seconds)
         elif lacking == "daemon" and self._boxes.door is not None:
             await without_daemon(self._boxes.door, seconds)
+        elif lacking == "clock":
+            await self._clock.be_wrong_by(self._random.choice((-1, 1)) * _CLOCK_STEP_S, seconds)
         else:
             return
         before, began = (await self._status()).metrics["accepted"], time.monotonic()
@@ -213,6 +218,7 @@ class Chaos:
                 *(sys.executable, "-m", "benchmarks.chaos.part", name),
                 *(str(self._directory / "settings.json"), str(self._directory / "tokenizer")),
                 cwd=ROOT,
+                env=os.environ | self._clock.environment,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
             )
@@ -258,6 +264,7 @@ class Chaos:
             started += [held, *held.children(recursive=True)]
             held.terminate()
         _, alive = await asyncio.to_thread(psutil.wait_procs, started, 20)
+        self._clock.close()
         self.counts["orphans"] = len(alive) + await self._boxes.close(run_of(self._directory))
 
     def figures(self, status: ReplayStatus) -> dict[str, float | None]:
