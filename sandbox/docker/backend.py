@@ -12,9 +12,10 @@ import contextlib
 import json
 import secrets
 import socket
-import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from aiodocker import DockerError
 
@@ -33,7 +34,7 @@ from sandbox.namespace.foreign_packages import refuse_visible
 from sandbox.owners import is_leftover, new_owner, parse_owner
 
 SNAPSHOT_REPOSITORY = "longhaul-snapshot"
-_OVERDUE_S = 600.0  # after its deadline: clocks of hosts differ
+_ABANDONED_S = 600.0  # that no container takes between being made and being started
 
 
 class DockerBackend:
@@ -251,13 +252,11 @@ class DockerBackend:
         return min(well, key=lambda host: (image is not None and not host.images.has(image), host.num_alive))
 
     def _labels(self, spec: SandboxSpec) -> dict[str, str]:
-        deadline = time.time() + spec.ttl_s
         return {
             "longhaul.run": spec.run,
             "longhaul.owner": self._owner.name,
             "longhaul.machine": socket.gethostname(),
             "longhaul.lease": spec.lease,
-            "longhaul.deadline": f"{deadline:.0f}",
         }
 
     async def _purge(self, host: DockerHost, run: str) -> int:
@@ -265,11 +264,13 @@ class DockerBackend:
         try:
             containers = await host.client.containers.list(all=1, filters=json.dumps(wanted))
             images = await host.client.images.list(filters=wanted)
+            now = datetime.fromisoformat((await host.client.system.info())["SystemTime"]).timestamp()
         except Failures as error:
             raise SandboxError(f"{host.url} cannot list its containers: {error}", kind="purge") from error
-        labelled = [(container, container._container["Labels"]) for container in containers]
         leftovers = [
-            container for container, labels in labelled if _is_overdue(labels) or self._is_leftover(labels, run)
+            container
+            for container in containers
+            if self._is_leftover(container._container["Labels"], run) or _is_abandoned(container._container, now)
         ]
         # one that stays must not keep the others
         removals = await asyncio.gather(*map(remove_container, leftovers), return_exceptions=True)
@@ -290,14 +291,13 @@ class DockerBackend:
         return owner.run == run if run else is_leftover(owner, "")
 
 
-def _is_overdue(labels: dict[str, str]) -> bool:
-    """Whether a container has outlived what it was given by far, so that whoever made it no longer lives to remove it:
-    its host may have died.
+def _is_abandoned(container: Mapping[str, Any], now: float) -> bool:
+    """Whether whoever made it, on whatever host, died before it ran: what runs ends by itself, however old it is.
+
+    Args:
+        now: by the daemon's clock, as the time at which it was made.
     """
-    try:
-        return time.time() > float(labels["longhaul.deadline"]) + _OVERDUE_S
-    except (KeyError, ValueError):
-        return False
+    return container["State"] in ("created", "exited", "dead") and now - float(container["Created"]) > _ABANDONED_S
 
 
 def _unavailable(reason: str) -> Capabilities:

@@ -8,7 +8,6 @@ import os
 import shutil
 import ssl
 import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -240,23 +239,29 @@ async def test_only_the_dead_are_reaped(docker_backend: Backend, run_name: str) 
 
 
 @pytest.mark.docker
-async def test_what_a_host_left_that_died_goes_when_it_is_overdue(docker_backend: Backend, run_name: str) -> None:
-    made = await docker_backend.create(SandboxSpec(run=run_name, lease="dead"))
-    configuration = (await made.container.show())["Config"]
-    await made.close()
-    left = []
-    for overdue_s in (300, 3000):
-        told = {"longhaul.machine": "elsewhere", "longhaul.deadline": f"{time.time() - overdue_s:.0f}"}
-        labels = configuration["Labels"] | told
-        left.append(
-            await made.host.client.containers.create(
-                {"Image": configuration["Image"], "Cmd": ["true"], "Labels": labels}
-            )
-        )
-    assert await docker_backend.purge("") >= 1  # whatever else is dead on this host goes as well
-    await left[0].delete(force=True)
+async def test_what_was_made_long_ago_and_never_ran_goes_whoever_made_it_and_what_runs_stays(
+    docker_backend: Backend, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = f"{run_name}-of-others"
+    living = await docker_backend.create(SandboxSpec(run=others, lease="living"))
+    configuration = (await living.container.show())["Config"]
+    labels = configuration["Labels"] | {"longhaul.machine": "elsewhere"}
+    never_ran = await living.host.client.containers.create(
+        {"Image": configuration["Image"], "Cmd": ["true"], "Labels": labels}
+    )
+    runs = await living.host.client.containers.create(
+        {"Image": configuration["Image"], "Cmd": ["sleep", "600"], "Labels": labels}
+    )
+    await runs.start()
+    assert await docker_backend.purge(others) == 0, "it may be about to run"
+    monkeypatch.setattr("sandbox.docker.backend._ABANDONED_S", -3600.0)
+    assert await docker_backend.purge(others) == 1
     with pytest.raises(DockerError):
-        await left[1].show()
+        await never_ran.show()
+    await runs.show()
+    await runs.delete(force=True)
+    assert (await living.exec("echo well", timeout=60)).text == "well\n", "however old it is"
+    await living.close()
 
 
 @pytest.mark.docker
