@@ -16,7 +16,7 @@ from pathlib import Path
 from aiodocker.containers import DockerContainer
 
 from protocol.errors import SandboxError
-from sandbox.base import Sandbox, SandboxSpec, Snapshot
+from sandbox.base import Capabilities, Sandbox, SandboxSpec, Snapshot
 from sandbox.docker.backend import DockerBackend
 from sandbox.docker.container import DockerSandbox, remove_container
 from sandbox.docker.daemon import DockerHost
@@ -166,6 +166,13 @@ class KeptDockerBackend(DockerBackend):
         self.kept, self.tls_dir = kept, tls_dir
         self._run = run
         kept.of_containers = self._revive
+
+    async def probe(self) -> Capabilities:
+        """See `Backend.probe`. What a predecessor left waits for this process from then on."""
+        if keeper_of(self._run) is not None:
+            with contextlib.suppress(SandboxError):  # whoever creates or adopts is told
+                await self.kept.attend()
+        return await super().probe()
 
     async def create(self, spec: SandboxSpec) -> DockerSandbox:
         """See `Backend.create`."""

@@ -2,8 +2,8 @@
 
 Sandbox actors ask it for sandboxes and then talk to their guests directly, over a connection that the keeper passes on:
 it is not in the way of commands. When an actor dies, those of its sandboxes that are `kept` wait `ttl_s` for whoever
-comes back under its name, as they were; the others end. The keeper ends with the last that needs it, and when it dies
-itself, all of its sandboxes do.
+comes back under its name, and `COMING_S` for him to take them up, as they were; the others end. The keeper ends with
+the last that needs it, and when it dies itself, all of its sandboxes do.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 4096  # an actor may ask for all of its sandboxes at once
 REQUEST_DEADLINE_S = 30.0
 LOOK_S = 0.5
+COMING_S = 600.0  # for an actor that is back to come to what was left: the buffer or the generators may be away as well
 IDLE_S = 30.0  # an actor that is being started again comes back within this time
 
 
@@ -189,7 +190,7 @@ class Keeper:
             with contextlib.suppress(OSError):
                 former.connection.send(REPLACED)
                 former.connection.shutdown(socket.SHUT_RDWR)
-        self._orphan(actor)
+        self._orphan(actor, COMING_S)
         self._actors[actor] = _Actor(secrets.token_hex(8), connection)
         return requests.Attending(pass_word=self._actors[actor].pass_word)
 
@@ -213,13 +214,13 @@ class Keeper:
             log.warning("%s is gone; its episodes' sandboxes wait for it", actor)
             self._orphan(actor)
 
-    def _orphan(self, actor: str) -> None:
+    def _orphan(self, actor: str, least_s: float = 0.0) -> None:
         now = asyncio.get_running_loop().time()
         for name, held in list(self._held.items()):
             if held.actor != actor:
                 continue
             if held.spec.kept:
-                held.until = now + held.spec.ttl_s
+                held.until = now + max(held.spec.ttl_s, least_s)
             else:
                 self._end(name)
 

@@ -131,3 +131,18 @@ async def test_a_container_works_as_any_other_and_its_twin_is_not_kept(
 async def _names(sandbox: Sandbox) -> AsyncIterator[str]:
     for record in (await sandbox.list_tree()).records:
         yield record[66:].decode()
+
+
+async def test_a_container_waits_for_whoever_is_back(
+    next_actor: KeptDockerBackend, run_name: str, tmp_path: Path
+) -> None:
+    await next_actor.create(SandboxSpec(run=run_name, lease="late", kept=True, ttl_s=5))
+    successor = KeptDockerBackend(run_name, KeptBackend(run_name, "actor-0", tmp_path / "keeper.log"))
+    try:
+        assert (await successor.probe()).available
+        await asyncio.sleep(7)  # with nobody there at all it would have ended after five seconds
+        taken = await successor.adopt("late")
+        assert taken is not None
+        assert (await taken.exec("echo well", timeout=60)).text == "well\n"
+    finally:
+        await successor.close()

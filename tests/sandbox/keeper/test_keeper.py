@@ -102,6 +102,19 @@ async def test_nobody_comes_back(next_actor: KeptBackend, run_name: str, tmp_pat
     assert await next_actor.adopt("left") is None
 
 
+async def test_who_is_back_may_take_his_time_to_come_to_what_was_left(next_actor: KeptBackend, run_name: str) -> None:
+    await next_actor.create(SandboxSpec(run=run_name, lease="late", kept=True, ttl_s=5))
+    successor = KeptBackend(run_name, "actor-0", next_actor._log)
+    try:
+        await successor.attend()
+        await asyncio.sleep(7)  # with nobody there at all it would have ended after five seconds
+        taken = await successor.adopt("late")
+        assert taken is not None
+        assert (await taken.exec("echo well", timeout=60)).text == "well\n"
+    finally:
+        await successor.close()
+
+
 async def test_who_was_replaced_is_given_nothing_and_cut_off(next_actor: KeptBackend, run_name: str) -> None:
     sandbox = await next_actor.create(SandboxSpec(run=run_name, lease="one", kept=True))
     successor = KeptBackend(run_name, "actor-0", next_actor._log)
