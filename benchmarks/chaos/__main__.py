@@ -1,6 +1,6 @@
 """What is lost when anything is killed at any time? A fault every few seconds, in two kinds of runs, in turn.
 
-    python -m benchmarks.chaos [--quick] [--seconds 600] [--every 3] [--compare 40] [--containers 200] [--whole 900]
+    python -m benchmarks.chaos [--quick] [--seconds 660] [--every 3] [--compare 40] [--containers 200] [--whole 900]
                                [--seed 0] [--save]
 
 `parts.py`: real episodes in real sandboxes without a model, so that there are many faults. Before them it works, in
@@ -31,7 +31,7 @@ Figures = dict[str, float | None]
 def main() -> None:
     """Run, and report."""
     arguments = parser(__doc__, quick="25 s of faults in parts of a run, nothing compared, no containers, no whole run")
-    arguments.add_argument("--seconds", type=float, default=600, help="how long faults go on (default: %(default)s)")
+    arguments.add_argument("--seconds", type=float, default=660, help="how long faults go on (default: %(default)s)")
     arguments.add_argument("--every", type=float, default=3, help="seconds between faults (default: %(default)s)")
     arguments.add_argument("--compare", type=float, default=40, help="seconds of each calm and each struck time")
     arguments.add_argument("--containers", type=float, default=200, help="how long, in containers; 0: not at all")

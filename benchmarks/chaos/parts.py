@@ -124,7 +124,7 @@ class Chaos:
         while time.monotonic() < until:
             await asyncio.sleep(self._random.uniform(0.5, 1.5) * every_s)
             if self._random.random() < _BAD_HOURS:
-                await self._bad_hour(self._random.choice(list(BAD_HOURS)))
+                await self._bad_hour(self._random.choice(self._may_lack()))
             else:
                 await self._strike(self._random.choice(VICTIMS))
 
@@ -178,19 +178,24 @@ class Chaos:
         self.kinds[f"{victim.rstrip('-01')} {how}"] += 1
         self.counts["faults"] += 1
 
+    def _may_lack(self) -> list[str]:
+        """What can be taken away from this run: space only from a disk of its own, a daemon only where there is one."""
+        there = {"disk": self._directory.is_mount(), "daemon": self._boxes.door is not None}
+        return [name for name in BAD_HOURS if there.get(name, True)]
+
     async def _bad_hour(self, lacking: str) -> None:
         """Nothing dies; once it is over, an episode is finished again."""
         seconds = self._random.uniform(*_BAD_HOUR_S)
-        if lacking == "processors":
-            await without_processors(seconds)
-        elif lacking == "disk" and self._directory.is_mount():
-            await without_space(self._directory, seconds)
-        elif lacking == "daemon" and self._boxes.door is not None:
-            await without_daemon(self._boxes.door, seconds)
-        elif lacking == "clock":
-            await self._clock.be_wrong_by(self._random.choice((-1, 1)) * _CLOCK_STEP_S, seconds)
-        else:
-            return
+        match lacking:
+            case "processors":
+                await without_processors(seconds)
+            case "disk":
+                await without_space(self._directory, seconds)
+            case "daemon":
+                assert self._boxes.door is not None
+                await without_daemon(self._boxes.door, seconds)
+            case _:
+                await self._clock.be_wrong_by(self._random.choice((-1, 1)) * _CLOCK_STEP_S, seconds)
         before, began = (await self._status()).metrics["accepted"], time.monotonic()
         while (await self._status()).metrics["accepted"] == before:
             if time.monotonic() - began > READY_S:
