@@ -212,7 +212,7 @@ async def _try(backend: Backend, tree: Path, script: str) -> str:
         given = await _look(sandbox)
         await sandbox.exec(script, timeout=DEADLINE_S)
         await sandbox.kill_all()
-        await sandbox.exec("chmod -R u+rwX /testbed", timeout=DEADLINE_S)
+        await sandbox.exec("chmod -R u+rwX /testbed", timeout=DEADLINE_S, cwd="/")
         now = await _look(sandbox)
         patch = await take_patch(sandbox, task)
     return await asyncio.to_thread(_lost, given, now, patch)
@@ -223,7 +223,7 @@ State = dict[bytes, tuple[str, bytes, bool]]
 
 async def _look(sandbox: Sandbox) -> State:
     """Every file and link, by the sandbox's own tar: independent of what is looked at here."""
-    done = await sandbox.exec("tar -cf /tmp/look.tar -C /testbed . 2>/dev/null; true", timeout=DEADLINE_S)
+    done = await sandbox.exec("tar -cf /tmp/look.tar -C /testbed . 2>/dev/null; true", timeout=DEADLINE_S, cwd="/")
     assert done.exit_code == 0
     data = await sandbox.read("/tmp/look.tar", 1 << 26)
     await sandbox.exec(["rm", "-f", "/tmp/look.tar"], timeout=DEADLINE_S)
