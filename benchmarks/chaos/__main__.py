@@ -1,4 +1,4 @@
-"""What is lost when anything is killed at any time? A fault every few seconds, in two kinds of runs, in turn.
+"""What is lost when anything is killed at any time? A fault every few seconds, in three kinds of runs, in turn.
 
     python -m benchmarks.chaos [--quick] [--seconds 660] [--every 3] [--compare 40] [--containers 200] [--whole 900]
                                [--seed 0] [--save]

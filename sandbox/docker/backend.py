@@ -264,7 +264,7 @@ class DockerBackend:
         try:
             containers = await host.client.containers.list(all=1, filters=json.dumps(wanted))
             images = await host.client.images.list(filters=wanted)
-            now = datetime.fromisoformat((await host.client.system.info())["SystemTime"]).timestamp()
+            now = _time_of(await host.client.system.info())
         except Failures as error:
             raise SandboxError(f"{host.url} cannot list its containers: {error}", kind="purge") from error
         leftovers = [
@@ -289,6 +289,14 @@ class DockerBackend:
         if owner is None or labels.get("longhaul.machine") != socket.gethostname():
             return False
         return owner.run == run if run else is_leftover(owner, "")
+
+
+def _time_of(info: Mapping[str, Any]) -> float:
+    """A daemon's clock; where it tells none that can be read, so early that nothing is old."""
+    try:
+        return datetime.fromisoformat(info["SystemTime"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def _is_abandoned(container: Mapping[str, Any], now: float) -> bool:

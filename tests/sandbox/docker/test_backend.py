@@ -17,6 +17,7 @@ from aiohttp import web
 
 from protocol.errors import ConfigError, SandboxError
 from sandbox.base import Backend, SandboxSpec
+from sandbox.docker import backend as backend_of_docker
 from sandbox.docker import daemon, images
 from sandbox.docker.backend import DockerBackend
 from sandbox.docker.daemon import DockerHost, Failures
@@ -262,6 +263,13 @@ async def test_what_was_made_long_ago_and_never_ran_goes_whoever_made_it_and_wha
     await runs.delete(force=True)
     assert (await living.exec("echo well", timeout=60)).text == "well\n", "however old it is"
     await living.close()
+
+
+@pytest.mark.parametrize("info", [{}, {"SystemTime": None}, {"SystemTime": "soon"}])
+def test_a_daemon_that_tells_no_time_has_nothing_that_is_old(info: dict[str, str]) -> None:
+    assert not backend_of_docker._is_abandoned({"State": "created", "Created": 1}, backend_of_docker._time_of(info))
+    later = backend_of_docker._time_of({"SystemTime": "2026-11-30T23:31:08.123456789Z"})
+    assert backend_of_docker._is_abandoned({"State": "created", "Created": 1}, later)
 
 
 @pytest.mark.docker
